@@ -1,0 +1,27 @@
+"""The DeepSeek-V3 training system: FP8 operators in C++, the model on them, and its trainer.
+
+`import deepseek_ext` registers the operators (`torch.ops.deepseek_ext.*`, documented in `deepseek_ext.ops`).
+The model and the tools around it are imported when first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from . import ops
+
+if TYPE_CHECKING:
+    from .config import ModelConfig
+    from .model import DeepseekV3
+
+__version__ = "0.1.0"
+__all__ = ["DeepseekV3", "ModelConfig", "__version__", "ops"]
+
+_LAZY = {"ModelConfig": "config", "DeepseekV3": "model"}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return getattr(importlib.import_module(f".{_LAZY[name]}", __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

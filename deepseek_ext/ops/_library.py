@@ -1,0 +1,56 @@
+"""Loads the compiled operators, and serves from `reference` those families that have no kernels yet."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+
+try:
+    from .. import _native
+except ImportError as error:
+    raise ImportError(
+        "deepseek_ext's compiled modules are missing. From a checkout run `make setup`, or install with "
+        "`pip install --no-build-isolation .`; both need g++ and an installed torch."
+    ) from error
+
+_native.check_capability(os.environ.get("DSE_CPU_CAPABILITY") or "generic")
+
+from .. import _C  # type: ignore[attr-defined]  # noqa: E402, F401  registers schemas and CPU kernels
+
+NAMESPACE = "deepseek_ext"
+_fragment = torch.library.Library(NAMESPACE, "FRAGMENT")
+
+
+def cpu_capability() -> str:
+    """The CPU tier in use: generic, avx2, avx512 or avx512_bf16 ("-novbmi" appended where VBMI is left unused).
+
+    Set DSE_CPU_CAPABILITY before the import to force a lower one.
+    """
+    return str(torch.ops.deepseek_ext.cpu_capability())
+
+
+@contextlib.contextmanager
+def using_cpu_capability(name: str) -> Iterator[None]:
+    """Runs the CPU kernels of another tier inside a `with` block; for tests and benchmarks.
+
+    The switch is process-wide. Raises ValueError for a tier this host lacks, naming those it has.
+    """
+    before = torch.ops.deepseek_ext.set_cpu_capability(name)
+    try:
+        yield
+    finally:
+        torch.ops.deepseek_ext.set_cpu_capability(before)
+
+
+def serve_by_reference(schema: str, function: Callable[..., Any]) -> None:
+    """Defines an operator whose only implementation so far is plain PyTorch.
+
+    The day its kernel lands, the schema moves to C++ and this call goes away; nothing else changes.
+    """
+    name = schema.split("(", 1)[0]
+    _fragment.define(schema)
+    _fragment.impl(name, function, "CompositeExplicitAutograd")
