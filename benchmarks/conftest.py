@@ -1,0 +1,155 @@
+"""Side-by-side timing: ours and its rivals take turns in one process, and the medians' ratio is what counts.
+
+Every benchmark calls `versus(...)` once. The result is printed as one table at the end, and stored in
+pytest-benchmark's JSON (`extra_info`), which `make bench-compare` reads.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+import torch
+
+from deepseek_ext import _native, ops
+
+
+@dataclass
+class Row:
+    case: str
+    ours: float
+    rivals: dict[str, float]
+    flops: float | None
+    bytes_moved: float | None
+    ceiling: float | None
+    ceiling_name: str
+    spread: float
+    notes: dict[str, Any] = field(default_factory=dict)
+
+    def ratio(self, rival: str) -> float:
+        return self.rivals[rival] / self.ours
+
+    def rate(self) -> tuple[float, str]:
+        if self.flops is not None:
+            return self.flops / self.ours / 1e9, "GFLOP/s"
+        if self.bytes_moved is not None:
+            return self.bytes_moved / self.ours / 1e9, "GB/s"
+        return 1 / self.ours, "calls/s"
+
+
+_rows: list[Row] = []
+
+
+def time_in_turns(
+    functions: dict[str, Callable[[], Any]], rounds: int = 9, seconds: float = 0.02
+) -> dict[str, list[float]]:
+    """Seconds per call of each function, `rounds` samples each, taken in turns: A B C A B C ..."""
+    calls = {}
+    for name, function in functions.items():
+        function()
+        start = time.perf_counter()
+        function()
+        calls[name] = max(1, int(seconds / max(time.perf_counter() - start, 1e-7)))
+    samples: dict[str, list[float]] = {name: [] for name in functions}
+    for _ in range(rounds):
+        for name, function in functions.items():
+            start = time.perf_counter()
+            for _ in range(calls[name]):
+                function()
+            samples[name].append((time.perf_counter() - start) / calls[name])
+    return samples
+
+
+@pytest.fixture
+def versus(benchmark: Any, request: pytest.FixtureRequest) -> Callable[..., Row]:
+    """versus(ours, rivals, flops= | bytes_moved=, ceiling=, ceiling_name=) -> Row.
+
+    ours: the call to measure. rivals: name -> call doing the same work another way; the first is the one a
+    user would pick. flops: floating-point operations of one call; bytes_moved: bytes that must move.
+    ceiling: the measured limit in GFLOP/s or GB/s, of which the share is shown.
+    """
+
+    def run(
+        ours: Callable[[], Any],
+        rivals: dict[str, Callable[[], Any]],
+        *,
+        flops: float | None = None,
+        bytes_moved: float | None = None,
+        ceiling: float | None = None,
+        ceiling_name: str = "",
+        rounds: int = 9,
+        **notes: Any,
+    ) -> Row:
+        samples = time_in_turns({"ours": ours, **rivals}, rounds)
+        medians = {name: statistics.median(s) for name, s in samples.items()}
+        row = Row(
+            case=request.node.name,
+            ours=medians.pop("ours"),
+            rivals=medians,
+            flops=flops,
+            bytes_moved=bytes_moved,
+            ceiling=ceiling,
+            ceiling_name=ceiling_name,
+            spread=max(samples["ours"]) / min(samples["ours"]),
+            notes=notes,
+        )
+        _rows.append(row)
+        rate, unit = row.rate()
+        benchmark.extra_info.update(
+            ours_seconds=row.ours,
+            ratios={name: row.ratio(name) for name in medians},
+            rate=rate,
+            unit=unit,
+            capability=ops.cpu_capability(),
+            threads=torch.get_num_threads(),
+            **notes,
+        )
+        benchmark.pedantic(ours, rounds=3, iterations=1, warmup_rounds=0)
+        return row
+
+    return run
+
+
+@pytest.fixture(params=[1, 2], ids=["1thread", "2threads"])
+def threads(request: pytest.FixtureRequest) -> Iterator[int]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
+
+
+_copy_bandwidth: dict[tuple[int, int], float] = {}
+
+
+@pytest.fixture
+def copy_bandwidth() -> Callable[[int], float]:
+    """copy_bandwidth(nbytes): GB/s, reads and writes counted, of a copy between buffers of that size in total."""
+
+    def measure(nbytes: int) -> float:
+        key = (nbytes, torch.get_num_threads())
+        if key not in _copy_bandwidth:
+            source = torch.zeros(nbytes // 2, dtype=torch.uint8)
+            target = torch.empty_like(source)
+            samples = time_in_turns({"copy": lambda: target.copy_(source)})["copy"]
+            _copy_bandwidth[key] = nbytes / statistics.median(samples) / 1e9
+        return _copy_bandwidth[key]
+
+    return measure
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    if not _rows:
+        return
+    write = terminalreporter.write_line
+    write("")
+    write(f"CPU tier of this host: {_native.host_capability()}; times are medians of calls taken in turns")
+    write(f"{'case':58} {'ours':>10} {'rate':>16} {'share':>18}  ratio to rivals (above 1: ours is faster)")
+    for row in _rows:
+        rate, unit = row.rate()
+        share = f"{rate / row.ceiling:.0%} of {row.ceiling_name}" if row.ceiling else ""
+        ratios = ", ".join(f"{name} {row.ratio(name):.2f}x" for name in row.rivals)
+        write(f"{row.case:58} {row.ours * 1e6:8.1f}us {rate:8.1f} {unit:7} {share:>18}  {ratios}")
