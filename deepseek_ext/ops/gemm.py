@@ -1,0 +1,309 @@
+"""Matrix products of E4M3 codes with scales per tile or block: dense, grouped by expert, and for wgrad.
+
+All of them add 128-deep FP32 partial products, each multiplied by the FP32 product of its two scales, to
+the result in FP32 in order of k (DeepSeek-V3, section 3.3.2). Element by element, against FP64 of the
+dequantised operands,
+
+    |D - D64| <= (128 + ceil(K/128) + 4) * 2^-24 * sum_k |a_mk b_nk|
+
+before the rounding to out_dtype. The bits depend on no thread count, and a row's bits depend neither on
+other rows nor on M within M <= 8, nor within M > 8 (grouped: within M <= 64, and above). A NaN code makes
+its row or column NaN.
+
+Shapes: M rows, N columns, K depth, E experts, KB = ceil(K/128). Codes are torch.float8_e4m3fn, scales
+torch.float32 of any strides. Codes with stride 1 along either of their last two dimensions are read in
+place (the transposed view of a weight's codes and scales is its transpose, at no cost); codes of other
+strides are copied first.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..reference.gemm import gemm as _gemm_reference
+from ..reference.gemm import gemm_accumulate_ as _gemm_accumulate_reference
+from ..reference.gemm import grouped_gemm as _grouped_gemm_reference
+from ..reference.gemm import grouped_gemm_wgrad as _grouped_gemm_wgrad_reference
+from ..reference.gemm import grouped_gemm_wgrad_accumulate_ as _grouped_gemm_wgrad_accumulate_reference
+from ._library import serve_by_reference
+
+TILE = 128
+
+
+def gemm(
+    a: Tensor, a_scales: Tensor, b: Tensor, b_scales: Tensor, *, out_dtype: torch.dtype = torch.bfloat16
+) -> Tensor:
+    """Product A B^T of quantised matrices, [M, N] in bfloat16 or float32.
+
+    a: codes [M, K] in 1x128 tiles, a_scales [M, KB]. b: codes [N, K], either in 128x128 blocks with
+    b_scales [ceil(N/128), KB] (a weight) or in 1x128 tiles with b_scales [N, KB] (weight gradients); the
+    shape of b_scales tells. Not differentiable: see fp8_linear. Raises ValueError for arguments that do not
+    fit.
+    """
+    return _gemm(a, a_scales, b, b_scales, out_dtype=out_dtype)
+
+
+def gemm_accumulate_(out: Tensor, a: Tensor, a_scales: Tensor, b: Tensor, b_scales: Tensor) -> None:
+    """Adds A B^T to `out`, float32 [M, N] with stride 1 along N and any row stride.
+
+    The product is summed from zero and added once. The other arguments and errors are gemm's.
+    """
+    _gemm_accumulate_(out, a, a_scales, b, b_scales)
+
+
+def grouped_gemm(
+    a: Tensor,
+    a_scales: Tensor,
+    b: Tensor,
+    b_scales: Tensor,
+    offs: Tensor,
+    *,
+    out_dtype: torch.dtype = torch.bfloat16,
+) -> Tensor:
+    """One product per expert, rows [offs[e-1], offs[e]) of a times b[e]^T: [M, N] in bfloat16 or float32.
+
+    a: codes [M, K] in 1x128 tiles, sorted by expert, a_scales [M, KB]. b: codes [E, N, K] in 128x128
+    blocks, b_scales [E, ceil(N/128), KB]. offs: int32 [E], the end of each expert's rows; experts may be
+    empty. Rows from offs[-1] on are never read and are zero in the result. Raises ValueError for arguments
+    that do not fit and, on the CPU, for offs that decrease or pass M.
+    """
+    return _grouped_gemm(a, a_scales, b, b_scales, offs, out_dtype=out_dtype)
+
+
+def grouped_gemm_wgrad(
+    a_t: Tensor, a_scales_t: Tensor, b_t: Tensor, b_scales_t: Tensor, offs: Tensor
+) -> Tensor:
+    """Each expert's weight gradient, the sum over its own rows of outer products: float32 [E, N, K].
+
+    a_t: codes [N, M'] of the output gradient, b_t: codes [K, M'] of the input, both grouped transposed (as
+    quantize_tiles_transposed and retile write them): expert e's columns start at P(e), a multiple of 128,
+    P(e+1) = P(e) + 128*ceil(m_e/128), with code 0 in the gaps; a_scales_t [N, M'/128], b_scales_t [K,
+    M'/128]. offs: int32 [E], the end of each expert's rows before padding. An expert without rows gets
+    exact zeros. Raises ValueError for arguments that do not fit and, on the CPU, for offs that decrease or
+    need more than M' columns.
+    """
+    return _grouped_gemm_wgrad(a_t, a_scales_t, b_t, b_scales_t, offs)
+
+
+def grouped_gemm_wgrad_accumulate_(
+    out: Tensor, a_t: Tensor, a_scales_t: Tensor, b_t: Tensor, b_scales_t: Tensor, offs: Tensor
+) -> None:
+    """Adds each expert's weight gradient to `out`, float32 [E, N, K] with stride 1 along K.
+
+    The gradient is summed from zero and added once; an expert without rows keeps what it has. The other
+    arguments and errors are grouped_gemm_wgrad's.
+    """
+    _grouped_gemm_wgrad_accumulate_(out, a_t, a_scales_t, b_t, b_scales_t, offs)
+
+
+# Checks, in the words of csrc/ops/gemm.h: the fakes raise what the kernels raise (a test compares them).
+
+
+def _require(condition: bool, *message: object) -> None:
+    if not condition:
+        raise ValueError("".join(str(part) for part in message))
+
+
+def _shape(x: Tensor) -> str:
+    return "[" + ", ".join(str(size) for size in x.shape) + "]"
+
+
+def _dtype(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _check_codes(op: str, name: str, x: Tensor, layout: str, remedy: str) -> None:
+    ndim = layout.count(",") + 1
+    _require(x.dim() == ndim, op, ": ", name, " must be ", layout, ", got shape ", _shape(x))
+    is_codes = x.dtype == torch.float8_e4m3fn
+    _require(
+        is_codes,
+        op,
+        ": ",
+        name,
+        " must hold float8_e4m3fn codes, got ",
+        _dtype(x.dtype),
+        "; make them with ",
+        remedy,
+    )
+
+
+def _check_scales(op: str, name: str, scales: Tensor, layout: str, wanted: list[int], codes: str) -> None:
+    _require(scales.dtype == torch.float32, op, ": ", name, " must be float32, got ", _dtype(scales.dtype))
+    sizes = ", ".join(str(size) for size in wanted)
+    _require(
+        list(scales.shape) == wanted,
+        *(
+            op,
+            ": ",
+            name,
+            " must be ",
+            layout,
+            " = [",
+            sizes,
+            "], one scale for each tile or block of ",
+            codes,
+        ),
+        *(", got ", _shape(scales), "; pass the scales that came with ", codes),
+    )
+
+
+def _check_depth(op: str, a_name: str, a: Tensor, b_name: str, b: Tensor, letter: str) -> None:
+    _require(
+        a.shape[-1] == b.shape[-1],
+        *(
+            op,
+            ": ",
+            a_name,
+            " and ",
+            b_name,
+            " must agree in their last dimension ",
+            letter,
+            ", got ",
+            _shape(a),
+        ),
+        *(" and ", _shape(b), "; transpose the one that has ", letter, " elsewhere"),
+    )
+
+
+def _check_out_dtype(op: str, dtype: torch.dtype) -> None:
+    _require(
+        dtype in (torch.bfloat16, torch.float32),
+        *(
+            op,
+            ": out_dtype must be bfloat16 or float32, got ",
+            _dtype(dtype),
+            "; convert the result afterwards",
+        ),
+    )
+
+
+def _check_out(op: str, out: Tensor, layout: str, wanted: list[int]) -> None:
+    _require(out.dtype == torch.float32, op, ": out must be float32, got ", _dtype(out.dtype))
+    sizes = ", ".join(str(size) for size in wanted)
+    _require(list(out.shape) == wanted, op, ": out must be ", layout, " = [", sizes, "], got ", _shape(out))
+    _require(
+        out.shape[-1] <= 1 or out.stride(-1) == 1,
+        *(op, ": out must have stride 1 along its last dimension, got ", out.stride(-1)),
+        "; accumulate into a contiguous tensor",
+    )
+
+
+def _check_offs(op: str, offs: Tensor, experts: int | None) -> None:
+    _require(offs.dtype == torch.int32, op, ": offs must be int32, got ", _dtype(offs.dtype))
+    _require(
+        offs.dim() == 1, op, ": offs must be [E], the end of each expert's rows, got shape ", _shape(offs)
+    )
+    if experts is not None:
+        _require(
+            offs.shape[0] == experts,
+            *(op, ": offs must hold one end for each of the ", experts, " experts of b, got ", offs.shape[0]),
+        )
+
+
+def _tiles(k: int) -> int:
+    return (k + TILE - 1) // TILE
+
+
+def _check_operands(op: str, a: Tensor, a_scales: Tensor, b: Tensor, b_scales: Tensor) -> None:
+    _check_codes(op, "a", a, "[M, K]", "quantize_tiles")
+    _check_codes(op, "b", b, "[N, K]", "quantize_blocks or quantize_tiles")
+    _check_depth(op, "a", a, "b", b, "K")
+    depth = _tiles(a.shape[1])
+    _check_scales(op, "a_scales", a_scales, "[M, ceil(K/128)]", [a.shape[0], depth], "a")
+    in_tiles = b_scales.dim() == 2 and b_scales.shape[0] == b.shape[0]
+    rows, layout = (
+        (b.shape[0], "[N, ceil(K/128)]") if in_tiles else (_tiles(b.shape[0]), "[ceil(N/128), ceil(K/128)]")
+    )
+    _check_scales(op, "b_scales", b_scales, layout, [rows, depth], "b")
+
+
+def _check_grouped(op: str, a: Tensor, a_scales: Tensor, b: Tensor, b_scales: Tensor, offs: Tensor) -> None:
+    _check_codes(op, "a", a, "[M, K]", "quantize_tiles")
+    _check_codes(op, "b", b, "[E, N, K]", "quantize_blocks")
+    _check_depth(op, "a", a, "b", b, "K")
+    depth = _tiles(a.shape[1])
+    _check_scales(op, "a_scales", a_scales, "[M, ceil(K/128)]", [a.shape[0], depth], "a")
+    wanted = [b.shape[0], _tiles(b.shape[1]), depth]
+    _check_scales(op, "b_scales", b_scales, "[E, ceil(N/128), ceil(K/128)]", wanted, "b")
+    _check_offs(op, offs, b.shape[0])
+
+
+def _check_wgrad(
+    op: str, a_t: Tensor, a_scales_t: Tensor, b_t: Tensor, b_scales_t: Tensor, offs: Tensor
+) -> None:
+    _check_codes(op, "a_t", a_t, "[N, M']", "quantize_tiles_transposed")
+    _check_codes(op, "b_t", b_t, "[K, M']", "quantize_tiles_transposed or retile")
+    _check_depth(op, "a_t", a_t, "b_t", b_t, "M'")
+    _require(
+        a_t.shape[1] % TILE == 0,
+        *(op, ": a_t must have M' columns, a multiple of 128, got ", a_t.shape[1]),
+        "; make it with quantize_tiles_transposed(x, offs)",
+    )
+    depth = a_t.shape[1] // TILE
+    _check_scales(op, "a_scales_t", a_scales_t, "[N, M'/128]", [a_t.shape[0], depth], "a_t")
+    _check_scales(op, "b_scales_t", b_scales_t, "[K, M'/128]", [b_t.shape[0], depth], "b_t")
+    _check_offs(op, offs, None)
+
+
+def _gemm_fake(a: Tensor, a_scales: Tensor, b: Tensor, b_scales: Tensor, *, out_dtype: torch.dtype) -> Tensor:
+    _check_operands("gemm", a, a_scales, b, b_scales)
+    _check_out_dtype("gemm", out_dtype)
+    return a.new_empty((a.shape[0], b.shape[0]), dtype=out_dtype)
+
+
+def _gemm_accumulate_fake(out: Tensor, a: Tensor, a_scales: Tensor, b: Tensor, b_scales: Tensor) -> None:
+    _check_operands("gemm_accumulate_", a, a_scales, b, b_scales)
+    _check_out("gemm_accumulate_", out, "[M, N]", [a.shape[0], b.shape[0]])
+
+
+def _grouped_gemm_fake(
+    a: Tensor, a_scales: Tensor, b: Tensor, b_scales: Tensor, offs: Tensor, *, out_dtype: torch.dtype
+) -> Tensor:
+    _check_grouped("grouped_gemm", a, a_scales, b, b_scales, offs)
+    _check_out_dtype("grouped_gemm", out_dtype)
+    return a.new_empty((a.shape[0], b.shape[1]), dtype=out_dtype)
+
+
+def _grouped_gemm_wgrad_fake(
+    a_t: Tensor, a_scales_t: Tensor, b_t: Tensor, b_scales_t: Tensor, offs: Tensor
+) -> Tensor:
+    _check_wgrad("grouped_gemm_wgrad", a_t, a_scales_t, b_t, b_scales_t, offs)
+    return a_t.new_empty((offs.shape[0], a_t.shape[0], b_t.shape[0]), dtype=torch.float32)
+
+
+def _grouped_gemm_wgrad_accumulate_fake(
+    out: Tensor, a_t: Tensor, a_scales_t: Tensor, b_t: Tensor, b_scales_t: Tensor, offs: Tensor
+) -> None:
+    op = "grouped_gemm_wgrad_accumulate_"
+    _check_wgrad(op, a_t, a_scales_t, b_t, b_scales_t, offs)
+    _check_out(op, out, "[E, N, K]", [offs.shape[0], a_t.shape[0], b_t.shape[0]])
+
+
+_OPERANDS = "Tensor a, Tensor a_scales, Tensor b, Tensor b_scales"
+_OPERANDS_T = "Tensor a_t, Tensor a_scales_t, Tensor b_t, Tensor b_scales_t, Tensor offs"
+serve_by_reference(f"gemm({_OPERANDS}, *, ScalarType out_dtype) -> Tensor", _gemm_reference)
+serve_by_reference(f"gemm_accumulate_(Tensor(a!) out, {_OPERANDS}) -> ()", _gemm_accumulate_reference)
+serve_by_reference(
+    f"grouped_gemm({_OPERANDS}, Tensor offs, *, ScalarType out_dtype) -> Tensor", _grouped_gemm_reference
+)
+serve_by_reference(f"grouped_gemm_wgrad({_OPERANDS_T}) -> Tensor", _grouped_gemm_wgrad_reference)
+serve_by_reference(
+    f"grouped_gemm_wgrad_accumulate_(Tensor(a!) out, {_OPERANDS_T}) -> ()",
+    _grouped_gemm_wgrad_accumulate_reference,
+)
+
+torch.library.register_fake("deepseek_ext::gemm", _gemm_fake)
+torch.library.register_fake("deepseek_ext::gemm_accumulate_", _gemm_accumulate_fake)
+torch.library.register_fake("deepseek_ext::grouped_gemm", _grouped_gemm_fake)
+torch.library.register_fake("deepseek_ext::grouped_gemm_wgrad", _grouped_gemm_wgrad_fake)
+torch.library.register_fake(
+    "deepseek_ext::grouped_gemm_wgrad_accumulate_", _grouped_gemm_wgrad_accumulate_fake
+)
+
+_gemm = torch.ops.deepseek_ext.gemm.default
+_gemm_accumulate_ = torch.ops.deepseek_ext.gemm_accumulate_.default
+_grouped_gemm = torch.ops.deepseek_ext.grouped_gemm.default
+_grouped_gemm_wgrad = torch.ops.deepseek_ext.grouped_gemm_wgrad.default
+_grouped_gemm_wgrad_accumulate_ = torch.ops.deepseek_ext.grouped_gemm_wgrad_accumulate_.default
