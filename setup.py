@@ -30,7 +30,9 @@ VERSION = re.search(r'^version = "(.+)"$', (ROOT / "pyproject.toml").read_text()
 STABLE_ABI = ["-DTORCH_TARGET_VERSION=0x020b000000000000"]
 # No contraction: GCC must fuse nothing across intrinsics, so that every tier gives the same bits.
 CXX_FLAGS = ["-O3", "-std=c++20", "-ffp-contract=off", "-fvisibility=hidden", "-g0", "-Wall", "-Wextra"]
-HEADERS = sorted(str(p.relative_to(ROOT)) for p in (ROOT / "csrc").rglob("*") if p.suffix in {".h", ".inc", ".cuh"})
+HEADERS = sorted(
+    str(p.relative_to(ROOT)) for p in (ROOT / "csrc").rglob("*") if p.suffix in {".h", ".inc", ".cuh"}
+)
 INCLUDES = [str(ROOT / "csrc"), *include_paths()]
 
 
@@ -71,7 +73,9 @@ def cuda_toolkit() -> Path:
         return Path(home)
     nvcc = shutil.which("nvcc")
     if nvcc is None:
-        raise SystemExit("DSE_BUILD_CUDA=1 needs nvcc in PATH or CUDA_HOME; install the CUDA toolkit, or set DSE_BUILD_CUDA=0")
+        raise SystemExit(
+            "DSE_BUILD_CUDA=1 needs nvcc in PATH or CUDA_HOME; install the CUDA toolkit, or set DSE_BUILD_CUDA=0"
+        )
     dry_run = subprocess.run([nvcc, "--dryrun", "-x", "cu", "-c", os.devnull], capture_output=True, text=True)
     found = re.search(r"_HERE_=(\S+)/bin", dry_run.stderr)
     return Path(found[1]) if found else Path(nvcc).resolve().parent.parent
@@ -85,11 +89,19 @@ def cuda_extensions() -> list[Extension]:
     if mode == "0" or (mode == "auto" and (torch.version.cuda is None or not kernels)):
         return []
     if not kernels:
-        raise SystemExit("DSE_BUILD_CUDA=1: this version has no CUDA kernels yet; unset it to build the CPU kernels")
+        raise SystemExit(
+            "DSE_BUILD_CUDA=1: this version has no CUDA kernels yet; unset it to build the CPU kernels"
+        )
     home = cuda_toolkit()
     if cpp_extension.CUDA_HOME is None:  # torch sets it only on a CUDA build of torch
         cpp_extension.CUDA_HOME = str(home)
-    nvcc_flags = ["-O3", "-std=c++20", "-fmad=false", "-gencode=arch=compute_80,code=[sm_80,compute_80]", "-DUSE_CUDA"]
+    nvcc_flags = [
+        "-O3",
+        "-std=c++20",
+        "-fmad=false",
+        "-gencode=arch=compute_80,code=[sm_80,compute_80]",
+        "-DUSE_CUDA",
+    ]
     return [
         Extension(
             "deepseek_ext._C_cuda",
@@ -102,7 +114,10 @@ def cuda_extensions() -> list[Extension]:
             libraries=["torch_cpu", "c10", "cudart"],
             extra_link_args=["-Wl,--no-as-needed", "-ltorch", "-Wl,--as-needed"],
             define_macros=[("Py_LIMITED_API", "0x030b0000")],
-            extra_compile_args={"cxx": [*CXX_FLAGS, *STABLE_ABI, "-DUSE_CUDA"], "nvcc": [*nvcc_flags, *STABLE_ABI]},
+            extra_compile_args={
+                "cxx": [*CXX_FLAGS, *STABLE_ABI, "-DUSE_CUDA"],
+                "nvcc": [*nvcc_flags, *STABLE_ABI],
+            },
         )
     ]
 

@@ -11,7 +11,9 @@ from pathlib import Path
 def load(path: str) -> dict[str, dict]:
     file = Path(path)
     if not file.exists():
-        raise SystemExit(f"{path} does not exist: run `make bench`, then keep a run with: cp .benchmarks/latest.json {path}")
+        raise SystemExit(
+            f"{path} does not exist: run `make bench`, then keep a run with: cp .benchmarks/latest.json {path}"
+        )
     return {b["fullname"]: b["extra_info"] for b in json.loads(file.read_text())["benchmarks"]}
 
 
@@ -24,8 +26,13 @@ def main() -> None:
         for rival, ratio in new[case]["ratios"].items():
             if rival in base[case]["ratios"]:
                 before = base[case]["ratios"][rival]
-                print(f"{case.split('/')[-1]:80} {rival:18} {before:6.2f}x {ratio:6.2f}x {ratio / before - 1:+7.0%}")
-    for title, only in (("only in base", base.keys() - new.keys()), ("only in new", new.keys() - base.keys())):
+                print(
+                    f"{case.split('/')[-1]:80} {rival:18} {before:6.2f}x {ratio:6.2f}x {ratio / before - 1:+7.0%}"
+                )
+    for title, only in (
+        ("only in base", base.keys() - new.keys()),
+        ("only in new", new.keys() - base.keys()),
+    ):
         for case in sorted(only):
             print(f"{title}: {case}")
 

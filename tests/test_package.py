@@ -30,7 +30,9 @@ def test_unknown_capability_names_the_choices() -> None:
     run = python("import deepseek_ext", DSE_CPU_CAPABILITY="sse9")
     assert run.returncode != 0
     last = run.stderr.strip().splitlines()[-1]
-    assert last.startswith("ValueError: DSE_CPU_CAPABILITY: 'sse9' is not a tier; write generic, avx2, avx512")
+    assert last.startswith(
+        "ValueError: DSE_CPU_CAPABILITY: 'sse9' is not a tier; write generic, avx2, avx512"
+    )
 
 
 def test_import_leaves_the_heavy_parts_unloaded() -> None:
@@ -41,9 +43,7 @@ def test_import_leaves_the_heavy_parts_unloaded() -> None:
 
 
 def test_import_costs_little_beyond_torch() -> None:
-    code = (
-        "import time; import torch; s = time.perf_counter(); import deepseek_ext; print(time.perf_counter() - s)"
-    )
+    code = "import time; import torch; s = time.perf_counter(); import deepseek_ext; print(time.perf_counter() - s)"
     seconds = min(float(python(code).stdout) for _ in range(3))
     assert seconds < 1.0, f"importing deepseek_ext took {seconds:.2f} s on top of torch; the goal is 0.3 s"
 

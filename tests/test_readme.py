@@ -25,7 +25,9 @@ def test_make_targets_exist() -> None:
     targets = set(re.findall(r"`?make ([a-z][a-z-]+)", README))
     assert targets
     for target in targets:
-        assert re.search(rf"^{target}:", makefile, re.M), f"README names `make {target}`, the Makefile does not"
+        assert re.search(rf"^{target}:", makefile, re.M), (
+            f"README names `make {target}`, the Makefile does not"
+        )
 
 
 def test_linked_files_exist() -> None:
