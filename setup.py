@@ -74,7 +74,7 @@ def cuda_toolkit() -> Path:
     nvcc = shutil.which("nvcc")
     if nvcc is None:
         raise SystemExit(
-            "DSE_BUILD_CUDA=1 needs nvcc in PATH or CUDA_HOME; install the CUDA toolkit, or set DSE_BUILD_CUDA=0"
+            "DSE_BUILD_CUDA=1 needs nvcc in PATH or CUDA_HOME; install the toolkit, or use DSE_BUILD_CUDA=0"
         )
     dry_run = subprocess.run([nvcc, "--dryrun", "-x", "cu", "-c", os.devnull], capture_output=True, text=True)
     found = re.search(r"_HERE_=(\S+)/bin", dry_run.stderr)

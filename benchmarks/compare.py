@@ -11,9 +11,7 @@ from pathlib import Path
 def load(path: str) -> dict[str, dict]:
     file = Path(path)
     if not file.exists():
-        raise SystemExit(
-            f"{path} does not exist: run `make bench`, then keep a run with: cp .benchmarks/latest.json {path}"
-        )
+        raise SystemExit(f"{path} is missing: run `make bench`, then `cp .benchmarks/latest.json {path}`")
     return {b["fullname"]: b["extra_info"] for b in json.loads(file.read_text())["benchmarks"]}
 
 
@@ -26,15 +24,10 @@ def main() -> None:
         for rival, ratio in new[case]["ratios"].items():
             if rival in base[case]["ratios"]:
                 before = base[case]["ratios"][rival]
-                print(
-                    f"{case.split('/')[-1]:80} {rival:18} {before:6.2f}x {ratio:6.2f}x {ratio / before - 1:+7.0%}"
-                )
-    for title, only in (
-        ("only in base", base.keys() - new.keys()),
-        ("only in new", new.keys() - base.keys()),
-    ):
-        for case in sorted(only):
-            print(f"{title}: {case}")
+                change = ratio / before - 1
+                print(f"{case.split('/')[-1]:80} {rival:18} {before:6.2f}x {ratio:6.2f}x {change:+7.0%}")
+    for case in sorted(base.keys() ^ new.keys()):
+        print(f"only in {'base' if case in base else 'new'}: {case}")
 
 
 if __name__ == "__main__":

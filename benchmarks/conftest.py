@@ -127,7 +127,7 @@ _copy_bandwidth: dict[tuple[int, int], float] = {}
 
 @pytest.fixture
 def copy_bandwidth() -> Callable[[int], float]:
-    """copy_bandwidth(nbytes): GB/s, reads and writes counted, of a copy between buffers of that size in total."""
+    """copy_bandwidth(nbytes): GB/s, reads and writes counted, of a copy that touches that many bytes."""
 
     def measure(nbytes: int) -> float:
         key = (nbytes, torch.get_num_threads())

@@ -1,4 +1,4 @@
-"""The package as an installer sees it: import, tiers from the environment, the command, the wheel's contents."""
+"""The package as an installer sees it: import, tiers from the environment, sources without stubs."""
 
 import os
 import subprocess
@@ -36,14 +36,17 @@ def test_unknown_capability_names_the_choices() -> None:
 
 
 def test_import_leaves_the_heavy_parts_unloaded() -> None:
-    code = "import sys, deepseek_ext; print(*[m for m in sys.modules if m.split('.')[0] in ('transformers', 'tokenizers', 'tyro', 'rich')])"
+    code = (
+        "import sys, deepseek_ext;"
+        "print(*{'transformers', 'tokenizers', 'tyro', 'rich', 'deepseek_ext.model'} & set(sys.modules))"
+    )
     run = python(code)
     assert run.returncode == 0, run.stderr
     assert run.stdout.strip() == ""
 
 
 def test_import_costs_little_beyond_torch() -> None:
-    code = "import time; import torch; s = time.perf_counter(); import deepseek_ext; print(time.perf_counter() - s)"
+    code = "import time, torch; s = time.time(); import deepseek_ext; print(time.time() - s)"
     seconds = min(float(python(code).stdout) for _ in range(3))
     assert seconds < 1.0, f"importing deepseek_ext took {seconds:.2f} s on top of torch; the goal is 0.3 s"
 

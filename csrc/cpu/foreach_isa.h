@@ -4,11 +4,11 @@
 //     #define DSE_BODY "cpu/<family>.inc"
 //     #include "cpu/foreach_isa.h"
 // and then picks with DSE_SELECT. The body opens `namespace dse::cpu::DSE_ISA { ... }` and tests the
-// macros DSE_HAS_AVX2, DSE_HAS_AVX512, DSE_HAS_VBMI and DSE_HAS_BF16. The target pragma comes after all includes,
-// so no inline function of a header is ever compiled for an instruction set the host may lack.
+// macros DSE_HAS_AVX2, DSE_HAS_AVX512, DSE_HAS_VBMI and DSE_HAS_BF16. The target pragma comes after all
+// includes, so no inline function of a header is ever compiled for an instruction set the host may lack.
 //
-// A family that gains nothing from BF16 instructions defines DSE_BODY_WITHOUT_BF16 first; the two BF16 paths then
-// run the AVX-512 ones.
+// A family that gains nothing from BF16 instructions defines DSE_BODY_WITHOUT_BF16 first; the two BF16 paths
+// then run the AVX-512 ones.
 #ifndef DSE_BODY
 #error "define DSE_BODY before including cpu/foreach_isa.h"
 #endif
@@ -34,7 +34,8 @@
 #undef DSE_HAS_AVX512
 #define DSE_HAS_AVX512 1
 #pragma GCC push_options
-#pragma GCC target("avx2,fma,f16c,bmi,bmi2,lzcnt,popcnt,avx512f,avx512bw,avx512vl,avx512dq,prefer-vector-width=512")
+#pragma GCC target( \
+    "avx2,fma,f16c,bmi,bmi2,lzcnt,popcnt,avx512f,avx512bw,avx512vl,avx512dq,prefer-vector-width=512")
 #define DSE_ISA avx512
 #include DSE_BODY
 #undef DSE_ISA
@@ -43,7 +44,8 @@
 #undef DSE_HAS_VBMI
 #define DSE_HAS_VBMI 1
 #pragma GCC push_options
-#pragma GCC target("avx2,fma,f16c,bmi,bmi2,lzcnt,popcnt,avx512f,avx512bw,avx512vl,avx512dq,prefer-vector-width=512")
+#pragma GCC target( \
+    "avx2,fma,f16c,bmi,bmi2,lzcnt,popcnt,avx512f,avx512bw,avx512vl,avx512dq,prefer-vector-width=512")
 #pragma GCC target("avx512vbmi,avx512vbmi2")
 #define DSE_ISA avx512_vbmi
 #include DSE_BODY
@@ -54,7 +56,8 @@
 #undef DSE_HAS_BF16
 #define DSE_HAS_BF16 1
 #pragma GCC push_options
-#pragma GCC target("avx2,fma,f16c,bmi,bmi2,lzcnt,popcnt,avx512f,avx512bw,avx512vl,avx512dq,prefer-vector-width=512")
+#pragma GCC target( \
+    "avx2,fma,f16c,bmi,bmi2,lzcnt,popcnt,avx512f,avx512bw,avx512vl,avx512dq,prefer-vector-width=512")
 #pragma GCC target("avx512vbmi,avx512vbmi2,avx512bf16")
 #define DSE_ISA avx512_bf16_vbmi
 #include DSE_BODY
@@ -64,7 +67,8 @@
 #undef DSE_HAS_VBMI
 #define DSE_HAS_VBMI 0
 #pragma GCC push_options
-#pragma GCC target("avx2,fma,f16c,bmi,bmi2,lzcnt,popcnt,avx512f,avx512bw,avx512vl,avx512dq,prefer-vector-width=512")
+#pragma GCC target( \
+    "avx2,fma,f16c,bmi,bmi2,lzcnt,popcnt,avx512f,avx512bw,avx512vl,avx512dq,prefer-vector-width=512")
 #pragma GCC target("avx512bf16")
 #define DSE_ISA avx512_bf16
 #include DSE_BODY

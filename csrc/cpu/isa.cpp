@@ -26,12 +26,16 @@ Isa detect() {
 
 int tier(Isa isa) {
     switch (isa) {
-        case Isa::kGeneric: return 0;
-        case Isa::kAvx2: return 1;
+        case Isa::kGeneric:
+            return 0;
+        case Isa::kAvx2:
+            return 1;
         case Isa::kAvx512:
-        case Isa::kAvx512Vbmi: return 2;
+        case Isa::kAvx512Vbmi:
+            return 2;
         case Isa::kAvx512Bf16:
-        case Isa::kAvx512Bf16Vbmi: return 3;
+        case Isa::kAvx512Bf16Vbmi:
+            return 3;
     }
     return 0;
 }

@@ -21,9 +21,12 @@ class ParallelFor {
     template <class F>
     void operator()(int64_t count, int64_t grain, const F& f) const {
         if (count <= 0) return;
-        run_(count, grain < 1 ? 1 : grain,
-             [](const void* context, int64_t begin, int64_t end) { (*static_cast<const F*>(context))(begin, end); },
-             &f);
+        run_(
+            count, grain < 1 ? 1 : grain,
+            [](const void* context, int64_t begin, int64_t end) {
+                (*static_cast<const F*>(context))(begin, end);
+            },
+            &f);
     }
 
   private:

@@ -31,6 +31,7 @@ STABLE_TORCH_LIBRARY_IMPL(deepseek_ext, CompositeExplicitAutograd, m) {
 
 // An empty module of the limited API: importing it runs the static registrations.
 extern "C" __attribute__((visibility("default"))) PyObject* PyInit__C(void) {
-    static PyModuleDef definition = {PyModuleDef_HEAD_INIT, "_C", nullptr, -1, nullptr, nullptr, nullptr, nullptr, nullptr};
+    static PyModuleDef definition = {
+        PyModuleDef_HEAD_INIT, "_C", nullptr, -1, nullptr, nullptr, nullptr, nullptr, nullptr};
     return PyModule_Create(&definition);
 }

@@ -19,14 +19,14 @@ except ImportError as error:
 
 _native.check_capability(os.environ.get("DSE_CPU_CAPABILITY") or "generic")
 
-from .. import _C  # type: ignore[attr-defined]  # noqa: E402, F401  registers schemas and CPU kernels
+from .. import _C  # noqa: E402, F401  registers schemas and CPU kernels
 
 NAMESPACE = "deepseek_ext"
 _fragment = torch.library.Library(NAMESPACE, "FRAGMENT")
 
 
 def cpu_capability() -> str:
-    """The CPU tier in use: generic, avx2, avx512 or avx512_bf16 ("-novbmi" appended where VBMI is left unused).
+    """The CPU tier in use: generic, avx2, avx512 or avx512_bf16 ("-novbmi" appended if VBMI is left unused).
 
     Set DSE_CPU_CAPABILITY before the import to force a lower one.
     """
