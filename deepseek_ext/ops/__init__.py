@@ -9,14 +9,38 @@ from .gemm import (
     grouped_gemm_wgrad,
     grouped_gemm_wgrad_accumulate_,
 )
+from .quantize import (
+    dequantize_blocks,
+    dequantize_e5m6,
+    dequantize_tiles,
+    quantize_blocks,
+    quantize_e5m6,
+    quantize_tiles,
+    quantize_tiles_both,
+    quantize_tiles_transposed,
+    retile,
+    retile_e5m6,
+    transpose_blocks,
+)
 
 __all__ = [
     "cpu_capability",
+    "dequantize_blocks",
+    "dequantize_e5m6",
+    "dequantize_tiles",
     "fp8_linear",
     "gemm",
     "gemm_accumulate_",
     "grouped_gemm",
     "grouped_gemm_wgrad",
     "grouped_gemm_wgrad_accumulate_",
+    "quantize_blocks",
+    "quantize_e5m6",
+    "quantize_tiles",
+    "quantize_tiles_both",
+    "quantize_tiles_transposed",
+    "retile",
+    "retile_e5m6",
+    "transpose_blocks",
     "using_cpu_capability",
 ]
