@@ -9,6 +9,8 @@ from .gemm import (
     grouped_gemm_wgrad,
     grouped_gemm_wgrad_accumulate_,
 )
+from .optimizer import adamw_step_
+from .permute import combine_rows, expert_order, gather_rows, gather_tiles
 from .quantize import (
     dequantize_blocks,
     dequantize_e5m6,
@@ -22,13 +24,20 @@ from .quantize import (
     retile_e5m6,
     transpose_blocks,
 )
+from .routing import route, sequence_balance_loss, update_router_bias_
+from .swiglu import swiglu
 
 __all__ = [
+    "adamw_step_",
+    "combine_rows",
     "cpu_capability",
     "dequantize_blocks",
     "dequantize_e5m6",
     "dequantize_tiles",
+    "expert_order",
     "fp8_linear",
+    "gather_rows",
+    "gather_tiles",
     "gemm",
     "gemm_accumulate_",
     "grouped_gemm",
@@ -41,6 +50,10 @@ __all__ = [
     "quantize_tiles_transposed",
     "retile",
     "retile_e5m6",
+    "route",
+    "sequence_balance_loss",
+    "swiglu",
     "transpose_blocks",
+    "update_router_bias_",
     "using_cpu_capability",
 ]
