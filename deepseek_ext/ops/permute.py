@@ -156,7 +156,9 @@ def _gather_rows_fake(x: Tensor, rows: Tensor, top_k: int) -> Tensor:
     return x.new_empty(rows.shape[0], x.shape[1])
 
 
-def _combine_rows(rows_out: Tensor, slots: Tensor, weights: Tensor | None, residual: Tensor | None) -> Tensor:
+def _combine_rows(
+    rows_out: Tensor, slots: Tensor, weights: Tensor | None = None, residual: Tensor | None = None
+) -> Tensor:
     _check_values("combine_rows", "slots", slots, rows_out.shape[0])
     return reference.combine_rows(rows_out, slots, weights, residual)
 
@@ -222,23 +224,22 @@ def _gather_rows_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 def _combine_rows_setup(
     ctx: Any, inputs: tuple[Tensor, Tensor, Tensor | None, Tensor | None], output: Tensor
 ) -> None:
-    rows_out, slots, weights, _ = inputs
+    rows_out, slots, weights, residual = inputs
     ctx.save_for_backward(rows_out if weights is not None else None, slots, weights)
-    ctx.num_rows = rows_out.shape[0]
+    ctx.num_rows, ctx.has_residual = rows_out.shape[0], residual is not None
 
 
 def _combine_rows_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     rows_out, slots, weights = ctx.saved_tensors
-    needs_rows, _, needs_weights, needs_residual = ctx.needs_input_grad
-    grad_weights = None
+    needs_rows, grad_weights = ctx.needs_input_grad[0], None
     rows, top_k = reference.inverse(slots.flatten(), ctx.num_rows), slots.shape[1]
     grad_rows = gather_rows(grad, rows, top_k)
-    if needs_weights:
+    if weights is not None and ctx.needs_input_grad[2]:
         dot = (grad_rows.to(weights.dtype) * rows_out).sum(1, keepdim=True)
         grad_weights = gather_rows(dot, slots.flatten(), 1).view_as(slots)
     if weights is not None and needs_rows:
         grad_rows = (grad_rows * gather_rows(weights.reshape(-1, 1), rows, 1)).to(grad.dtype)
-    return grad_rows if needs_rows else None, None, grad_weights, grad if needs_residual else None
+    return grad_rows if needs_rows else None, None, grad_weights, grad if ctx.has_residual else None
 
 
 for _name, _backward, _setup in (

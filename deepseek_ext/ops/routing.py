@@ -47,12 +47,12 @@ def route(
         *_ops.route.default(
             logits,
             bias,
+            valid,
             top_k=top_k,
             n_groups=n_groups,
             topk_groups=topk_groups,
             routed_scaling_factor=routed_scaling_factor,
             norm_topk_prob=norm_topk_prob,
-            valid=valid,
         )
     )
 
@@ -81,7 +81,7 @@ def sequence_balance_loss(
     equations 17 to 20.
     """
     return _ops.sequence_balance_loss.default(
-        logits, indices, num_sequences=num_sequences, alpha=alpha, valid=valid
+        logits, indices, valid, num_sequences=num_sequences, alpha=alpha
     )
 
 
@@ -110,13 +110,13 @@ def _check_valid(op: str, valid: Tensor | None, tokens: int) -> None:
 def _route_fake(
     logits: Tensor,
     bias: Tensor,
+    valid: Tensor | None = None,
     *,
     top_k: int,
     n_groups: int,
     topk_groups: int,
     routed_scaling_factor: float,
     norm_topk_prob: bool = True,
-    valid: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     _check_logits("route", logits)
     tokens, experts = logits.shape
@@ -162,7 +162,7 @@ def _update_router_bias_fake(bias: Tensor, load: Tensor, rate: float) -> None:
 
 
 def _balance_fake(
-    logits: Tensor, indices: Tensor, *, num_sequences: int, alpha: float, valid: Tensor | None = None
+    logits: Tensor, indices: Tensor, valid: Tensor | None = None, *, num_sequences: int, alpha: float
 ) -> Tensor:
     op = "sequence_balance_loss"
     _check_logits(op, logits)
@@ -183,7 +183,10 @@ def _balance_fake(
 
 
 def _route_setup(
-    ctx: Any, inputs: tuple[Tensor, Tensor], keyword_only_inputs: dict[str, Any], output: tuple[Tensor, ...]
+    ctx: Any,
+    inputs: tuple[Tensor, Tensor, Tensor | None],
+    keyword_only_inputs: dict[str, Any],
+    output: tuple[Tensor, ...],
 ) -> None:
     _, indices, load = output
     ctx.mark_non_differentiable(indices, load)
@@ -191,25 +194,27 @@ def _route_setup(
     ctx.options = {name: keyword_only_inputs[name] for name in ("routed_scaling_factor", "norm_topk_prob")}
 
 
-def _route_backward(ctx: Any, grad_weights: Tensor, *_: None) -> tuple[Tensor, None]:
-    return reference.route_gradient(grad_weights, *ctx.saved_tensors, **ctx.options), None
+def _route_backward(ctx: Any, grad_weights: Tensor, *_: None) -> tuple[Tensor, None, None]:
+    return reference.route_gradient(grad_weights, *ctx.saved_tensors, **ctx.options), None, None
 
 
 def _balance_setup(
-    ctx: Any, inputs: tuple[Tensor, Tensor], keyword_only_inputs: dict[str, Any], output: Tensor
+    ctx: Any,
+    inputs: tuple[Tensor, Tensor, Tensor | None],
+    keyword_only_inputs: dict[str, Any],
+    output: Tensor,
 ) -> None:
-    ctx.save_for_backward(*inputs, keyword_only_inputs["valid"])
+    ctx.save_for_backward(*inputs)
     ctx.options = {name: keyword_only_inputs[name] for name in ("num_sequences", "alpha")}
 
 
-def _balance_backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-    logits, indices, valid = ctx.saved_tensors
-    return reference.sequence_balance_loss_gradient(grad, logits, indices, valid=valid, **ctx.options), None
+def _balance_backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+    return reference.sequence_balance_loss_gradient(grad, *ctx.saved_tensors, **ctx.options), None, None
 
 
 serve_by_reference(
-    "route(Tensor logits, Tensor bias, *, SymInt top_k, SymInt n_groups, SymInt topk_groups, "
-    "float routed_scaling_factor, bool norm_topk_prob=True, Tensor? valid=None) "
+    "route(Tensor logits, Tensor bias, Tensor? valid=None, *, SymInt top_k, SymInt n_groups, "
+    "SymInt topk_groups, float routed_scaling_factor, bool norm_topk_prob=True) "
     "-> (Tensor weights, Tensor indices, Tensor load)",
     reference.route,
     _route_fake,
@@ -220,8 +225,8 @@ serve_by_reference(
     _update_router_bias_fake,
 )
 serve_by_reference(
-    "sequence_balance_loss(Tensor logits, Tensor indices, *, SymInt num_sequences, float alpha, "
-    "Tensor? valid=None) -> Tensor",
+    "sequence_balance_loss(Tensor logits, Tensor indices, Tensor? valid=None, *, SymInt num_sequences, "
+    "float alpha) -> Tensor",
     reference.sequence_balance_loss,
     _balance_fake,
 )

@@ -14,13 +14,13 @@ TINY = 1e-20  # keeps the division finite where all chosen scores are zero
 def route(
     logits: Tensor,
     bias: Tensor,
+    valid: Tensor | None = None,
     *,
     top_k: int,
     n_groups: int,
     topk_groups: int,
     routed_scaling_factor: float,
     norm_topk_prob: bool = True,
-    valid: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """weights [T, K], indices int32 [T, K], load int32 [E] of logits [T, E]; ties go to the lower index.
 
@@ -72,7 +72,7 @@ def update_router_bias_(bias: Tensor, load: Tensor, rate: float) -> None:
 
 
 def sequence_balance_loss(
-    logits: Tensor, indices: Tensor, *, num_sequences: int, alpha: float, valid: Tensor | None = None
+    logits: Tensor, indices: Tensor, valid: Tensor | None = None, *, num_sequences: int, alpha: float
 ) -> Tensor:
     """Mean over sequences of alpha * sum_e f_e P_e (equations 17 to 20), a scalar."""
     share, f = _share_and_frequency(torch.sigmoid(logits), indices, num_sequences, valid)
@@ -80,7 +80,13 @@ def sequence_balance_loss(
 
 
 def sequence_balance_loss_gradient(
-    grad: Tensor, logits: Tensor, indices: Tensor, *, num_sequences: int, alpha: float, valid: Tensor | None
+    grad: Tensor,
+    logits: Tensor,
+    indices: Tensor,
+    valid: Tensor | None = None,
+    *,
+    num_sequences: int,
+    alpha: float,
 ) -> Tensor:
     """Gradient of the logits [N, E]; the counts have none."""
     share, f = _share_and_frequency(torch.sigmoid(logits), indices, num_sequences, valid)
