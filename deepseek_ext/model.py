@@ -1,0 +1,302 @@
+"""DeepSeek-V3: embedding, blocks, head, and the multi-token prediction modules behind them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .config import ModelConfig
+from .nn.block import Block, MTPModule
+from .nn.context import Context, LatentCache
+from .nn.head import IGNORED, Head
+from .nn.init import initialise
+from .nn.linear import PRECISIONS, Derived, Precision, high_precision, stream_dtype
+from .nn.moe import Router
+from .nn.norm import RMSNorm
+from .nn.rope import rotations
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """What a call of the model returns."""
+
+    logits: Tensor
+    """[B, T, V]: row i predicts token i + 1."""
+    mtp_logits: list[Tensor]
+    """One per MTP module: entry k - 1 is [B, T - k, V], and its row i predicts token i + k + 1."""
+
+
+@dataclass(frozen=True, slots=True)
+class Loss:
+    """The losses of one call, FP32 scalars that carry gradient, in nats."""
+
+    total: Tensor
+    """main + mtp_weight / D * sum of mtp + balance: what to call backward on."""
+    main: Tensor
+    """Cross-entropy of the next token, summed over this call and divided by num_targets."""
+    mtp: list[Tensor]
+    """The same for each MTP module, divided by the same num_targets."""
+    balance: Tensor
+    """Sequence-wise balance loss, summed over this call's sequences and all routers, divided by num_sequences."""
+    acceptance: list[Tensor]
+    """Per MTP module the share of this call's targets where it and the main model choose the same token."""
+
+
+class _Trunk(nn.Module):
+    """The parts of the main model below its head; MTP module k is layer num_hidden_layers + k - 1."""
+
+    def __init__(self, config: ModelConfig, precision: Precision) -> None:
+        super().__init__()
+        self.embed_tokens = nn.Module()
+        self.embed_tokens.weight = nn.Parameter(torch.empty(config.vocab_size, config.hidden_size))
+        main, depths = config.num_hidden_layers, config.num_nextn_predict_layers
+        self.layers = nn.ModuleList(
+            [Block(config, layer, precision) for layer in range(main)]
+            + [MTPModule(config, main + k, precision) for k in range(depths)]
+        )
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+
+
+class DeepseekV3(nn.Module):
+    """The model of the DeepSeek-V3 paper (arXiv:2412.19437): MLA, mixture of experts, multi-token prediction.
+
+    precision: "fp8" (every Linear of attention and FFN in E4M3; paper, section 3.3), "bf16" or "fp32". Parameters
+    and their gradients are FP32 in all three. precision_overrides changes it for the layers whose module name
+    matches a pattern, e.g. {"model.layers.0.*": "bf16"}; the last match counts. Initial values depend only on
+    `seed` and each parameter's name; on device "meta" there are none.
+
+    One optimizer step of training:
+
+        for tokens, targets in micro_batches:                       # int64 [B, T] each
+            loss = model.loss(tokens, targets, num_targets=..., num_sequences=...)   # of the whole step
+            loss.total.backward()
+        optimizer.step()
+        model.weights_changed()              # the FP8 codes and BF16 copies of the weights are stale
+        load = model.router_load()           # int32 [number of routers, E]
+        model.update_router_bias(rate)       # balances by the load, and restarts its count
+
+    Raises ValueError for an unknown precision, and for an override that matches no layer.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        *,
+        precision: Precision = "fp8",
+        precision_overrides: Mapping[str, Precision] | None = None,
+        device: torch.device | str | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        _check_precision("precision", precision)
+        self.config = config
+        self.precision = precision
+        with torch.device(device) if device is not None else torch.device(torch.get_default_device()):
+            self.model = _Trunk(config, precision)
+            self.lm_head = Head(config.hidden_size, config.vocab_size, high_precision(precision))
+        for pattern, value in (precision_overrides or {}).items():
+            _check_precision(f"precision_overrides[{pattern!r}]", value)
+            self._override(pattern, value)
+        initialise(self, seed=seed, std=config.initializer_range)
+        self.register_load_state_dict_post_hook(lambda module, _: module.weights_changed())
+
+    def forward(self, tokens: Tensor, *, use_mtp: bool = True) -> Output:
+        """Logits of every position: tokens int64 [B, T] to `Output`, whose dtype is the residual stream's.
+
+        use_mtp=False skips the MTP modules and returns no mtp_logits. The same call serves inference, in eval mode
+        and under no_grad. Raises ValueError for tokens of another shape or dtype, or more than
+        max_position_embeddings of them.
+        """
+        self._check_tokens(tokens)
+        hidden, _ = self._main(tokens, self._context(tokens))
+        logits = self.lm_head(hidden)
+        depths = self._depths(tokens, hidden, self._context(tokens)) if use_mtp else iter(())
+        return Output(logits, [self.lm_head(normed) for normed, _ in depths])
+
+    def loss(
+        self,
+        tokens: Tensor,
+        targets: Tensor,
+        *,
+        num_targets: int | Tensor | None = None,
+        num_sequences: int | Tensor | None = None,
+        valid: Tensor | None = None,
+        mtp_weight: float | None = None,
+        balance_alpha: float | None = None,
+        use_mtp: bool = True,
+    ) -> Loss:
+        """The training loss of one micro-batch (paper, eq. 17-20 and 24-25); full logits are never made.
+
+        tokens, targets: int64 [B, T], targets[:, i] being the token after tokens[:, i], or -100 where it does not
+        count. num_targets: the targets that count in the whole optimizer step, over all micro-batches and ranks,
+        num_sequences: its sequences; None means those of this call. With them the gradient of a step does not
+        depend on how it is split into micro-batches. valid: bool [B, T], False for padding, which counts neither
+        in the router load nor in the balance loss. mtp_weight, balance_alpha: None means the configuration's.
+        use_mtp=False leaves the MTP modules out.
+
+        Raises ValueError for arguments whose shapes or dtypes do not fit.
+        """
+        self._check_tokens(tokens)
+        _check_like("targets", targets, tokens, torch.int64)
+        if valid is not None:
+            _check_like("valid", valid, tokens, torch.bool)
+        counted = targets != IGNORED
+        if num_targets is None:
+            num_targets = counted.sum()
+        scale = 1.0 / torch.as_tensor(num_targets, dtype=torch.float32, device=tokens.device).clamp_min(1.0)
+        alpha = self.config.balance_alpha if balance_alpha is None else balance_alpha
+        context = self._context(tokens, valid, alpha)
+        use_mtp = use_mtp and self.config.num_nextn_predict_layers > 0
+
+        hidden, balances = self._main(tokens, context)
+        main, main_choice = self.lm_head.cross_entropy(hidden, targets, scale, choose=use_mtp)
+        mtp: list[Tensor] = []
+        acceptance: list[Tensor] = []
+        for k, (normed, balance) in enumerate(self._depths(tokens, hidden, context) if use_mtp else (), start=1):
+            # Row i of depth k and row i + k of the main model predict the same token.
+            depth_loss, choice = self.lm_head.cross_entropy(normed, targets[:, k:], scale, choose=True)
+            mtp.append(depth_loss)
+            assert main_choice is not None
+            same = (choice == main_choice[:, k:]) & counted[:, k:]
+            acceptance.append(same.sum() / counted[:, k:].sum().clamp_min(1))
+            balances += balance
+
+        # Each balance loss is the mean over this call's sequences.
+        share = 1.0 if num_sequences is None else tokens.shape[0] / num_sequences
+        balance = torch.stack(balances).sum() * share if balances else scale.new_zeros(())
+        total = main + balance
+        if mtp:
+            weight = self.config.mtp_weight if mtp_weight is None else mtp_weight
+            total = total + weight / len(mtp) * torch.stack(mtp).sum()
+        return Loss(total, main, mtp, balance, acceptance)
+
+    def router_load(self) -> Tensor:
+        """Tokens that each expert got in training mode since the last update_router_bias: int32 [routers, E].
+
+        Summed over micro-batches; rows are the MoE layers in order, MTP's last. A copy.
+        """
+        loads = [router.load for router in self._routers()]
+        return torch.stack(loads) if loads else torch.zeros(0, self.config.n_routed_experts, dtype=torch.int32)
+
+    def update_router_bias(self, rate: float) -> None:
+        """Moves each router's bias by `rate` against its load (paper, section 2.1.2), and sets the load to zero."""
+        for router in self._routers():
+            router.update_bias(rate)
+
+    def weights_changed(self) -> None:
+        """Says that parameters were written: FP8 codes and BF16 copies are made anew at their next use.
+
+        Call it after every optimizer step; loading a state dict does it by itself.
+        """
+        for module in self.modules():
+            if isinstance(module, Derived):
+                module.weights_changed()
+
+    def new_cache(self, batch: int, capacity: int) -> LatentCache:
+        """An empty cache for `batch` sequences of at most `capacity` tokens; see `decode`."""
+        weight = self.lm_head.weight
+        return LatentCache(self.config, batch, capacity, stream_dtype(self.precision), weight.device)
+
+    def decode(self, tokens: Tensor, cache: LatentCache) -> Tensor:
+        """Logits [B, V] of the token after `tokens` int64 [B, T], which follow those that `cache` holds.
+
+        Appends them to the cache. Raises ValueError where they do not fit into it.
+        """
+        self._check_tokens(tokens)
+        length = tokens.shape[1]
+        if cache.length + length > cache.capacity:
+            raise ValueError(
+                f"DeepseekV3.decode: {cache.length} cached and {length} new tokens exceed the cache's capacity "
+                f"of {cache.capacity}; make a larger one with new_cache"
+            )
+        hidden, _ = self._main(tokens, self._context(tokens, cache=cache))
+        cache.advance(length)
+        return self.lm_head(hidden[:, -1])
+
+    def _context(
+        self,
+        tokens: Tensor,
+        valid: Tensor | None = None,
+        balance_alpha: float = 0.0,
+        cache: LatentCache | None = None,
+    ) -> Context:
+        start = 0 if cache is None else cache.length
+        rotation = rotations(self.config, start, tokens.shape[1], tokens.device)
+        return Context(rotation, valid, balance_alpha, cache)
+
+    def _embed(self, tokens: Tensor) -> Tensor:
+        return F.embedding(tokens, self.model.embed_tokens.weight).to(stream_dtype(self.precision))
+
+    def _main(self, tokens: Tensor, context: Context) -> tuple[Tensor, list[Tensor]]:
+        """The hidden state after the final norm [B, T, H], and the balance loss of each router."""
+        x = self._embed(tokens)
+        balances = []
+        for block in self.model.layers[: self.config.num_hidden_layers]:
+            x, balance = block(x, context)
+            if balance is not None:
+                balances.append(balance)
+        return self.model.norm(x), balances
+
+    def _depths(
+        self, tokens: Tensor, hidden: Tensor, context: Context
+    ) -> Iterator[tuple[Tensor, list[Tensor]]]:
+        """Per MTP module its hidden state after shared_head.norm, [B, T - k, H], and its router's balance loss.
+
+        Depth 0 is the main model after its final norm. T must be above the number of modules.
+        """
+        embedded = self._embed(tokens)
+        for k, module in enumerate(self.model.layers[self.config.num_hidden_layers :], start=1):
+            rows = tokens.shape[1] - k
+            valid = None if context.valid is None else context.valid[:, :rows] & context.valid[:, k:]
+            depth = Context(context.rotation[:rows], valid, context.balance_alpha)
+            hidden, balance = module(hidden[:, :rows], embedded[:, k:], depth)
+            yield module.shared_head.norm(hidden), [] if balance is None else [balance]
+
+    def _routers(self) -> Iterator[Router]:
+        return (module for module in self.modules() if isinstance(module, Router))
+
+    def _override(self, pattern: str, precision: Precision) -> None:
+        matched = [
+            module
+            for name, module in self.named_modules()
+            if isinstance(module, Derived) and hasattr(module, "precision") and fnmatchcase(name, pattern)
+        ]
+        if not matched:
+            raise ValueError(
+                f"DeepseekV3: precision_overrides pattern {pattern!r} matches no layer; "
+                'patterns are module names such as "model.layers.0.mlp*"'
+            )
+        for module in matched:
+            module.precision = precision
+
+    def _check_tokens(self, tokens: Tensor) -> None:
+        if tokens.dim() != 2 or tokens.dtype != torch.int64:
+            raise ValueError(
+                f"DeepseekV3: tokens must be int64 [B, T], got {tokens.dtype} {list(tokens.shape)}; "
+                "one sequence is tokens[None]"
+            )
+        longest, shortest = self.config.max_position_embeddings, 1
+        if not shortest <= tokens.shape[1] <= longest:
+            raise ValueError(
+                f"DeepseekV3: a sequence must have {shortest} to {longest} tokens (max_position_embeddings), "
+                f"got {tokens.shape[1]}; split it, or raise max_position_embeddings"
+            )
+
+
+def _check_precision(argument: str, value: Any) -> None:
+    if value not in PRECISIONS:
+        raise ValueError(f"DeepseekV3: {argument} must be one of {', '.join(PRECISIONS)}, got {value!r}")
+
+
+def _check_like(argument: str, tensor: Tensor, tokens: Tensor, dtype: torch.dtype) -> None:
+    if tensor.shape != tokens.shape or tensor.dtype != dtype:
+        raise ValueError(
+            f"DeepseekV3.loss: {argument} must be {dtype} {list(tokens.shape)} like tokens, "
+            f"got {tensor.dtype} {list(tensor.shape)}"
+        )

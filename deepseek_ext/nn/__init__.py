@@ -1,0 +1,1 @@
+"""Layers of the model, as mathematics on a single device; parallelism wraps them and never edits them."""

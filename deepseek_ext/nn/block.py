@@ -1,0 +1,60 @@
+"""One transformer block, and a multi-token prediction module around one."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from ..config import ModelConfig
+from .attention import Attention
+from .context import Context
+from .linear import Linear, Precision, high_precision
+from .moe import DenseFFN, MoE
+from .norm import RMSNorm
+
+
+class Block(nn.Module):
+    """x + attention(norm(x)), then x + ffn(norm(x)): x [B, T, H] to [B, T, H] and the router's balance loss."""
+
+    def __init__(self, config: ModelConfig, layer: int, precision: Precision) -> None:
+        super().__init__()
+        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.self_attn = Attention(config, layer, precision)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        dense = layer < config.first_k_dense_replace
+        self.mlp = DenseFFN(config, precision) if dense else MoE(config, precision)
+
+    def forward(self, x: Tensor, context: Context) -> tuple[Tensor, Tensor | None]:
+        x = x + self.self_attn(self.input_layernorm(x), context)
+        update, balance = self.mlp(self.post_attention_layernorm(x), context)
+        return x + update, balance
+
+
+class MTPModule(Block):
+    """Module k predicts the token k + 1 ahead from the depth before it (paper, section 2.2, eq. 21-23).
+
+    Row i sees tokens up to i + k only. Embedding and head belong to the main model and are passed in.
+    """
+
+    def __init__(self, config: ModelConfig, layer: int, precision: Precision) -> None:
+        super().__init__(config, layer, precision)
+        self.enorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.hnorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.eh_proj = Linear(2 * config.hidden_size, config.hidden_size, high_precision(precision))
+        self.shared_head = SharedHead(config)
+
+    def forward(  # type: ignore[override]
+        self, hidden: Tensor, embedded: Tensor, context: Context
+    ) -> tuple[Tensor, Tensor | None]:
+        """hidden [B, T-k, H] of depth k-1 and embedded [B, T-k, H] of the tokens k ahead, to depth k's hidden."""
+        # Embedding first: the order of the released weights.
+        x = self.eh_proj(torch.cat([self.enorm(embedded), self.hnorm(hidden)], -1))
+        return super().forward(x, context)
+
+
+class SharedHead(nn.Module):
+    """The norm before the head that the module shares with the main model."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)

@@ -1,0 +1,102 @@
+"""The output head, and its cross-entropy computed in chunks of tokens so that full logits never exist.
+
+Shapes: M rows, H hidden, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .linear import Derived, Precision, bf16_copy, stand_in
+
+# Logits of a chunk in FP32: large enough for an efficient product, small enough to stay near the cache.
+_CHUNK_BYTES = 16 << 20
+IGNORED = -100
+"""The target that counts in no loss."""
+
+
+class _CrossEntropySum(torch.autograd.Function):
+    """Sum over rows of scale * -log softmax(hidden W^T)[target], and the head's choice for each row.
+
+    Gradients are computed in forward, while a chunk's logits exist, and scaled in backward.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, values: Tensor, targets: Tensor, scale: Tensor, choose: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        rows, vocabulary = hidden.shape[0], weight.shape[0]
+        want_hidden, want_weight = ctx.needs_input_grad[:2]
+        grad_hidden = torch.empty_like(hidden) if want_hidden else None
+        grad_weight = torch.zeros_like(weight) if want_weight else None
+        choices = torch.empty_like(targets) if choose else None
+        total = scale.new_zeros(())
+        counted = targets != IGNORED
+        gathered = targets.clamp_min(0)[:, None]
+        row_scale = counted * scale
+        step = max(1, _CHUNK_BYTES // (4 * vocabulary))
+        for start in range(0, rows, step):
+            part = slice(start, start + step)
+            x = hidden[part].to(values.dtype)
+            logits = F.linear(x, values).float()
+            if choices is not None:
+                torch.argmax(logits, -1, out=choices[part])
+            log_p = F.log_softmax(logits, -1)
+            total -= (log_p.gather(1, gathered[part])[:, 0] * row_scale[part]).sum()
+            if not (want_hidden or want_weight):
+                continue
+            # d loss / d logits = (softmax - onehot) * row_scale; the row's factor goes to the narrow operand.
+            ones = torch.ones_like(gathered[part], dtype=log_p.dtype)
+            grad_logits = log_p.exp_().scatter_add_(1, gathered[part], -ones).to(values.dtype)
+            factor = row_scale[part, None]
+            if grad_hidden is not None:
+                grad_hidden[part] = (grad_logits @ values) * factor
+            if grad_weight is not None:
+                grad_weight += grad_logits.mT @ (x * factor).to(values.dtype)
+        ctx.save_for_backward(grad_hidden, grad_weight)
+        ctx.set_materialize_grads(False)
+        if choices is not None:
+            ctx.mark_non_differentiable(choices)
+        return total, choices
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
+        if grad is None:
+            return None, None, None, None, None, None
+        grad_hidden, grad_weight = ctx.saved_tensors
+        return (
+            None if grad_hidden is None else (grad_hidden * grad).to(grad_hidden.dtype),
+            None if grad_weight is None else grad_weight * grad,
+            *(None,) * 4,
+        )
+
+
+class Head(Derived):
+    """Logits hidden W^T, W [V, H]: a BF16 product where the model is not fp32, loss in FP32."""
+
+    def __init__(self, hidden: int, vocabulary: int, precision: Precision) -> None:
+        super().__init__()
+        self.precision = precision
+        self.weight = nn.Parameter(torch.empty(vocabulary, hidden))
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """hidden [..., H] to logits [..., V] in the precision's dtype."""
+        if self.precision == "fp32":
+            return F.linear(hidden, self.weight)
+        return F.linear(hidden, stand_in(self.derive(bf16_copy, self.weight), self.weight))
+
+    def cross_entropy(
+        self, hidden: Tensor, targets: Tensor, scale: Tensor, *, choose: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
+        """Sum over rows of scale * cross-entropy (FP32 scalar), and the likeliest token of each row if `choose`.
+
+        hidden [..., H], targets int64 [...] with -100 for rows that do not count, scale FP32 scalar.
+        """
+        values = self.weight.detach() if self.precision == "fp32" else self.derive(bf16_copy, self.weight)
+        flat = hidden.flatten(0, -2), self.weight, values, targets.flatten(), scale, choose
+        total, choices = _CrossEntropySum.apply(*flat)
+        return total, None if choices is None else choices.view(targets.shape)

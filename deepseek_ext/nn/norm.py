@@ -1,0 +1,43 @@
+"""Root-mean-square norm, computed in FP32 (arXiv:1910.07467)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class _RMSNorm(torch.autograd.Function):
+    """Saves the input in its own dtype and one number a row; the normalised rows are recomputed."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        x32 = x.float()
+        rstd = torch.rsqrt(x32.square().mean(-1, keepdim=True) + eps)
+        ctx.save_for_backward(x, weight, rstd)
+        return (x32 * rstd).mul_(weight).to(x.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+        x, weight, rstd = ctx.saved_tensors
+        normed = x.float() * rstd
+        grad32 = grad.float()
+        product = grad32 * normed
+        grad_weight = product.flatten(0, -2).sum(0)
+        # d/dx of x * rstd * w: the part of grad * w along the normalised row does not change its length.
+        along = product.mul_(weight).mean(-1, keepdim=True)
+        grad_x = torch.addcmul(grad32 * weight, normed, along, value=-1).mul_(rstd)
+        return grad_x.to(x.dtype), grad_weight, None
+
+
+class RMSNorm(nn.Module):
+    """x / sqrt(mean(x^2) + eps) * weight over the last dimension [..., size], FP32 inside, in x's dtype."""
+
+    def __init__(self, size: int, eps: float) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.empty(size))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return _RMSNorm.apply(x, self.weight, self.eps)
