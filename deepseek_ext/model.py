@@ -29,7 +29,7 @@ class Output:
     logits: Tensor
     """[B, T, V]: row i predicts token i + 1."""
     mtp_logits: list[Tensor]
-    """One per MTP module: entry k - 1 is [B, T - k, V], and its row i predicts token i + k + 1."""
+    """One per MTP module: entry k - 1 is [B, max(T - k, 0), V], and its row i predicts token i + k + 1."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,11 +248,14 @@ class DeepseekV3(nn.Module):
     ) -> Iterator[tuple[Tensor, list[Tensor]]]:
         """Per MTP module its hidden state after shared_head.norm, [B, T - k, H], and its router's balance loss.
 
-        Depth 0 is the main model after its final norm. T must be above the number of modules.
+        Depth 0 is the main model after its final norm.
         """
         embedded = self._embed(tokens)
         for k, module in enumerate(self.model.layers[self.config.num_hidden_layers :], start=1):
             rows = tokens.shape[1] - k
+            if rows < 1:  # the sequence ends before this depth predicts anything
+                yield embedded[:, :0], []
+                continue
             valid = None if context.valid is None else context.valid[:, :rows] & context.valid[:, k:]
             depth = Context(context.rotation[:rows], valid, context.balance_alpha)
             hidden, balance = module(hidden[:, :rows], embedded[:, k:], depth)

@@ -1,0 +1,40 @@
+"""A small model and a batch for it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from deepseek_ext.config import ModelConfig
+from deepseek_ext.model import DeepseekV3
+
+
+@pytest.fixture
+def make_model() -> Callable[..., DeepseekV3]:
+    """Builds the tiny model; routers and their biases are made uneven, so that routing matters."""
+
+    def make(precision: str = "fp32", *, std: float = 0.05, **changes: Any) -> DeepseekV3:
+        config = ModelConfig.preset("tiny", **{"initializer_range": std, **changes})
+        model = DeepseekV3(config, precision=precision, seed=3)
+        source = torch.Generator().manual_seed(4)
+        for name, buffer in model.named_buffers():
+            if name.endswith("e_score_correction_bias"):
+                buffer.uniform_(-0.05, 0.05, generator=source)
+        return model
+
+    return make
+
+
+@pytest.fixture
+def make_batch(rng: torch.Generator) -> Callable[..., tuple[Tensor, Tensor]]:
+    """Draws (tokens, targets), int64 [B, T]."""
+
+    def make(batch: int, length: int, vocabulary: int = 512) -> tuple[Tensor, Tensor]:
+        text = torch.randint(vocabulary, (batch, length + 1), generator=rng)
+        return text[:, :-1].contiguous(), text[:, 1:].contiguous()
+
+    return make
