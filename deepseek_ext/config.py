@@ -1,4 +1,4 @@
-"""What a model is: one dataclass with the field names of Hugging Face's DeepseekV3Config, and named presets."""
+"""What a model is: a dataclass with the field names of Hugging Face's DeepseekV3Config, and presets."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, cast
 
 _YARN_DEFAULTS = {"beta_fast": 32.0, "beta_slow": 1.0, "mscale": 1.0, "mscale_all_dim": 0.0}
 
@@ -64,7 +64,7 @@ class ModelConfig:
     n_routed_experts: int = 256
     """Experts that the router chooses from."""
     n_shared_experts: int = 1
-    """Experts that see every token, held as one SwiGLU of n_shared_experts * moe_intermediate_size; may be 0."""
+    """Experts that see every token, held as one SwiGLU n_shared_experts times as wide; may be 0."""
     moe_intermediate_size: int = 2048
     """Width of one expert."""
     num_experts_per_tok: int = 8
@@ -110,8 +110,8 @@ class ModelConfig:
             )
         if self.first_k_dense_replace > self.num_hidden_layers:
             raise ValueError(
-                f"ModelConfig: first_k_dense_replace ({self.first_k_dense_replace}) exceeds num_hidden_layers "
-                f"({self.num_hidden_layers}); write at most {self.num_hidden_layers}"
+                f"ModelConfig: first_k_dense_replace ({self.first_k_dense_replace}) exceeds "
+                f"num_hidden_layers ({self.num_hidden_layers}); write at most {self.num_hidden_layers}"
             )
         for name in ("rope_theta", "rms_norm_eps", "routed_scaling_factor"):
             if not getattr(self, name) > 0:
@@ -135,11 +135,12 @@ class ModelConfig:
                 f"ModelConfig: topk_group ({self.topk_group}) exceeds n_group ({self.n_group}); "
                 f"write at most {self.n_group}"
             )
-        reachable = self.topk_group * (self.n_routed_experts // self.n_group)
+        group_size = self.n_routed_experts // self.n_group
+        reachable = self.topk_group * group_size
         if self.num_experts_per_tok > reachable:
             raise ValueError(
-                f"ModelConfig: num_experts_per_tok ({self.num_experts_per_tok}) exceeds the {reachable} experts "
-                f"that topk_group ({self.topk_group}) groups of {self.n_routed_experts // self.n_group} hold; "
+                f"ModelConfig: num_experts_per_tok ({self.num_experts_per_tok}) exceeds the {reachable} "
+                f"experts that topk_group ({self.topk_group}) groups of {group_size} hold; "
                 f"raise topk_group or write at most {reachable}"
             )
 
@@ -152,26 +153,28 @@ class ModelConfig:
     def preset(cls, name: str, **changes: Any) -> Self:
         """A named configuration, with single fields changed by keyword.
 
-        name: "deepseek-v3" (671.026 B parameters and an MTP module of 11.61 B), "deepseek-v3-16b" (15.706 B, no
-        MTP module), "small" (76 M, for a CPU) or "tiny" (for tests). Raises ValueError for another name.
+        name: "deepseek-v3" (671.026 B parameters and an MTP module of 11.61 B), "deepseek-v3-16b" (15.706 B,
+        no MTP module), "small" (76 M, for a CPU) or "tiny" (for tests). Raises ValueError for another name.
         """
         if name not in _PRESETS:
-            raise ValueError(f"ModelConfig.preset: no preset is called {name!r}; choose from {sorted(_PRESETS)}")
+            raise ValueError(
+                f"ModelConfig.preset: no preset is called {name!r}; choose from {sorted(_PRESETS)}"
+            )
         return cls(**{**_PRESETS[name], **changes})
 
     @classmethod
     def from_hf(cls, source: Mapping[str, Any] | str | Path) -> Self:
         """Reads a Hugging Face configuration: a dict, or a folder that holds config.json.
 
-        Both spellings of the rotary settings are read (rope_theta with rope_scaling, and rope_parameters). Keys
-        that describe training or files are ignored. Raises ValueError where the configuration asks for something
-        this model is not, or where the folder has no config.json.
+        Both spellings of the rotary settings are read (rope_theta with rope_scaling, and rope_parameters).
+        Keys that describe training or files are ignored. Raises ValueError where the configuration asks for
+        something this model is not, or where the folder has no config.json.
         """
-        if not isinstance(source, Mapping):
+        if isinstance(source, str | Path):
             path = Path(source) / "config.json"
             if not path.is_file():
                 raise ValueError(f"ModelConfig.from_hf: {path} does not exist; give the folder that holds it")
-            source = json.loads(path.read_text(encoding="utf-8"))
+            source = cast("Mapping[str, Any]", json.loads(path.read_text(encoding="utf-8")))
         for key, accepted, meaning in _FIXED_IN_HF:
             if key in source and source[key] not in accepted:
                 raise ValueError(f"ModelConfig.from_hf: {key} = {source[key]!r} is not supported: {meaning}")
@@ -182,7 +185,7 @@ class ModelConfig:
                 f"num_attention_heads ({heads}): every head has its own keys and values here"
             )
         names = {field.name for field in fields(cls)} - {"initializer_range"}  # theirs is not the paper's
-        values = {name: source[name] for name in names & source.keys()}
+        values: dict[str, Any] = {name: source[name] for name in names if name in source}
         if values.get("n_shared_experts", 1) is None:
             values["n_shared_experts"] = 0
         values.update(_read_rope(source))
@@ -241,8 +244,8 @@ _TINY = {
 
 _PRESETS: dict[str, dict[str, Any]] = {
     "deepseek-v3": {},
-    # The 15.7 B model of the paper's ablations (section 4.5), whose shape DeepSeek-V2-Lite made public. The paper
-    # gives no scaling factor for it; 2.446 is that of Moonlight, another public model of this shape.
+    # The 15.7 B model of the paper's ablations (section 4.5), whose shape DeepSeek-V2-Lite made public. The
+    # paper gives no scaling factor for it; 2.446 is that of Moonlight, another public model of this shape.
     "deepseek-v3-16b": {
         "vocab_size": 102400,
         "hidden_size": 2048,

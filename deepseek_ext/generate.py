@@ -23,12 +23,12 @@ def generate(
 ) -> str:
     """The text that follows `prompt`, without the prompt.
 
-    tokenizer: of the `tokenizers` or the `transformers` package. temperature 0 takes the likeliest token each time;
-    above it tokens are drawn from softmax(logits / temperature), with `seed` the same ones every time. Ends after
-    max_new_tokens or before `stop_token`, by default the tokenizer's end-of-document token.
+    tokenizer: of the `tokenizers` or the `transformers` package. temperature 0 takes the likeliest token each
+    time; above it tokens are drawn from softmax(logits / temperature), with `seed` the same ones every time.
+    Ends after max_new_tokens or before `stop_token`, by default the tokenizer's end-of-document token.
 
-    Raises ValueError for speculate=True, which this version lacks, for an empty prompt, for a negative temperature,
-    and where prompt and new tokens exceed the model's max_position_embeddings.
+    Raises ValueError for speculate=True, which this version lacks, for an empty prompt, for a negative
+    temperature, and where prompt and new tokens exceed the model's max_position_embeddings.
     """
     if speculate:
         raise ValueError("generate: speculate=True is not available in this version; leave it out")
@@ -65,8 +65,8 @@ def generate_tokens(
         raise ValueError(f"generate: temperature must not be negative, got {temperature}; 0 is greedy")
     if len(tokens) + max_new_tokens > longest:
         raise ValueError(
-            f"generate: {len(tokens)} prompt tokens and {max_new_tokens} new ones exceed max_position_embeddings "
-            f"({longest}); shorten the prompt or lower max_new_tokens"
+            f"generate: {len(tokens)} prompt tokens and {max_new_tokens} new ones exceed "
+            f"max_position_embeddings ({longest}); shorten the prompt or lower max_new_tokens"
         )
     return _generate(model, tokens, max_new_tokens, temperature, seed)
 

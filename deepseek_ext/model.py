@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -43,9 +43,21 @@ class Loss:
     mtp: list[Tensor]
     """The same for each MTP module, divided by the same num_targets."""
     balance: Tensor
-    """Sequence-wise balance loss, summed over this call's sequences and all routers, divided by num_sequences."""
+    """Sequence-wise balance loss, summed over sequences and routers, divided by num_sequences."""
     acceptance: list[Tensor]
     """Per MTP module the share of this call's targets where it and the main model choose the same token."""
+
+
+class Embedding(nn.Module):
+    """Rows of a table [V, H] by token, in the residual stream's dtype."""
+
+    def __init__(self, vocabulary: int, hidden: int, precision: Precision) -> None:
+        super().__init__()
+        self.dtype = stream_dtype(precision)
+        self.weight = nn.Parameter(torch.empty(vocabulary, hidden))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return F.embedding(tokens, self.weight).to(self.dtype)
 
 
 class _Trunk(nn.Module):
@@ -53,8 +65,7 @@ class _Trunk(nn.Module):
 
     def __init__(self, config: ModelConfig, precision: Precision) -> None:
         super().__init__()
-        self.embed_tokens = nn.Module()
-        self.embed_tokens.weight = nn.Parameter(torch.empty(config.vocab_size, config.hidden_size))
+        self.embed_tokens = Embedding(config.vocab_size, config.hidden_size, precision)
         main, depths = config.num_hidden_layers, config.num_nextn_predict_layers
         self.layers = nn.ModuleList(
             [Block(config, layer, precision) for layer in range(main)]
@@ -66,10 +77,10 @@ class _Trunk(nn.Module):
 class DeepseekV3(nn.Module):
     """The model of the DeepSeek-V3 paper (arXiv:2412.19437): MLA, mixture of experts, multi-token prediction.
 
-    precision: "fp8" (every Linear of attention and FFN in E4M3; paper, section 3.3), "bf16" or "fp32". Parameters
-    and their gradients are FP32 in all three. precision_overrides changes it for the layers whose module name
-    matches a pattern, e.g. {"model.layers.0.*": "bf16"}; the last match counts. Initial values depend only on
-    `seed` and each parameter's name; on device "meta" there are none.
+    precision: "fp8" (every Linear of attention and FFN in E4M3; paper, section 3.3), "bf16" or "fp32".
+    Parameters and their gradients are FP32 in all three. precision_overrides changes it for the layers whose
+    module name matches a pattern, e.g. {"model.layers.0.*": "bf16"}; the last match counts. Initial values
+    depend only on `seed` and each parameter's name; on device "meta" there are none.
 
     One optimizer step of training:
 
@@ -109,8 +120,8 @@ class DeepseekV3(nn.Module):
     def forward(self, tokens: Tensor, *, use_mtp: bool = True) -> Output:
         """Logits of every position: tokens int64 [B, T] to `Output`, whose dtype is the residual stream's.
 
-        use_mtp=False skips the MTP modules and returns no mtp_logits. The same call serves inference, in eval mode
-        and under no_grad. Raises ValueError for tokens of another shape or dtype, or more than
+        use_mtp=False skips the MTP modules and returns no mtp_logits. The same call serves inference, in eval
+        mode and under no_grad. Raises ValueError for tokens of another shape or dtype, or more than
         max_position_embeddings of them.
         """
         self._check_tokens(tokens)
@@ -133,12 +144,12 @@ class DeepseekV3(nn.Module):
     ) -> Loss:
         """The training loss of one micro-batch (paper, eq. 17-20 and 24-25); full logits are never made.
 
-        tokens, targets: int64 [B, T], targets[:, i] being the token after tokens[:, i], or -100 where it does not
-        count. num_targets: the targets that count in the whole optimizer step, over all micro-batches and ranks,
-        num_sequences: its sequences; None means those of this call. With them the gradient of a step does not
-        depend on how it is split into micro-batches. valid: bool [B, T], False for padding, which counts neither
-        in the router load nor in the balance loss. mtp_weight, balance_alpha: None means the configuration's.
-        use_mtp=False leaves the MTP modules out.
+        tokens, targets: int64 [B, T], targets[:, i] being the token after tokens[:, i], or -100 where it does
+        not count. num_targets: the targets that count in the whole optimizer step, over all micro-batches and
+        ranks, num_sequences: its sequences; None means those of this call. With them the gradient of a step
+        does not depend on how it is split into micro-batches. valid: bool [B, T], False for padding, which
+        counts neither in the router load nor in the balance loss. mtp_weight, balance_alpha: None means the
+        configuration's. use_mtp=False leaves the MTP modules out.
 
         Raises ValueError for arguments whose shapes or dtypes do not fit.
         """
@@ -158,14 +169,16 @@ class DeepseekV3(nn.Module):
         main, main_choice = self.lm_head.cross_entropy(hidden, targets, scale, choose=use_mtp)
         mtp: list[Tensor] = []
         acceptance: list[Tensor] = []
-        for k, (normed, balance) in enumerate(self._depths(tokens, hidden, context) if use_mtp else (), start=1):
+        for k, (normed, depth_balances) in enumerate(
+            self._depths(tokens, hidden, context) if use_mtp else (), start=1
+        ):
             # Row i of depth k and row i + k of the main model predict the same token.
             depth_loss, choice = self.lm_head.cross_entropy(normed, targets[:, k:], scale, choose=True)
             mtp.append(depth_loss)
             assert main_choice is not None
             same = (choice == main_choice[:, k:]) & counted[:, k:]
             acceptance.append(same.sum() / counted[:, k:].sum().clamp_min(1))
-            balances += balance
+            balances += depth_balances
 
         # Each balance loss is the mean over this call's sequences.
         share = 1.0 if num_sequences is None else tokens.shape[0] / num_sequences
@@ -182,10 +195,12 @@ class DeepseekV3(nn.Module):
         Summed over micro-batches; rows are the MoE layers in order, MTP's last. A copy.
         """
         loads = [router.load for router in self._routers()]
-        return torch.stack(loads) if loads else torch.zeros(0, self.config.n_routed_experts, dtype=torch.int32)
+        return (
+            torch.stack(loads) if loads else torch.zeros(0, self.config.n_routed_experts, dtype=torch.int32)
+        )
 
     def update_router_bias(self, rate: float) -> None:
-        """Moves each router's bias by `rate` against its load (paper, section 2.1.2), and sets the load to zero."""
+        """Moves each router's bias by `rate` against its load (paper, section 2.1.2), and zeroes the load."""
         for router in self._routers():
             router.update_bias(rate)
 
@@ -212,8 +227,8 @@ class DeepseekV3(nn.Module):
         length = tokens.shape[1]
         if cache.length + length > cache.capacity:
             raise ValueError(
-                f"DeepseekV3.decode: {cache.length} cached and {length} new tokens exceed the cache's capacity "
-                f"of {cache.capacity}; make a larger one with new_cache"
+                f"DeepseekV3.decode: {cache.length} cached and {length} new tokens exceed the cache's "
+                f"capacity of {cache.capacity}; make a larger one with new_cache"
             )
         hidden, _ = self._main(tokens, self._context(tokens, cache=cache))
         cache.advance(length)
@@ -230,12 +245,9 @@ class DeepseekV3(nn.Module):
         rotation = rotations(self.config, start, tokens.shape[1], tokens.device)
         return Context(rotation, valid, balance_alpha, cache)
 
-    def _embed(self, tokens: Tensor) -> Tensor:
-        return F.embedding(tokens, self.model.embed_tokens.weight).to(stream_dtype(self.precision))
-
     def _main(self, tokens: Tensor, context: Context) -> tuple[Tensor, list[Tensor]]:
         """The hidden state after the final norm [B, T, H], and the balance loss of each router."""
-        x = self._embed(tokens)
+        x = self.model.embed_tokens(tokens)
         balances = []
         for block in self.model.layers[: self.config.num_hidden_layers]:
             x, balance = block(x, context)
@@ -246,12 +258,14 @@ class DeepseekV3(nn.Module):
     def _depths(
         self, tokens: Tensor, hidden: Tensor, context: Context
     ) -> Iterator[tuple[Tensor, list[Tensor]]]:
-        """Per MTP module its hidden state after shared_head.norm, [B, T - k, H], and its router's balance loss.
+        """Per MTP module its hidden state after shared_head.norm, [B, T - k, H], and its router's balance
+        loss.
 
         Depth 0 is the main model after its final norm.
         """
-        embedded = self._embed(tokens)
-        for k, module in enumerate(self.model.layers[self.config.num_hidden_layers :], start=1):
+        embedded = self.model.embed_tokens(tokens)
+        modules = cast("list[MTPModule]", self.model.layers[self.config.num_hidden_layers :])
+        for k, module in enumerate(modules, start=1):
             rows = tokens.shape[1] - k
             if rows < 1:  # the sequence ends before this depth predicts anything
                 yield embedded[:, :0], []
@@ -259,13 +273,13 @@ class DeepseekV3(nn.Module):
             valid = None if context.valid is None else context.valid[:, :rows] & context.valid[:, k:]
             depth = Context(context.rotation[:rows], valid, context.balance_alpha)
             hidden, balance = module(hidden[:, :rows], embedded[:, k:], depth)
-            yield module.shared_head.norm(hidden), [] if balance is None else [balance]
+            yield module.normed(hidden), [] if balance is None else [balance]
 
     def _routers(self) -> Iterator[Router]:
         return (module for module in self.modules() if isinstance(module, Router))
 
     def _override(self, pattern: str, precision: Precision) -> None:
-        matched = [
+        matched: list[Any] = [
             module
             for name, module in self.named_modules()
             if isinstance(module, Derived) and hasattr(module, "precision") and fnmatchcase(name, pattern)

@@ -1,8 +1,8 @@
 """Multi-head latent attention (paper, section 2.1.1).
 
-Keys and values are projected up from one latent vector a token, and positions enter through a small key that all
-heads share. Training attends over full keys and values; decoding works on the cached latents alone, with the
-up-projections absorbed into query and output.
+Keys and values are projected up from one latent vector a token, and positions enter through a small key that
+all heads share. Training attends over full keys and values; decoding works on the cached latents alone, with
+the up-projections absorbed into query and output.
 
 Shapes: B sequences, T tokens, S cached tokens, N heads, R = kv_lora_rank.
 """
@@ -43,11 +43,11 @@ class Attention(Derived):
 
     def forward(self, x: Tensor, context: Context) -> Tensor:
         c = self.config
-        if c.q_lora_rank is None:
-            q = self.q_proj(x)
-        else:
-            q = self.q_b_proj(self.q_a_layernorm(self.q_a_proj(x)))
-        q_nope, q_rope = q.unflatten(-1, (-1, c.qk_head_dim)).split([c.qk_nope_head_dim, c.qk_rope_head_dim], -1)
+        direct = c.q_lora_rank is None
+        q = self.q_proj(x) if direct else self.q_b_proj(self.q_a_layernorm(self.q_a_proj(x)))
+        q_nope, q_rope = q.unflatten(-1, (-1, c.qk_head_dim)).split(
+            [c.qk_nope_head_dim, c.qk_rope_head_dim], -1
+        )
         latent, k_rope = self.kv_a_proj_with_mqa(x).split([c.kv_lora_rank, c.qk_rope_head_dim], -1)
         latent = self.kv_a_layernorm(latent)
         q_rope, k_rope = rotate(q_rope, context.rotation), rotate(k_rope, context.rotation)
@@ -83,7 +83,11 @@ class Attention(Derived):
         seen = torch.ones(tokens, latent.shape[1], dtype=torch.bool, device=latent.device).tril(cache.length)
         scores = (scores.float() * self.scale).masked_fill(~seen, float("-inf"))
         mixed = scores.softmax(-1).to(latent.dtype) @ latent.unsqueeze(1)  # [B, N, T, R]
-        return torch.einsum("bntr,nvr->btnv", mixed, w_v).to(q_nope.dtype).reshape(*q_nope.shape[:3], c.v_head_dim)
+        return (
+            torch.einsum("bntr,nvr->btnv", mixed, w_v)
+            .to(q_nope.dtype)
+            .reshape(*q_nope.shape[:3], c.v_head_dim)
+        )
 
     def _absorbed_weights(self, dtype: torch.dtype) -> list[Tensor]:
         """kv_b_proj's weight as the forward multiplies by it, per head: [N, nope, R] for keys, [N, v, R]."""
@@ -99,16 +103,17 @@ class Attention(Derived):
 
 
 def causal_attention(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
-    """softmax(scale q k^T, causal) v by torch's flash kernel: q, k [B, T, N, D], v [B, T, N, V] to [B, T, N, V].
+    """softmax(scale q k^T, causal) v by torch's flash kernel: q, k [B, T, N, D], v [B, T, N, V] to [B, T, N,
+    V].
 
-    The kernel wants equal head widths, so the narrower side is padded with zeros, which changes no result; without
-    that torch would fall back to a T x T matrix of scores.
+    The kernel wants equal head widths, so the narrower side is padded with zeros, which changes no result;
+    without that torch would fall back to a T x T matrix of scores.
     """
     width, value_width = q.shape[-1], v.shape[-1]
     if value_width < width:
         v = F.pad(v, (0, width - value_width))
     elif width < value_width:
         q, k = F.pad(q, (0, value_width - width)), F.pad(k, (0, value_width - width))
-    heads_first = (part.transpose(1, 2) for part in (q, k, v))
-    out = F.scaled_dot_product_attention(*heads_first, is_causal=True, scale=scale)
+    q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+    out = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale)
     return out.transpose(1, 2)[..., :value_width]

@@ -14,7 +14,7 @@ from .norm import RMSNorm
 
 
 class Block(nn.Module):
-    """x + attention(norm(x)), then x + ffn(norm(x)): x [B, T, H] to [B, T, H] and the router's balance loss."""
+    """x + attention(norm(x)), then x + ffn(norm(x)): x [B, T, H] to the same, and the balance loss."""
 
     def __init__(self, config: ModelConfig, layer: int, precision: Precision) -> None:
         super().__init__()
@@ -46,10 +46,14 @@ class MTPModule(Block):
     def forward(  # type: ignore[override]
         self, hidden: Tensor, embedded: Tensor, context: Context
     ) -> tuple[Tensor, Tensor | None]:
-        """hidden [B, T-k, H] of depth k-1 and embedded [B, T-k, H] of the tokens k ahead, to depth k's hidden."""
+        """hidden of depth k-1 and embedded tokens k ahead, both [B, T-k, H], to depth k's hidden."""
         # Embedding first: the order of the released weights.
         x = self.eh_proj(torch.cat([self.enorm(embedded), self.hnorm(hidden)], -1))
         return super().forward(x, context)
+
+    def normed(self, hidden: Tensor) -> Tensor:
+        """What the head that is shared with the main model reads of this depth's hidden state."""
+        return self.shared_head.norm(hidden)
 
 
 class SharedHead(nn.Module):

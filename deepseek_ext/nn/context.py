@@ -30,7 +30,7 @@ class LatentCache:
         return self._latent.shape[2]
 
     def append(self, layer: int, latent: Tensor, k_rope: Tensor) -> None:
-        """Writes a layer's T new tokens, latent [B, T, R] and k_rope [B, T, rope_dim], behind the filled ones."""
+        """Writes a layer's new tokens, latent [B, T, R] and k_rope [B, T, rope_dim], behind the old."""
         end = self.length + latent.shape[1]
         self._latent[layer, :, self.length : end] = latent
         self._k_rope[layer, :, self.length : end] = k_rope

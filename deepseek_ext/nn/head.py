@@ -92,7 +92,8 @@ class Head(Derived):
     def cross_entropy(
         self, hidden: Tensor, targets: Tensor, scale: Tensor, *, choose: bool = False
     ) -> tuple[Tensor, Tensor | None]:
-        """Sum over rows of scale * cross-entropy (FP32 scalar), and the likeliest token of each row if `choose`.
+        """Sum over rows of scale * cross-entropy (FP32 scalar), and the likeliest token of each row if
+        `choose`.
 
         hidden [..., H], targets int64 [...] with -100 for rows that do not count, scale FP32 scalar.
         """

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 
 def generator(seed: int, name: str, expert: int | None = None) -> torch.Generator:
-    """The CPU generator of one parameter, or of one expert's part of it: seeded by sha256(seed, name[, expert]).
+    """The CPU generator of one parameter, or of one expert's part of it: seeded by sha256(seed, name[,
+    expert]).
 
     So a process that holds a part of the model draws the values that a process with all of it would.
     """
@@ -22,7 +23,8 @@ def generator(seed: int, name: str, expert: int | None = None) -> torch.Generato
 def initialise(module: nn.Module, *, seed: int, std: float) -> None:
     """Draws matrices from N(0, std), expert by expert where they are stacked; norms become ones.
 
-    Names are those of `module`'s state dict, buffers keep what they hold. Parameters on the meta device are left.
+    Names are those of `module`'s state dict, buffers keep what they hold. Parameters on the meta device are
+    left.
     """
     for name, parameter in module.named_parameters():
         if parameter.is_meta:

@@ -1,7 +1,9 @@
-"""Linear layers in three precisions over FP32 parameters, and what is derived from the parameters once a step.
+"""Linear layers in three precisions over FP32 parameters, and what is derived from the parameters once a
+step.
 
 Shapes: K inputs, N outputs. A precision decides how a product is computed, never how a parameter is stored:
-fp8 multiplies by E4M3 codes of the weight, bf16 by a BF16 copy, fp32 by the weight itself; gradients are FP32.
+fp8 multiplies by E4M3 codes of the weight, bf16 by a BF16 copy, fp32 by the weight itself; gradients are
+FP32.
 """
 
 from __future__ import annotations
@@ -33,8 +35,8 @@ def high_precision(precision: Precision) -> Precision:
 class Derived(nn.Module):
     """A module that keeps what it derives from its weights (FP8 codes, BF16 copies) until they change.
 
-    Whoever writes weights says so by `weights_changed()`. The autograd version counter is looked at too, but it
-    is not enough: an all-gather that fills a parameter from shards preserves it.
+    Whoever writes weights says so by `weights_changed()`. The autograd version counter is looked at too, but
+    it is not enough: an all-gather that fills a parameter from shards preserves it.
     """
 
     def __init__(self) -> None:
@@ -81,7 +83,9 @@ def stand_in(value: Tensor, *weights: Tensor) -> Tensor:
 
 def bf16_copy(*weights: Tensor) -> Tensor:
     """The BF16 copy of weights stacked along dimension 0."""
-    return torch.cat([weight.to(torch.bfloat16) for weight in weights]) if weights[1:] else weights[0].bfloat16()
+    return (
+        torch.cat([weight.to(torch.bfloat16) for weight in weights]) if weights[1:] else weights[0].bfloat16()
+    )
 
 
 def _fp8_codes(*weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -43,8 +43,8 @@ class DenseFFN(SwiGLU):
 class Router(nn.Module):
     """Chooses K experts a token by biased sigmoid scores within groups, without auxiliary loss (eq. 12-16).
 
-    Runs in FP32 whatever the precision. `load` counts the tokens that each expert got in training mode since the
-    bias was last updated.
+    Runs in FP32 whatever the precision. `load` counts the tokens that each expert got in training mode since
+    the bias was last updated.
     """
 
     e_score_correction_bias: Tensor
@@ -59,7 +59,7 @@ class Router(nn.Module):
         self.register_buffer("load", torch.zeros(experts, dtype=torch.int32), persistent=False)
 
     def forward(self, x: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        """x [T, H] to the logits FP32 [T, E], gate weights FP32 [T, K] and experts int32 [T, K] of each token."""
+        """x [T, H] to logits FP32 [T, E], and per token gate weights FP32 and experts int32 [T, K]."""
         c = self.config
         logits = F.linear(x.float(), self.weight)
         weights, indices, load = ops.route(
@@ -78,7 +78,7 @@ class Router(nn.Module):
 
     @torch.no_grad()
     def update_bias(self, rate: float) -> None:
-        """Moves the bias of overloaded experts down by `rate`, of underloaded ones up, and restarts the count."""
+        """Moves overloaded experts' bias down by `rate`, underloaded ones' up, and restarts the count."""
         ops.update_router_bias_(self.e_score_correction_bias, self.load, rate)
         self.load.zero_()
 
@@ -98,7 +98,8 @@ class Experts(Derived):
         if self.precision == "fp8":
             codes = self.derive(_fp8_codes, self.gate_up, self.down)
             return ops.moe_ffn(x, weights, indices, self.gate_up, self.down, codes=codes)
-        gate_up, down = self.gate_up, self.down
+        gate_up: Tensor = self.gate_up
+        down: Tensor = self.down
         if self.precision == "bf16":
             copies = self.derive(_bf16_copies, gate_up, down)
             gate_up, down = stand_in(copies[0], gate_up), stand_in(copies[1], down)
@@ -118,7 +119,7 @@ def _bf16_copies(gate_up: Tensor, down: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class MoE(nn.Module):
-    """Routed experts plus the shared ones: x [B, T/B, H] to the same shape, and the balance loss if asked for."""
+    """Routed plus shared experts: x [B, T/B, H] to the same shape, and the balance loss if asked for."""
 
     def __init__(self, config: ModelConfig, precision: Precision) -> None:
         super().__init__()

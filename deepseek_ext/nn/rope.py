@@ -24,21 +24,23 @@ def softmax_scale(config: ModelConfig) -> float:
 
 
 def rotations(config: ModelConfig, start: int, length: int, device: torch.device) -> Tensor:
-    """The rotation of each pair at positions start .. start + length - 1: complex64 [length, rope_dim / 2]."""
+    """The rotation of each pair at `length` positions from `start` on: complex64 [length, rope_dim / 2]."""
     dim = config.qk_rope_head_dim
     frequencies = config.rope_theta ** -(torch.arange(0, dim, 2, device=device, dtype=torch.float32) / dim)
     magnitude = 1.0
     if config.rope_scaling is not None:
         yarn = config.rope_scaling
         frequencies = _yarn_frequencies(config, frequencies)
-        magnitude = _magnitude(yarn["factor"], yarn["mscale"]) / _magnitude(yarn["factor"], yarn["mscale_all_dim"])
+        magnitude = _magnitude(yarn["factor"], yarn["mscale"]) / _magnitude(
+            yarn["factor"], yarn["mscale_all_dim"]
+        )
     positions = torch.arange(start, start + length, device=device, dtype=torch.float32)
     angles = positions[:, None] * frequencies
     return torch.polar(torch.full_like(angles, magnitude), angles)
 
 
 def _yarn_frequencies(config: ModelConfig, frequencies: Tensor) -> Tensor:
-    """Divides slow frequencies by the factor, keeps fast ones, and blends linearly between (arXiv:2309.00071)."""
+    """Divides slow frequencies by the factor, keeps fast ones, blends between (arXiv:2309.00071)."""
     yarn, dim = config.rope_scaling, config.qk_rope_head_dim
     assert yarn is not None
 

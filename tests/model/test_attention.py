@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -15,7 +16,13 @@ from deepseek_ext.nn.attention import causal_attention
 from deepseek_ext.nn.rope import rotate, rotations, softmax_scale
 
 Make = Callable[..., Any]
-YARN = {"type": "yarn", "factor": 40, "original_max_position_embeddings": 64, "mscale": 1.0, "mscale_all_dim": 1.0}
+YARN = {
+    "type": "yarn",
+    "factor": 40,
+    "original_max_position_embeddings": 64,
+    "mscale": 1.0,
+    "mscale_all_dim": 1.0,
+}
 
 
 class LargestTensor(TorchDispatchMode):
@@ -64,7 +71,9 @@ def test_no_matrix_of_scores_is_made(precision: str, make_model: Make, make_batc
 
 
 @pytest.mark.parametrize("scaling", [None, YARN])
-def test_rotated_scores_depend_on_the_distance_alone(scaling: dict[str, Any] | None, rng: torch.Generator) -> None:
+def test_rotated_scores_depend_on_the_distance_alone(
+    scaling: dict[str, Any] | None, rng: torch.Generator
+) -> None:
     config = ModelConfig.preset("tiny", rope_scaling=scaling)
     q, k = (torch.randn(1, 1, 16, generator=rng) for _ in range(2))
     device = torch.device("cpu")
@@ -86,7 +95,7 @@ def test_yarn_keeps_fast_pairs_and_slows_the_others() -> None:
     assert ratio[0] == 1
     torch.testing.assert_close(ratio[-1], torch.tensor(1 / 40), rtol=1e-4, atol=0)
     assert (ratio.diff() <= 1e-6).all()
-    assert softmax_scale(yarn) / softmax_scale(plain) == pytest.approx(1.3689 ** 2, rel=1e-4)  # 0.1 ln 40 + 1
+    assert softmax_scale(yarn) / softmax_scale(plain) == pytest.approx(1.3689**2, rel=1e-4)  # 0.1 ln 40 + 1
 
 
 @pytest.mark.parametrize("scaling", [None, YARN])
@@ -100,7 +109,7 @@ def test_cached_decoding_equals_the_full_forward(
         cache = model.new_cache(2, 40)
         # A prompt, single tokens, and several at once, as speculative decoding verifies them.
         cuts = [0, 13, 14, 15, 19, 26, 27, 40]
-        for start, end in zip(cuts, cuts[1:], strict=False):
+        for start, end in pairwise(cuts):
             logits = model.decode(tokens[:, start:end], cache)
             torch.testing.assert_close(logits, full[:, end - 1], rtol=1e-4, atol=1e-5)
         with pytest.raises(ValueError, match="40 cached and 1 new tokens exceed the cache's capacity of 40"):

@@ -15,7 +15,7 @@ Make = Callable[..., Any]
 def test_a_changed_token_moves_only_what_may_see_it(
     precision: str, make_model: Make, make_batch: Make
 ) -> None:
-    """Token p changes: main rows i < p stay, rows of depth k with i + k < p stay, and the first after moves."""
+    """Token p changes: rows i of depth k (0: main model) with i + k < p stay, and the next one moves."""
     model = make_model(precision, num_nextn_predict_layers=2).eval()
     tokens, _ = make_batch(1, 24)
     with torch.no_grad():
@@ -26,7 +26,8 @@ def test_a_changed_token_moves_only_what_may_see_it(
             after = model(changed)
             pairs = zip([before.logits, *before.mtp_logits], [after.logits, *after.mtp_logits], strict=True)
             for k, (a, b) in enumerate(pairs):
-                # Not exactly zero: torch's product for an expert may round otherwise with other rows beside it.
+                # Not exactly zero: torch's product for an expert may round otherwise with other rows beside
+                # it.
                 moved = ((a - b).abs().amax(-1) > 1e-4 * a.abs().amax(-1))[0]
                 assert moved.shape == (24 - k,)
                 first = max(position - k, 0)

@@ -141,5 +141,5 @@ def test_unknown_names_are_refused(tmp_path: Path) -> None:
         ModelConfig.from_hf(tmp_path)
     with pytest.raises(ValueError, match="precision must be one of fp8, bf16, fp32, got 'fp16'"):
         DeepseekV3(ModelConfig.preset("tiny"), precision="fp16")
-    with pytest.raises(ValueError, match="pattern 'layers.9' matches no layer"):
-        DeepseekV3(ModelConfig.preset("tiny"), precision_overrides={"layers.9": "bf16"})
+    with pytest.raises(ValueError, match="pattern 'layers-9' matches no layer"):
+        DeepseekV3(ModelConfig.preset("tiny"), precision_overrides={"layers-9": "bf16"})

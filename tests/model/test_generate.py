@@ -40,7 +40,9 @@ def test_greedy_text_is_that_of_the_full_forward(make_model: Make, tokenizer: To
     wanted = greedy(model.eval(), tokenizer.encode("def f(x").ids, 20)
     stop = next(t for t in range(257) if t not in wanted)
     assert len(set(wanted)) > 3
-    assert generate(model, tokenizer, "def f(x", max_new_tokens=20, stop_token=stop) == tokenizer.decode(wanted)
+    assert generate(model, tokenizer, "def f(x", max_new_tokens=20, stop_token=stop) == tokenizer.decode(
+        wanted
+    )
     stopped = generate(model, tokenizer, "def f(x", max_new_tokens=20, stop_token=wanted[7])
     assert stopped == tokenizer.decode(wanted[: wanted.index(wanted[7])])
 

@@ -54,7 +54,15 @@ def test_matrices_are_normal_norms_one_and_biases_zero() -> None:
 
 def test_names_are_those_of_the_released_checkpoints() -> None:
     names = set(state(num_nextn_predict_layers=2))
-    attention = ["q_a_proj", "q_a_layernorm", "q_b_proj", "kv_a_proj_with_mqa", "kv_a_layernorm", "kv_b_proj", "o_proj"]
+    attention = [
+        "q_a_proj",
+        "q_a_layernorm",
+        "q_b_proj",
+        "kv_a_proj_with_mqa",
+        "kv_a_layernorm",
+        "kv_b_proj",
+        "o_proj",
+    ]
     expected = {"model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"}
     for layer in range(5):
         prefix = f"model.layers.{layer}."
@@ -66,5 +74,7 @@ def test_names_are_those_of_the_released_checkpoints() -> None:
             expected |= {f"{prefix}mlp.gate.{name}" for name in ("weight", "e_score_correction_bias")}
             expected |= {f"{prefix}mlp.experts.{name}" for name in ("gate_up", "down")}
         if layer >= 3:
-            expected |= {f"{prefix}{name}.weight" for name in ("enorm", "hnorm", "eh_proj", "shared_head.norm")}
+            expected |= {
+                f"{prefix}{name}.weight" for name in ("enorm", "hnorm", "eh_proj", "shared_head.norm")
+            }
     assert names == expected

@@ -51,7 +51,8 @@ def test_terms_agree_with_the_logits(make_model: Make, make_batch: Make) -> None
     for k, (got, logits) in enumerate(zip(loss.mtp, out.mtp_logits, strict=True), start=1):
         torch.testing.assert_close(got, nats(logits, targets[:, k:]))
     torch.testing.assert_close(loss.total, loss.main + 0.35 * (loss.mtp[0] + loss.mtp[1]) + loss.balance)
-    # f_e P_e sums to at least 1 up to the unevenness of one sequence: three routers of the main model, two of MTP.
+    # f_e P_e sums to at least 1 up to the unevenness of one sequence: three routers of the main model, two of
+    # MTP.
     assert 0.5e-4 * 4 < loss.balance < 3e-4 * 4
 
     for k, (share, logits) in enumerate(zip(loss.acceptance, out.mtp_logits, strict=True), start=1):
@@ -75,7 +76,7 @@ def test_weights_of_the_terms(make_model: Make, make_batch: Make) -> None:
 
 
 def test_the_gradient_does_not_depend_on_the_split(make_model: Make, make_batch: Make) -> None:
-    """1 micro-batch of 8 sequences against 4 of 2, some targets ignored, with both denominators of the step."""
+    """1 micro-batch of 8 sequences against 4 of 2, some targets ignored, by the step's denominators."""
     model = make_model(num_nextn_predict_layers=2, balance_alpha=0.1)
     tokens, targets = make_batch(8, 16)
     targets[1, :9] = targets[6, 3:] = -100
@@ -113,8 +114,8 @@ def test_padding_counts_nowhere(make_model: Make, make_batch: Make) -> None:
         return loss, load
 
     alone, padded = run(tokens[:, :15], targets[:, :15]), run(tokens, padded_targets, valid=valid)
-    # Row 14 of depth 1 predicts targets[15] from token 15, which is padding: with padding it has no target, and
-    # without padding the row does not exist.
+    # Row 14 of depth 1 predicts targets[15] from token 15, which is padding: with padding it has no target,
+    # and without padding the row does not exist.
     torch.testing.assert_close(alone[0], padded[0], rtol=1e-5, atol=0)
     assert torch.equal(alone[1], padded[1])
 
@@ -123,10 +124,16 @@ def test_wrong_arguments_are_refused(make_model: Make, make_batch: Make) -> None
     model = make_model(max_position_embeddings=16)
     tokens, targets = make_batch(2, 16)
     for call, message in [
-        (lambda: model(tokens[0]), "tokens must be int64 .B, T., got torch.int64 .16.; one sequence is tokens.None."),
+        (
+            lambda: model(tokens[0]),
+            "tokens must be int64 .B, T., got torch.int64 .16.; one sequence is tokens.None.",
+        ),
         (lambda: model(tokens.int()), "tokens must be int64 .B, T., got torch.int32"),
         (lambda: model(make_batch(1, 17)[0]), "1 to 16 tokens .max_position_embeddings., got 17"),
-        (lambda: model.loss(tokens, targets[:, 1:]), "targets must be torch.int64 .2, 16. like tokens, got .*2, 15"),
+        (
+            lambda: model.loss(tokens, targets[:, 1:]),
+            "targets must be torch.int64 .2, 16. like tokens, got .*2, 15",
+        ),
         (lambda: model.loss(tokens, targets, valid=tokens), "valid must be torch.bool"),
     ]:
         with pytest.raises(ValueError, match=message):

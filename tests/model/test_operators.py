@@ -1,4 +1,4 @@
-"""Which operators one training step runs: every Linear's three products are ours in FP8, and nothing else is cast."""
+"""Which operators one training step runs: in FP8 every Linear's three products are ours."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 Make = Callable[..., Any]
@@ -44,7 +43,8 @@ def test_every_linear_of_an_fp8_step_is_ours(make_model: Make, make_batch: Make)
     assert counts["moe_ffn"] == MOE_LAYERS
     assert counts["grouped_gemm"] == 2 * MOE_LAYERS
     assert counts["grouped_gemm_wgrad"] == 2 * MOE_LAYERS
-    # What stays in high precision: 3 products each for 3 routers, eh_proj, and the head of main model and MTP.
+    # What stays in high precision: 3 products each for 3 routers, eh_proj, and the head of main model and
+    # MTP.
     left = {name: n for name, n in counts.items() if name in ATEN_PRODUCTS}
     assert left == {"mm": 3 * (MOE_LAYERS + 1 + 2)}
     assert counts["_scaled_dot_product_flash_attention_for_cpu"] == 4

@@ -49,7 +49,12 @@ YARN = {
 }
 VARIANTS: dict[str, dict[str, Any]] = {
     "low-rank queries": {},
-    "direct queries, one group": {"q_lora_rank": None, "n_group": 1, "topk_group": 1, "norm_topk_prob": False},
+    "direct queries, one group": {
+        "q_lora_rank": None,
+        "n_group": 1,
+        "topk_group": 1,
+        "norm_topk_prob": False,
+    },
     "yarn, wide values": {"rope_parameters": YARN, "v_head_dim": 44, "topk_group": 3, "n_shared_experts": 1},
 }
 
@@ -137,6 +142,7 @@ def test_logits_gradients_and_mtp_agree(variant: str, rng: torch.Generator) -> N
 
 def assert_close(got: Tensor | None, wanted: Tensor | None, name: str = "") -> None:
     """1e-4 of the tensor's size, element by element."""
-    assert got is not None and wanted is not None
+    assert got is not None, name
+    assert wanted is not None, name
     worst = (got - wanted).abs().max()
     assert worst <= 1e-4 * wanted.abs().max(), f"{name}: {worst} against {wanted.abs().max()}"

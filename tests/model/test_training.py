@@ -61,14 +61,16 @@ def test_fp8_gradients_are_close_to_bf16(make_model: Make, make_batch: Make) -> 
     """Every expert is chosen, so that no rounding changes a route."""
     everyone = {"num_experts_per_tok": 8, "n_group": 1, "topk_group": 1}
     batch = make_batch(4, 64)
-    exact, bf16, fp8 = (gradients(make_model(precision, **everyone), batch) for precision in ("fp32", "bf16", "fp8"))
+    exact, bf16, fp8 = (
+        gradients(make_model(precision, **everyone), batch) for precision in ("fp32", "bf16", "fp8")
+    )
     for name, grad in exact.items():
         for got, bound in ((bf16[name], BF16_ERROR), (fp8[name], FP8_ERROR)):
             assert (got - grad).norm() < bound * grad.norm(), name
 
 
-# Half a unit in the last place is 2^-9 of a BF16 number and 2^-5 of an E4M3 one on average; a gradient here has
-# passed some 30 products one after the other, whose errors add like a random walk.
+# Half a unit in the last place is 2^-9 of a BF16 number and 2^-5 of an E4M3 one on average; a gradient here
+# has passed some 30 products one after the other, whose errors add like a random walk.
 BF16_ERROR = 0.03
 FP8_ERROR = 0.3
 
@@ -124,7 +126,9 @@ def test_derived_weights_follow_the_parameters(precision: str, make_model: Make,
 def test_a_layer_can_have_another_precision(make_model: Make, make_batch: Make) -> None:
     batch = make_batch(2, 16)
     plain = make_model("bf16")
-    mixed = DeepseekV3(plain.config, precision="bf16", precision_overrides={"model.layers.1.*": "fp32"}, seed=3)
+    mixed = DeepseekV3(
+        plain.config, precision="bf16", precision_overrides={"model.layers.1.*": "fp32"}, seed=3
+    )
     mixed.load_state_dict(plain.state_dict())
     assert mixed.model.layers[1].mlp.experts.precision == "fp32"
     assert mixed.model.layers[0].mlp.precision == mixed.lm_head.precision == "bf16"
