@@ -9,6 +9,7 @@ from .gemm import (
     grouped_gemm_wgrad,
     grouped_gemm_wgrad_accumulate_,
 )
+from .moe_ffn import moe_ffn
 from .optimizer import adamw_step_
 from .permute import combine_rows, expert_order, gather_rows, gather_tiles
 from .quantize import (
@@ -25,7 +26,7 @@ from .quantize import (
     transpose_blocks,
 )
 from .routing import route, sequence_balance_loss, update_router_bias_
-from .swiglu import swiglu
+from .swiglu import swiglu, swiglu_backward, swiglu_quantize
 
 __all__ = [
     "adamw_step_",
@@ -43,6 +44,7 @@ __all__ = [
     "grouped_gemm",
     "grouped_gemm_wgrad",
     "grouped_gemm_wgrad_accumulate_",
+    "moe_ffn",
     "quantize_blocks",
     "quantize_e5m6",
     "quantize_tiles",
@@ -53,6 +55,8 @@ __all__ = [
     "route",
     "sequence_balance_loss",
     "swiglu",
+    "swiglu_backward",
+    "swiglu_quantize",
     "transpose_blocks",
     "update_router_bias_",
     "using_cpu_capability",

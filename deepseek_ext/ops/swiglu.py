@@ -14,6 +14,7 @@ from torch import Tensor
 from ..reference import swiglu as reference
 from ._library import NAMESPACE, serve_by_reference
 
+TILE = 128
 _ops = torch.ops.deepseek_ext
 _FLOATS = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
 
@@ -27,12 +28,40 @@ def swiglu(gate_up: Tensor, weights: Tensor | None = None) -> Tensor:
     return _ops.swiglu.default(gate_up, weights)
 
 
+def swiglu_quantize(
+    gate_up: Tensor, weights: Tensor | None = None, *, power_of_2: bool = False, cache: bool = False
+) -> tuple[Tensor, ...]:
+    """swiglu and quantize_tiles in one read of gate_up: (codes [M, I], scales [M, ceil(I/128)]).
+
+    The product is quantised from FP32, not rounded in between. With cache=True two more results follow,
+    what swiglu_backward reads: the tiles of gate_up, codes [M, 2I] and scales [M, ceil(2I/128)]. gate_up:
+    bfloat16, float16 or float32 [M, 2I]; weights: float32 [M]; codes float8_e4m3fn, scales float32, powers
+    of two if power_of_2 is set. Not differentiable. Raises ValueError for another dtype or shape. Source:
+    section 3.3.3, low-precision activation.
+    """
+    results = _ops.swiglu_quantize.default(gate_up, weights, power_of_2=power_of_2, cache=cache)
+    return results if cache else results[:2]
+
+
+def swiglu_backward(
+    grad: Tensor, gate_up_codes: Tensor, gate_up_scales: Tensor, weights: Tensor | None = None
+) -> tuple[Tensor, Tensor | None, Tensor]:
+    """Gradients of swiglu from the FP8 tiles of its input, and its output again for the weight gradient.
+
+    grad: bfloat16, float16 or float32 [M, I]; gate_up_codes: float8_e4m3fn [M, 2I], gate_up_scales: float32
+    [M, ceil(2I/128)], from swiglu_quantize(..., cache=True); weights: float32 [M]. Returns (grad_gate_up
+    bfloat16 [M, 2I], grad_weights float32 [M] or None, output bfloat16 [M, I]), computed in FP32. Raises
+    ValueError for arguments that do not fit. Source: section 3.3.3, inputs of the SwiGLU operator.
+    """
+    return _ops.swiglu_backward.default(grad, gate_up_codes, gate_up_scales, weights)
+
+
 def _dtype(x: Tensor) -> str:
     return str(x.dtype).removeprefix("torch.")
 
 
-def _check_gate_up(op: str, gate_up: Tensor) -> None:
-    if gate_up.dtype not in _FLOATS:
+def _check_gate_up(op: str, gate_up: Tensor, dtypes: tuple[torch.dtype, ...]) -> None:
+    if gate_up.dtype not in dtypes:
         raise ValueError(f"{op}: gate_up must be bfloat16, float16 or float32, got {_dtype(gate_up)}")
     if gate_up.dim() != 2 or gate_up.shape[1] % 2 != 0:
         raise ValueError(
@@ -50,20 +79,101 @@ def _check_weights(op: str, weights: Tensor | None, rows: int, dtype: torch.dtyp
 
 
 def _swiglu_fake(gate_up: Tensor, weights: Tensor | None = None) -> Tensor:
-    _check_gate_up("swiglu", gate_up)
+    _check_gate_up("swiglu", gate_up, _FLOATS)
     _check_weights("swiglu", weights, gate_up.shape[0], torch.promote_types(gate_up.dtype, torch.float32))
     return gate_up.new_empty(gate_up.shape[0], gate_up.shape[1] // 2)
+
+
+def _swiglu_quantize(
+    gate_up: Tensor, weights: Tensor | None = None, *, power_of_2: bool = False, cache: bool = False
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+    """reference.swiglu_quantize, its quantisation done by the operator, which has a kernel."""
+    with torch.no_grad():
+        product = reference.swiglu(gate_up.float(), weights)
+    codes, scales = _ops.quantize_tiles.default(product, power_of_2=power_of_2)
+    if not cache:
+        return codes, scales, None, None
+    return codes, scales, *_ops.quantize_tiles.default(gate_up, power_of_2=power_of_2)
+
+
+def _swiglu_quantize_fake(
+    gate_up: Tensor, weights: Tensor | None = None, *, power_of_2: bool = False, cache: bool = False
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+    _check_gate_up("swiglu_quantize", gate_up, _FLOATS[:3])
+    _check_weights("swiglu_quantize", weights, gate_up.shape[0], torch.float32)
+    rows, columns = gate_up.shape
+    codes, scales = _new_tiles(gate_up, rows, columns // 2)
+    return codes, scales, *(_new_tiles(gate_up, rows, columns) if cache else (None, None))
+
+
+def _swiglu_backward(
+    grad: Tensor, gate_up_codes: Tensor, gate_up_scales: Tensor, weights: Tensor | None = None
+) -> tuple[Tensor, Tensor | None, Tensor]:
+    """reference.swiglu_backward, its dequantisation done by the operator, which has a kernel."""
+    with torch.no_grad():
+        gate_up = _ops.dequantize_tiles.default(gate_up_codes, gate_up_scales, torch.float32)
+        grad_gate_up, grad_weights, out = reference.swiglu_gradient(grad, gate_up, weights)
+    return grad_gate_up.bfloat16(), None if weights is None else grad_weights, out.bfloat16()
+
+
+def _swiglu_backward_fake(
+    grad: Tensor, gate_up_codes: Tensor, gate_up_scales: Tensor, weights: Tensor | None = None
+) -> tuple[Tensor, Tensor | None, Tensor]:
+    op = "swiglu_backward"
+    if gate_up_codes.dtype != torch.float8_e4m3fn:
+        raise ValueError(
+            f"{op}: gate_up_codes must be float8_e4m3fn, got {_dtype(gate_up_codes)}; "
+            "make them with swiglu_quantize(..., cache=True)"
+        )
+    if gate_up_codes.dim() != 2 or gate_up_codes.shape[1] % 2 != 0:
+        raise ValueError(f"{op}: gate_up_codes must be [M, 2I], got shape {list(gate_up_codes.shape)}")
+    rows, columns = gate_up_codes.shape
+    tiles = (columns + TILE - 1) // TILE
+    if gate_up_scales.dtype != torch.float32:
+        raise ValueError(f"{op}: gate_up_scales must be float32, got {_dtype(gate_up_scales)}")
+    if gate_up_scales.dim() != 2 or gate_up_scales.shape[0] != rows or gate_up_scales.shape[1] != tiles:
+        raise ValueError(
+            f"{op}: gate_up_scales must be [M, ceil(2I/128)] = [{rows}, {tiles}], "
+            f"got {list(gate_up_scales.shape)}; pass the scales that came with gate_up_codes"
+        )
+    if grad.dtype not in (torch.bfloat16, torch.float16, torch.float32):
+        raise ValueError(f"{op}: grad must be bfloat16, float16 or float32, got {_dtype(grad)}")
+    if grad.dim() != 2 or grad.shape[0] != rows or grad.shape[1] != columns // 2:
+        raise ValueError(f"{op}: grad must be [M, I] = [{rows}, {columns // 2}], got {list(grad.shape)}")
+    _check_weights(op, weights, rows, torch.float32)
+    return (
+        grad.new_empty(rows, columns, dtype=torch.bfloat16),
+        None if weights is None else weights.new_empty(rows),
+        grad.new_empty(rows, columns // 2, dtype=torch.bfloat16),
+    )
+
+
+def _new_tiles(x: Tensor, rows: int, columns: int) -> tuple[Tensor, Tensor]:
+    codes = x.new_empty(rows, columns, dtype=torch.float8_e4m3fn)
+    return codes, x.new_empty(rows, (columns + TILE - 1) // TILE, dtype=torch.float32)
 
 
 def _swiglu_setup(ctx: Any, inputs: tuple[Tensor, Tensor | None], output: Tensor) -> None:
     ctx.save_for_backward(*inputs)
 
 
-def _swiglu_backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None]:
+def _swiglu_gradient(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None]:
     gate_up, weights = ctx.saved_tensors
     grad_gate_up, grad_weights, _ = reference.swiglu_gradient(grad, gate_up, weights)
     return grad_gate_up.to(gate_up.dtype), None if weights is None else grad_weights
 
 
 serve_by_reference("swiglu(Tensor gate_up, Tensor? weights=None) -> Tensor", reference.swiglu, _swiglu_fake)
-torch.library.register_autograd(f"{NAMESPACE}::swiglu", _swiglu_backward, setup_context=_swiglu_setup)
+serve_by_reference(
+    "swiglu_quantize(Tensor gate_up, Tensor? weights=None, *, bool power_of_2=False, bool cache=False) "
+    "-> (Tensor codes, Tensor scales, Tensor? gate_up_codes, Tensor? gate_up_scales)",
+    _swiglu_quantize,
+    _swiglu_quantize_fake,
+)
+serve_by_reference(
+    "swiglu_backward(Tensor grad, Tensor gate_up_codes, Tensor gate_up_scales, Tensor? weights=None) "
+    "-> (Tensor grad_gate_up, Tensor? grad_weights, Tensor output)",
+    _swiglu_backward,
+    _swiglu_backward_fake,
+)
+torch.library.register_autograd(f"{NAMESPACE}::swiglu", _swiglu_gradient, setup_context=_swiglu_setup)

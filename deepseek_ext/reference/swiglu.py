@@ -8,6 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .quantize import dequantize_tiles, quantize_tiles
+
 
 def swiglu(gate_up: Tensor, weights: Tensor | None = None) -> Tensor:
     """silu(gate) * up * weight, [M, I] in gate_up's dtype."""
@@ -16,6 +18,24 @@ def swiglu(gate_up: Tensor, weights: Tensor | None = None) -> Tensor:
     if weights is not None:
         out *= weights[:, None]
     return out.to(gate_up.dtype)
+
+
+def swiglu_quantize(
+    gate_up: Tensor, weights: Tensor | None = None, *, power_of_2: bool = False, cache: bool = False
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+    """The tiles of swiglu's result, not rounded in between, and, for the backward, those of gate_up."""
+    codes, scales = quantize_tiles(swiglu(_wide(gate_up), weights), power_of_2=power_of_2)
+    cached = quantize_tiles(gate_up, power_of_2=power_of_2) if cache else (None, None)
+    return codes, scales, *cached
+
+
+def swiglu_backward(
+    grad: Tensor, gate_up_codes: Tensor, gate_up_scales: Tensor, weights: Tensor | None = None
+) -> tuple[Tensor, Tensor | None, Tensor]:
+    """swiglu_gradient at the cached gate_up, in BF16, FP32 and BF16; None for weights that are None."""
+    gate_up = dequantize_tiles(gate_up_codes, gate_up_scales)
+    grad_gate_up, grad_weights, out = swiglu_gradient(grad, gate_up, weights)
+    return grad_gate_up.bfloat16(), None if weights is None else grad_weights, out.bfloat16()
 
 
 def swiglu_gradient(

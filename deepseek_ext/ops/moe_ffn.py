@@ -1,0 +1,244 @@
+"""The routed experts of one MoE layer in FP8, forward and backward, without a loop over experts.
+
+T tokens of width H, K choices a token, M = T*K rows in expert order, E experts of width I. The passes are
+compositions of operators, cut where work of another micro-batch, or an exchange between processes, can go
+in between:
+
+    forward   dispatch -> experts -> combine backward  combine_backward -> experts_dgrad ->
+    dispatch_backward, and experts_wgrad at any later time
+
+Quantised (DeepSeek-V3, section 3.3): tokens in 1x128 tiles with power-of-two scales, once, before they are
+copied to their experts; the product inside an expert; the output's gradient like the tokens. Kept for the
+backward: the tiles of the tokens in token order, the tiles of gate_up, and the routing; rows are gathered
+again and the product inside an expert is computed again.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ._library import NAMESPACE
+
+_ops = torch.ops.deepseek_ext
+WeightCodes = tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]
+
+
+def moe_ffn(
+    x: Tensor,
+    weights: Tensor,
+    indices: Tensor,
+    gate_up: Tensor,
+    down: Tensor,
+    *,
+    codes: WeightCodes | None = None,
+    exchange: None = None,
+) -> Tensor:
+    """Sum over a token's experts of weight * down_e(silu(gate_e(x)) * up_e(x)), products in E4M3: [T, H].
+
+    x: bfloat16 or float32 [T, H]; weights: float32 [T, K] and indices: int32 [T, K] from route (an index -1
+    adds nothing). gate_up: [E, 2I, H], gate first, and down: [E, H, I], float32 or bfloat16; `codes` are
+    their (codes, scales) from quantize_blocks, gate_up's pair first, for a layer that quantises once a
+    step, and are made here if None. The result has x's dtype. Differentiable in x, weights, gate_up and
+    down: weight gradients are summed in FP32, have their weight's dtype, and are not computed where not
+    needed; experts without tokens get exact zeros. exchange is for experts on several processes and must be
+    None. Raises ValueError for arguments that do not fit. Source: sections 2.1.2 and 3.3.
+    """
+    if exchange is not None:
+        raise ValueError(
+            "moe_ffn: exchange must be None: experts spread over several processes are not supported yet; "
+            "hold all experts in this process"
+        )
+    if codes is None:
+        codes = _ops.quantize_blocks.default(gate_up.detach()), _ops.quantize_blocks.default(down.detach())
+    return _ops.moe_ffn.default(x, weights, indices, gate_up, down, *codes[0], *codes[1])[0]
+
+
+class Rows(NamedTuple):
+    """Tokens in expert order, as their experts read them."""
+
+    codes: Tensor  # float8_e4m3fn [M, H]
+    scales: Tensor  # float32 [M, ceil(H/128)]
+    weights: Tensor  # float32 [M], 0 for rows past offs[-1]
+
+
+class WgradOperands(NamedTuple):
+    """What the weight gradients multiply: codes and scales, grouped transposed."""
+
+    output: tuple[Tensor, Tensor]  # of down's input, I rows
+    grad_gate_up: tuple[Tensor, Tensor]  # 2I rows
+
+
+def dispatch(codes: Tensor, scales: Tensor, weights: Tensor, rows: Tensor) -> Rows:
+    """Brings the tokens' tiles (codes [T, H] and their scales) and gate weights [T, K] into expert order."""
+    row_codes, row_scales = _ops.gather_tiles.default(codes, scales, rows, weights.shape[1])
+    row_weights = _ops.gather_rows.default(weights.reshape(-1, 1), rows, 1)
+    return Rows(row_codes, row_scales, row_weights.view(-1))
+
+
+def experts(
+    rows: Rows, offs: Tensor, codes: WeightCodes, dtype: torch.dtype
+) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    """Every expert's FFN on its own rows: [M, H] in `dtype`, and the tiles of gate_up for the backward."""
+    gate_up_codes, down_codes = codes
+    gate_up = _ops.grouped_gemm.default(
+        rows.codes, rows.scales, *gate_up_codes, offs, out_dtype=torch.bfloat16
+    )
+    product, scales, *cache = _ops.swiglu_quantize.default(gate_up, rows.weights, cache=True)
+    out = _ops.grouped_gemm.default(product, scales, *down_codes, offs, out_dtype=dtype)
+    return out, (cache[0], cache[1])
+
+
+def combine(rows_out: Tensor, slots: Tensor) -> Tensor:
+    """Each token's sum of its experts' rows, [T, H]."""
+    return _ops.combine_rows.default(rows_out, slots)
+
+
+def combine_backward(grad: Tensor, rows: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
+    """The output's gradient [T, H], quantised once a token, in expert order: codes and scales."""
+    codes, scales = _ops.quantize_tiles.default(grad, power_of_2=True)
+    return _ops.gather_tiles.default(codes, scales, rows, top_k)
+
+
+def experts_dgrad(
+    grad: tuple[Tensor, Tensor],
+    cache: tuple[Tensor, Tensor],
+    weights: Tensor,
+    offs: Tensor,
+    codes: WeightCodes,
+    dtype: torch.dtype,
+) -> tuple[Tensor, Tensor, WgradOperands]:
+    """Gradients of the rows [M, H] in `dtype` and of their gate weights [M], and what experts_wgrad needs."""
+    (gate_up_codes, gate_up_scales), (down_codes, down_scales) = codes
+    grad_product = _ops.grouped_gemm.default(
+        *grad, down_codes.transpose(1, 2), down_scales.transpose(1, 2), offs, out_dtype=torch.bfloat16
+    )
+    grad_gate_up, grad_weights, output = _ops.swiglu_backward.default(grad_product, *cache, weights)
+    tiles, scales, tiles_t, scales_t = _ops.quantize_tiles_both.default(grad_gate_up, offs)
+    grad_rows = _ops.grouped_gemm.default(
+        tiles, scales, gate_up_codes.transpose(1, 2), gate_up_scales.transpose(1, 2), offs, out_dtype=dtype
+    )
+    output_t = _ops.quantize_tiles_transposed.default(output, offs)
+    return grad_rows, grad_weights, WgradOperands(output_t, (tiles_t, scales_t))
+
+
+def experts_wgrad(
+    grad: tuple[Tensor, Tensor], rows: Rows, operands: WgradOperands, offs: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Gradients of gate_up [E, 2I, H] and down [E, H, I], in FP32."""
+    rows_t = _ops.retile.default(rows.codes, rows.scales, offs)
+    grad_t = _ops.retile.default(*grad, offs)
+    grad_gate_up = _ops.grouped_gemm_wgrad.default(*operands.grad_gate_up, *rows_t, offs)
+    grad_down = _ops.grouped_gemm_wgrad.default(*grad_t, *operands.output, offs)
+    return grad_gate_up, grad_down
+
+
+def dispatch_backward(grad_rows: Tensor, grad_weights: Tensor, slots: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradients of the tokens [T, H] and of the gate weights [T, K], from those of the rows."""
+    by_slot = _ops.gather_rows.default(grad_weights.view(-1, 1), slots.flatten(), 1)
+    return _ops.combine_rows.default(grad_rows, slots), by_slot.view(slots.shape)
+
+
+def _dtype(x: Tensor) -> str:
+    return str(x.dtype).removeprefix("torch.")
+
+
+def _check(
+    x: Tensor, weights: Tensor, indices: Tensor, gate_up: Tensor, down: Tensor, codes: WeightCodes
+) -> None:
+    for name, tensor in (("x", x), ("gate_up", gate_up), ("down", down)):
+        if tensor.dtype not in (torch.bfloat16, torch.float32):
+            raise ValueError(f"moe_ffn: {name} must be bfloat16 or float32, got {_dtype(tensor)}")
+    if x.dim() != 2:
+        raise ValueError(
+            f"moe_ffn: x must be [T, H], got shape {list(x.shape)}; flatten the leading dimensions"
+        )
+    if indices.dtype != torch.int32:
+        raise ValueError(f"moe_ffn: indices must be int32, got {_dtype(indices)}; pass the indices of route")
+    if indices.dim() != 2 or indices.shape[0] != x.shape[0]:
+        raise ValueError(f"moe_ffn: indices must be [T, K] with T = {x.shape[0]}, got {list(indices.shape)}")
+    if weights.dtype != torch.float32:
+        raise ValueError(
+            f"moe_ffn: weights must be float32, got {_dtype(weights)}; pass the weights of route"
+        )
+    if weights.shape != indices.shape:
+        raise ValueError(
+            f"moe_ffn: weights must be [T, K] = {list(indices.shape)}, got {list(weights.shape)}"
+        )
+    hidden = x.shape[1]
+    if gate_up.dim() != 3 or gate_up.shape[1] % 2 != 0 or gate_up.shape[2] != hidden:
+        raise ValueError(
+            f"moe_ffn: gate_up must be [E, 2I, H], H = {hidden} as in x, got {list(gate_up.shape)}"
+        )
+    wanted = [gate_up.shape[0], hidden, gate_up.shape[1] // 2]
+    if list(down.shape) != wanted:
+        raise ValueError(f"moe_ffn: down must be [E, H, I] = {wanted}, got {list(down.shape)}")
+    for name, weight, (weight_codes, _) in (("gate_up", gate_up, codes[0]), ("down", down, codes[1])):
+        if weight_codes.shape != weight.shape:
+            raise ValueError(
+                f"moe_ffn: codes of {name} must have its shape {list(weight.shape)}, "
+                f"got {list(weight_codes.shape)}; make them with quantize_blocks({name})"
+            )
+
+
+def _forward(
+    x: Tensor,
+    weights: Tensor,
+    indices: Tensor,
+    gate_up: Tensor,
+    down: Tensor,
+    gate_up_codes: Tensor,
+    gate_up_scales: Tensor,
+    down_codes: Tensor,
+    down_scales: Tensor,
+) -> tuple[Tensor, ...]:
+    codes = (gate_up_codes, gate_up_scales), (down_codes, down_scales)
+    _check(x, weights, indices, gate_up, down, codes)
+    tiles, scales = _ops.quantize_tiles.default(x, power_of_2=True)
+    rows, slots, offs = _ops.expert_order.default(indices, gate_up.shape[0])
+    rows_out, cache = experts(dispatch(tiles, scales, weights, rows), offs, codes, x.dtype)
+    return combine(rows_out, slots), tiles, scales, *cache, rows, slots, offs
+
+
+def _setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, ...]) -> None:
+    x, weights, _, gate_up, down, *codes = inputs
+    _, *saved = output
+    ctx.mark_non_differentiable(*saved)
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(weights, *codes, *saved)
+    ctx.dtypes = x.dtype, gate_up.dtype, down.dtype
+
+
+def _backward(ctx: Any, grad: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
+    if grad is None:
+        return (None,) * 9
+    weights, *tensors = ctx.saved_tensors
+    codes = (tensors[0], tensors[1]), (tensors[2], tensors[3])
+    tiles, scales, cache_codes, cache_scales, rows, slots, offs = tensors[4:]
+    x_dtype, gate_up_dtype, down_dtype = ctx.dtypes
+    arrived = dispatch(tiles, scales, weights, rows)
+    grad_out = combine_backward(grad, rows, weights.shape[1])
+    grad_rows, grad_row_weights, operands = experts_dgrad(
+        grad_out, (cache_codes, cache_scales), arrived.weights, offs, codes, x_dtype
+    )
+    grad_x, grad_weights = dispatch_backward(grad_rows, grad_row_weights, slots)
+    grad_gate_up = grad_down = None
+    if any(ctx.needs_input_grad[3:5]):
+        grad_gate_up, grad_down = experts_wgrad(grad_out, arrived, operands, offs)
+        grad_gate_up, grad_down = grad_gate_up.to(gate_up_dtype), grad_down.to(down_dtype)
+    return grad_x, grad_weights, None, grad_gate_up, grad_down, None, None, None, None
+
+
+_NAME = f"{NAMESPACE}::moe_ffn"
+torch.library.define(
+    _NAME,
+    "(Tensor x, Tensor weights, Tensor indices, Tensor gate_up, Tensor down, Tensor gate_up_codes, "
+    "Tensor gate_up_scales, Tensor down_codes, Tensor down_scales) -> "
+    "(Tensor out, Tensor codes, Tensor scales, Tensor cache_codes, Tensor cache_scales, "
+    "Tensor rows, Tensor slots, Tensor offs)",
+)
+torch.library.impl(_NAME, "CompositeExplicitAutograd", _forward)
+torch.library.register_fake(_NAME, _forward)  # the operators it calls have fakes of their own
+torch.library.register_autograd(_NAME, _backward, setup_context=_setup_context)
