@@ -21,13 +21,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..reference.gemm import gemm as _gemm_reference
-from ..reference.gemm import gemm_accumulate_ as _gemm_accumulate_reference
-from ..reference.gemm import grouped_gemm as _grouped_gemm_reference
-from ..reference.gemm import grouped_gemm_wgrad as _grouped_gemm_wgrad_reference
-from ..reference.gemm import grouped_gemm_wgrad_accumulate_ as _grouped_gemm_wgrad_accumulate_reference
-from ._library import serve_by_reference
-
 TILE = 128
 
 
@@ -280,19 +273,6 @@ def _grouped_gemm_wgrad_accumulate_fake(
     _check_wgrad(op, a_t, a_scales_t, b_t, b_scales_t, offs)
     _check_out(op, out, "[E, N, K]", [offs.shape[0], a_t.shape[0], b_t.shape[0]])
 
-
-_OPERANDS = "Tensor a, Tensor a_scales, Tensor b, Tensor b_scales"
-_OPERANDS_T = "Tensor a_t, Tensor a_scales_t, Tensor b_t, Tensor b_scales_t, Tensor offs"
-serve_by_reference(f"gemm({_OPERANDS}, *, ScalarType out_dtype) -> Tensor", _gemm_reference)
-serve_by_reference(f"gemm_accumulate_(Tensor(a!) out, {_OPERANDS}) -> ()", _gemm_accumulate_reference)
-serve_by_reference(
-    f"grouped_gemm({_OPERANDS}, Tensor offs, *, ScalarType out_dtype) -> Tensor", _grouped_gemm_reference
-)
-serve_by_reference(f"grouped_gemm_wgrad({_OPERANDS_T}) -> Tensor", _grouped_gemm_wgrad_reference)
-serve_by_reference(
-    f"grouped_gemm_wgrad_accumulate_(Tensor(a!) out, {_OPERANDS_T}) -> ()",
-    _grouped_gemm_wgrad_accumulate_reference,
-)
 
 torch.library.register_fake("deepseek_ext::gemm", _gemm_fake)
 torch.library.register_fake("deepseek_ext::gemm_accumulate_", _gemm_accumulate_fake)

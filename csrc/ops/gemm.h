@@ -1,0 +1,176 @@
+// What the gemm family asks of its arguments, on every device; deepseek_ext/ops/gemm.py says the same of fake
+// tensors, in the same words.
+#pragma once
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+
+#include <initializer_list>
+#include <string>
+
+#include "formats/tiles.h"
+#include "ops/check.h"
+
+namespace dse::gemm {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+// A shape as Python prints it.
+inline std::string shape_text(const int64_t* sizes, int64_t dims) {
+    std::string text = "[";
+    for (int64_t i = 0; i < dims; ++i) text += (i ? ", " : "") + std::to_string(sizes[i]);
+    return text + "]";
+}
+inline std::string shape_text(const Tensor& x) { return shape_text(x.sizes().data(), x.dim()); }
+inline std::string shape_text(std::initializer_list<int64_t> sizes) {
+    return shape_text(sizes.begin(), static_cast<int64_t>(sizes.size()));
+}
+
+// A dtype as Python prints it.
+inline const char* dtype_text(ScalarType dtype) {
+    switch (dtype) {
+        case ScalarType::Byte:
+            return "uint8";
+        case ScalarType::Char:
+            return "int8";
+        case ScalarType::Short:
+            return "int16";
+        case ScalarType::Int:
+            return "int32";
+        case ScalarType::Long:
+            return "int64";
+        case ScalarType::Bool:
+            return "bool";
+        case ScalarType::Half:
+            return "float16";
+        case ScalarType::BFloat16:
+            return "bfloat16";
+        case ScalarType::Float:
+            return "float32";
+        case ScalarType::Double:
+            return "float64";
+        case ScalarType::Float8_e4m3fn:
+            return "float8_e4m3fn";
+        case ScalarType::Float8_e5m2:
+            return "float8_e5m2";
+        default:
+            return torch::headeronly::toString(dtype);
+    }
+}
+
+inline bool has_shape(const Tensor& x, std::initializer_list<int64_t> wanted) {
+    if (x.dim() != static_cast<int64_t>(wanted.size())) return false;
+    const auto sizes = x.sizes();
+    int64_t i = 0;
+    for (const int64_t size : wanted)
+        if (sizes[i++] != size) return false;
+    return true;
+}
+
+inline void check_codes(const char* op, const char* name, const Tensor& x, int64_t dims, const char* layout,
+                        const char* remedy) {
+    DSE_REQUIRE(x.dim() == dims, op, ": ", name, " must be ", layout, ", got shape ", shape_text(x));
+    DSE_REQUIRE(x.scalar_type() == ScalarType::Float8_e4m3fn, op, ": ", name,
+                " must hold float8_e4m3fn codes, got ", dtype_text(x.scalar_type()), "; make them with ",
+                remedy);
+}
+
+inline void check_scales(const char* op, const char* name, const Tensor& scales, const char* layout,
+                         std::initializer_list<int64_t> wanted, const char* codes) {
+    DSE_REQUIRE(scales.scalar_type() == ScalarType::Float, op, ": ", name, " must be float32, got ",
+                dtype_text(scales.scalar_type()));
+    DSE_REQUIRE(has_shape(scales, wanted), op, ": ", name, " must be ", layout, " = ", shape_text(wanted),
+                ", one scale for each tile or block of ", codes, ", got ", shape_text(scales),
+                "; pass the scales that came with ", codes);
+}
+
+inline void check_depth(const char* op, const char* a_name, const Tensor& a, const char* b_name,
+                        const Tensor& b, const char* letter) {
+    DSE_REQUIRE(a.size(a.dim() - 1) == b.size(b.dim() - 1), op, ": ", a_name, " and ", b_name,
+                " must agree in their last dimension ", letter, ", got ", shape_text(a), " and ",
+                shape_text(b), "; transpose the one that has ", letter, " elsewhere");
+}
+
+inline void check_out_dtype(const char* op, ScalarType dtype) {
+    DSE_REQUIRE(dtype == ScalarType::BFloat16 || dtype == ScalarType::Float, op,
+                ": out_dtype must be bfloat16 or float32, got ", dtype_text(dtype),
+                "; convert the result afterwards");
+}
+
+inline void check_out(const char* op, const Tensor& out, const char* layout,
+                      std::initializer_list<int64_t> wanted) {
+    DSE_REQUIRE(out.scalar_type() == ScalarType::Float, op, ": out must be float32, got ",
+                dtype_text(out.scalar_type()));
+    DSE_REQUIRE(has_shape(out, wanted), op, ": out must be ", layout, " = ", shape_text(wanted), ", got ",
+                shape_text(out));
+    const int64_t last = out.dim() - 1;
+    DSE_REQUIRE(out.size(last) <= 1 || out.stride(last) == 1, op,
+                ": out must have stride 1 along its last dimension, got ", out.stride(last),
+                "; accumulate into a contiguous tensor");
+}
+
+inline void check_offs(const char* op, const Tensor& offs) {
+    DSE_REQUIRE(offs.scalar_type() == ScalarType::Int, op, ": offs must be int32, got ",
+                dtype_text(offs.scalar_type()));
+    DSE_REQUIRE(offs.dim() == 1, op, ": offs must be [E], the end of each expert's rows, got shape ",
+                shape_text(offs));
+}
+
+// The last group of rows must end at `most` or before. Only where values can be read: on the CPU.
+inline void check_ends(const char* op, const Tensor& offs, int64_t most, const char* limit) {
+    const int32_t* end = offs.const_data_ptr<int32_t>();
+    int64_t before = 0;
+    for (int64_t e = 0; e < offs.size(0); ++e) {
+        const int64_t value = end[e * offs.stride(0)];
+        DSE_REQUIRE(value >= before && value <= most, op, ": offs must ascend from 0 to at most ", limit,
+                    " = ", most, ", got ", value, " after ", before, " at index ", e);
+        before = value;
+    }
+}
+
+// b in blocks or in tiles; returns how many of its rows share a scale.
+inline int64_t check_operands(const char* op, const Tensor& a, const Tensor& a_scales, const Tensor& b,
+                              const Tensor& b_scales) {
+    check_codes(op, "a", a, 2, "[M, K]", "quantize_tiles");
+    check_codes(op, "b", b, 2, "[N, K]", "quantize_blocks or quantize_tiles");
+    check_depth(op, "a", a, "b", b, "K");
+    const int64_t m = a.size(0), n = b.size(0), depth = num_tiles(a.size(1));
+    check_scales(op, "a_scales", a_scales, "[M, ceil(K/128)]", {m, depth}, "a");
+    const bool in_tiles = b_scales.dim() == 2 && b_scales.size(0) == n;
+    if (in_tiles) {
+        check_scales(op, "b_scales", b_scales, "[N, ceil(K/128)]", {n, depth}, "b");
+    } else {
+        check_scales(op, "b_scales", b_scales, "[ceil(N/128), ceil(K/128)]", {num_tiles(n), depth}, "b");
+    }
+    return in_tiles ? 1 : kTile;
+}
+
+inline void check_grouped(const char* op, const Tensor& a, const Tensor& a_scales, const Tensor& b,
+                          const Tensor& b_scales, const Tensor& offs) {
+    check_codes(op, "a", a, 2, "[M, K]", "quantize_tiles");
+    check_codes(op, "b", b, 3, "[E, N, K]", "quantize_blocks");
+    check_depth(op, "a", a, "b", b, "K");
+    const int64_t depth = num_tiles(a.size(1));
+    check_scales(op, "a_scales", a_scales, "[M, ceil(K/128)]", {a.size(0), depth}, "a");
+    check_scales(op, "b_scales", b_scales, "[E, ceil(N/128), ceil(K/128)]",
+                 {b.size(0), num_tiles(b.size(1)), depth}, "b");
+    check_offs(op, offs);
+    DSE_REQUIRE(offs.size(0) == b.size(0), op, ": offs must hold one end for each of the ", b.size(0),
+                " experts of b, got ", offs.size(0));
+}
+
+inline void check_wgrad(const char* op, const Tensor& a_t, const Tensor& a_scales_t, const Tensor& b_t,
+                        const Tensor& b_scales_t, const Tensor& offs) {
+    check_codes(op, "a_t", a_t, 2, "[N, M']", "quantize_tiles_transposed");
+    check_codes(op, "b_t", b_t, 2, "[K, M']", "quantize_tiles_transposed or retile");
+    check_depth(op, "a_t", a_t, "b_t", b_t, "M'");
+    const int64_t columns = a_t.size(1);
+    DSE_REQUIRE(columns % kTile == 0, op, ": a_t must have M' columns, a multiple of 128, got ", columns,
+                "; make it with quantize_tiles_transposed(x, offs)");
+    check_scales(op, "a_scales_t", a_scales_t, "[N, M'/128]", {a_t.size(0), columns / kTile}, "a_t");
+    check_scales(op, "b_scales_t", b_scales_t, "[K, M'/128]", {b_t.size(0), columns / kTile}, "b_t");
+    check_offs(op, offs);
+}
+
+}  // namespace dse::gemm
