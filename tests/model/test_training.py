@@ -13,6 +13,10 @@ from deepseek_ext.model import DeepseekV3
 
 Make = Callable[..., Any]
 PRECISIONS = ["fp8", "bf16", "fp32"]
+# Relative errors of a parameter's gradient against fp32. An operand rounded to E4M3 is off by 2^-5 on average, one
+# rounded to BF16 by 2^-9, and the errors of some 30 products one after the other add like a random walk; measured:
+# 0.26 and 0.019 at worst. Leaving out one product, or one scale, is an error of about 1.
+FP8_ERROR, BF16_ERROR = 0.35, 0.03
 
 
 def train(model: DeepseekV3, batch: tuple[torch.Tensor, torch.Tensor], steps: int) -> list[float]:
@@ -67,12 +71,6 @@ def test_fp8_gradients_are_close_to_bf16(make_model: Make, make_batch: Make) -> 
     for name, grad in exact.items():
         for got, bound in ((bf16[name], BF16_ERROR), (fp8[name], FP8_ERROR)):
             assert (got - grad).norm() < bound * grad.norm(), name
-
-
-# Half a unit in the last place is 2^-9 of a BF16 number and 2^-5 of an E4M3 one on average; a gradient here
-# has passed some 30 products one after the other, whose errors add like a random walk.
-BF16_ERROR = 0.03
-FP8_ERROR = 0.3
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
