@@ -7,6 +7,8 @@ import math
 import torch
 from torch import Tensor
 
+PIECE = 1 << 17  # elements; the pieces of five FP32 tensors then fit into a second-level cache
+
 
 @torch.no_grad()
 def adamw_step_(
@@ -25,23 +27,23 @@ def adamw_step_(
 ) -> None:
     """One step on every tensor of the lists, in the parameters' dtype; the moments are rounded when stored.
 
-    g = grad_scale * grad;  m = beta1 m + (1 - beta1) g;  v = beta2 v + (1 - beta2) g^2
-    p = (1 - lr weight_decay) p - lr / (1 - beta1^step) * m / (sqrt(v) / sqrt(1 - beta2^step) + eps)
+    The numbers computed from lr, the betas and step are rounded to that dtype once; no multiplication and
+    addition is fused. Large tensors are worked on in pieces that stay in the cache.
     """
-    if not params:
-        return
-    g = torch._foreach_mul(grads, grad_scale) if grad_scale != 1.0 else grads
-    m = [old.to(p.dtype) for old, p in zip(exp_avgs, params, strict=True)]
-    v = [old.to(p.dtype) for old, p in zip(exp_avg_sqs, params, strict=True)]
-    torch._foreach_mul_(m, beta1)
-    torch._foreach_add_(m, g, alpha=1 - beta1)
-    torch._foreach_mul_(v, beta2)
-    torch._foreach_addcmul_(v, g, g, value=1 - beta2)
-    denominator = torch._foreach_sqrt(v)
-    torch._foreach_div_(denominator, math.sqrt(1 - beta2**step))
-    torch._foreach_add_(denominator, eps)
-    if weight_decay != 0.0:
-        torch._foreach_mul_(params, 1 - lr * weight_decay)
-    torch._foreach_addcdiv_(params, m, denominator, value=-lr / (1 - beta1**step))
-    torch._foreach_copy_(exp_avgs, m)
-    torch._foreach_copy_(exp_avg_sqs, v)
+    rate = lr / (1 - beta1**step)
+    correction = 1 / math.sqrt(1 - beta2**step)  # a factor: torch divides by a number as it likes
+    for tensors in zip(params, grads, exp_avgs, exp_avg_sqs, strict=True):
+        for param, grad, exp_avg, exp_avg_sq in zip(*map(_pieces, tensors), strict=True):
+            g = grad * grad_scale
+            m = exp_avg.to(g.dtype) * beta1 + g * (1 - beta1)
+            v = exp_avg_sq.to(g.dtype) * beta2 + g * (1 - beta2) * g
+            param.mul_(1 - lr * weight_decay).sub_(m * rate / (v.sqrt() * correction + eps))
+            exp_avg.copy_(m)
+            exp_avg_sq.copy_(v)
+
+
+def _pieces(x: Tensor) -> tuple[Tensor, ...]:
+    """x cut along its first dimension into views of about PIECE elements."""
+    x = torch.atleast_1d(x)
+    row = max(1, x.numel() // max(1, x.shape[0]))
+    return x.split(max(1, PIECE // row))
