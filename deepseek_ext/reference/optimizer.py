@@ -37,7 +37,8 @@ def adamw_step_(
             g = grad * grad_scale
             m = exp_avg.to(g.dtype) * beta1 + g * (1 - beta1)
             v = exp_avg_sq.to(g.dtype) * beta2 + g * (1 - beta2) * g
-            param.mul_(1 - lr * weight_decay).sub_(m * rate / (v.sqrt() * correction + eps))
+            root = v.double().sqrt().to(v.dtype)  # torch's own FP32 square root may be an ulp off
+            param.mul_(1 - lr * weight_decay).sub_(m * rate / (root * correction + eps))
             exp_avg.copy_(m)
             exp_avg_sq.copy_(v)
 
