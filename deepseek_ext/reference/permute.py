@@ -16,8 +16,11 @@ def expert_order(indices: Tensor, num_experts: int) -> tuple[Tensor, Tensor, Ten
     expert, order = torch.sort(torch.where(flat < 0, num_experts, flat), stable=True)
     experts = torch.arange(num_experts, dtype=expert.dtype, device=expert.device)
     offs = torch.searchsorted(expert, experts, right=True, out_int32=True)
-    rows = torch.where(expert < num_experts, order, -1).int()
-    return rows, inverse(rows, flat.numel()).view(indices.shape), offs
+    here = expert < num_experts
+    rows = torch.where(here, order, -1).int()
+    count = torch.arange(flat.numel(), dtype=torch.int32, device=flat.device)
+    slots = torch.empty_like(rows).scatter_(0, order, torch.where(here, count, -1))
+    return rows, slots.view(indices.shape), offs
 
 
 def inverse(places: Tensor, size: int) -> Tensor:
