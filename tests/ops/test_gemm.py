@@ -1,4 +1,4 @@
-"""gemm and gemm_accumulate_ on every CPU tier: the promised error bound, and everything promised to the bit."""
+"""gemm and gemm_accumulate_ on every CPU tier: the error bound, and everything promised to the bit."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from gemm_inputs import (
 
 from deepseek_ext import ops
 
-# Around the vector widths, the panel (64), the row tile (6), the row block (384), the block (128), the chunk (64).
+# Around vector widths, panel (64), row tile (6), row block (384), scale block (128) and chunk (64).
 SHAPES = [
     (1, 1, 1),
     (1, 128, 128),
