@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any, cast
@@ -115,7 +115,7 @@ class DeepseekV3(nn.Module):
             _check_precision(f"precision_overrides[{pattern!r}]", value)
             self._override(pattern, value)
         initialise(self, seed=seed, std=config.initializer_range)
-        self.register_load_state_dict_post_hook(lambda module, _: module.weights_changed())
+        self.register_load_state_dict_post_hook(_after_load)
 
     def forward(self, tokens: Tensor, *, use_mtp: bool = True) -> Output:
         """Logits of every position: tokens int64 [B, T] to `Output`, whose dtype is the residual stream's.
@@ -234,6 +234,14 @@ class DeepseekV3(nn.Module):
         cache.advance(length)
         return self.lm_head(hidden[:, -1])
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> DeepseekV3:
+        if fn(torch.empty(0, dtype=torch.float32)).dtype != torch.float32:
+            raise ValueError(
+                "DeepseekV3: parameters and router biases stay float32 whatever the precision; "
+                'write DeepseekV3(config, precision="bf16") instead of converting the model'
+            )
+        return super()._apply(fn, recurse)
+
     def _context(
         self,
         tokens: Tensor,
@@ -304,6 +312,10 @@ class DeepseekV3(nn.Module):
                 f"DeepseekV3: a sequence must have {shortest} to {longest} tokens (max_position_embeddings), "
                 f"got {tokens.shape[1]}; split it, or raise max_position_embeddings"
             )
+
+
+def _after_load(model: DeepseekV3, _: Any) -> None:
+    model.weights_changed()
 
 
 def _check_precision(argument: str, value: Any) -> None:

@@ -14,7 +14,8 @@ class _RMSNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         x32 = x.float()
-        rstd = torch.rsqrt(x32.square().mean(-1, keepdim=True) + eps)
+        mean_square = torch.linalg.vector_norm(x32, dim=-1, keepdim=True).square_().div_(x.shape[-1])
+        rstd = mean_square.add_(eps).rsqrt_()
         ctx.save_for_backward(x, weight, rstd)
         return (x32 * rstd).mul_(weight).to(x.dtype)
 
@@ -22,12 +23,11 @@ class _RMSNorm(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
         x, weight, rstd = ctx.saved_tensors
         normed = x.float() * rstd
-        grad32 = grad.float()
-        product = grad32 * normed
+        product = grad.float() * normed
         grad_weight = product.flatten(0, -2).sum(0)
-        # d/dx of x * rstd * w: the part of grad * w along the normalised row does not change its length.
+        # The part of grad * weight along the normalised row would change its length, which is fixed.
         along = product.mul_(weight).mean(-1, keepdim=True)
-        grad_x = torch.addcmul(grad32 * weight, normed, along, value=-1).mul_(rstd)
+        grad_x = torch.mul(grad, weight).sub_(normed.mul_(along)).mul_(rstd)
         return grad_x.to(x.dtype), grad_weight, None
 
 

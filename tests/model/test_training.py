@@ -13,9 +13,9 @@ from deepseek_ext.model import DeepseekV3
 
 Make = Callable[..., Any]
 PRECISIONS = ["fp8", "bf16", "fp32"]
-# Relative errors of a parameter's gradient against fp32. An operand rounded to E4M3 is off by 2^-5 on average, one
-# rounded to BF16 by 2^-9, and the errors of some 30 products one after the other add like a random walk; measured:
-# 0.26 and 0.019 at worst. Leaving out one product, or one scale, is an error of about 1.
+# Relative errors of a parameter's gradient against fp32. An operand rounded to E4M3 is off by 2^-5 on
+# average, one rounded to BF16 by 2^-9, and the errors of some 30 products one after the other add like a
+# random walk; measured: 0.26 and 0.019 at worst. Leaving out a product, or a scale, is an error of about 1.
 FP8_ERROR, BF16_ERROR = 0.35, 0.03
 
 
@@ -134,6 +134,16 @@ def test_a_layer_can_have_another_precision(make_model: Make, make_batch: Make) 
     assert a.main != b.main
     torch.testing.assert_close(a.main, b.main, rtol=1e-2, atol=0)
     b.total.backward()
+
+
+def test_the_model_is_never_cast(make_model: Make) -> None:
+    model = make_model("bf16")
+    with pytest.raises(
+        ValueError, match="stay float32 whatever the precision; write DeepseekV3"
+    ):
+        model.to(torch.bfloat16)
+    assert {value.dtype for value in model.state_dict().values()} == {torch.float32}
+    assert model.to("meta").lm_head.weight.is_meta
 
 
 def test_an_evaluation_makes_no_gradient(make_model: Make, make_batch: Make) -> None:
