@@ -15,6 +15,7 @@ from ..reference import swiglu as reference
 from ._library import NAMESPACE, serve_by_reference
 
 TILE = 128
+PIECE = 1 << 18  # elements of gate_up, 1 MiB in FP32
 _ops = torch.ops.deepseek_ext
 _FLOATS = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
 
@@ -88,9 +89,11 @@ def _swiglu_quantize(
     gate_up: Tensor, weights: Tensor | None = None, *, power_of_2: bool = False, cache: bool = False
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
     """reference.swiglu_quantize, its quantisation done by the operator, which has a kernel."""
+    codes, scales = _new_tiles(gate_up, gate_up.shape[0], gate_up.shape[1] // 2)
     with torch.no_grad():
-        product = reference.swiglu(gate_up.float(), weights)
-    codes, scales = _ops.quantize_tiles.default(product, power_of_2=power_of_2)
+        for rows in _pieces(gate_up):
+            product = reference.swiglu(gate_up[rows].float(), None if weights is None else weights[rows])
+            codes[rows], scales[rows] = _ops.quantize_tiles.default(product, power_of_2=power_of_2)
     if not cache:
         return codes, scales, None, None
     return codes, scales, *_ops.quantize_tiles.default(gate_up, power_of_2=power_of_2)
@@ -110,10 +113,22 @@ def _swiglu_backward(
     grad: Tensor, gate_up_codes: Tensor, gate_up_scales: Tensor, weights: Tensor | None = None
 ) -> tuple[Tensor, Tensor | None, Tensor]:
     """reference.swiglu_backward, its dequantisation done by the operator, which has a kernel."""
+    grad_gate_up, grad_weights, out = _swiglu_backward_fake(grad, gate_up_codes, gate_up_scales, weights)
     with torch.no_grad():
-        gate_up = _ops.dequantize_tiles.default(gate_up_codes, gate_up_scales, torch.float32)
-        grad_gate_up, grad_weights, out = reference.swiglu_gradient(grad, gate_up, weights)
-    return grad_gate_up.bfloat16(), None if weights is None else grad_weights, out.bfloat16()
+        for rows in _pieces(gate_up_codes):
+            gate_up = _ops.dequantize_tiles.default(gate_up_codes[rows], gate_up_scales[rows], torch.float32)
+            row_weights = None if weights is None else weights[rows]
+            results = reference.swiglu_gradient(grad[rows], gate_up, row_weights)
+            grad_gate_up[rows], out[rows] = results[0], results[2]
+            if grad_weights is not None:
+                grad_weights[rows] = results[1]
+    return grad_gate_up, grad_weights, out
+
+
+def _pieces(gate_up: Tensor) -> list[slice]:
+    """Rows that stay in the cache while plain PyTorch goes over them many times."""
+    step = max(1, PIECE // max(1, gate_up.shape[1]))
+    return [slice(start, start + step) for start in range(0, gate_up.shape[0], step)]
 
 
 def _swiglu_backward_fake(
