@@ -4,6 +4,10 @@
 
 namespace dse {
 
+struct Bf16 {
+    uint16_t bits;
+};
+
 inline constexpr uint16_t kBf16NaN = 0x7fc0;
 inline constexpr float kBf16Max = 3.38953138925153547590e38f;  // 0x7f7f
 

@@ -16,8 +16,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ..reference import quantize as reference
-from ._library import NAMESPACE, _fragment, serve_by_reference
+from ._library import NAMESPACE, _fragment
 
 TILE = 128
 _ops = torch.ops.deepseek_ext
@@ -346,55 +345,6 @@ def _fake_retile_e5m6(
     _check_matrix("retile_e5m6", "packed", packed)
     _check_packed("retile_e5m6", packed, scales, k)
     return _new_transposed(packed, packed.shape[0], k, None)
-
-
-def _serve(name: str, arguments: str, results: str, fake: Callable[..., object]) -> None:
-    meaning = getattr(reference, name)
-
-    def checked(*args: object, **kwargs: object) -> object:
-        fake(*args, **kwargs)
-        with torch.no_grad():
-            return meaning(*args, **kwargs)
-
-    serve_by_reference(f"{name}({arguments}) -> {results}", checked)
-
-
-_PAIR, _PAIR_T = "(Tensor codes, Tensor scales)", "(Tensor codes_t, Tensor scales_t)"
-_serve("quantize_tiles", "Tensor x, *, bool power_of_2=False", _PAIR, _fake_quantize_tiles)
-_serve(
-    "quantize_tiles_transposed",
-    "Tensor x, Tensor? offs=None, *, bool power_of_2=False",
-    _PAIR_T,
-    _fake_quantize_tiles_transposed,
-)
-_serve(
-    "quantize_tiles_both",
-    "Tensor x, Tensor? offs=None, *, bool power_of_2=False",
-    "(Tensor codes, Tensor scales, Tensor codes_t, Tensor scales_t)",
-    _fake_quantize_tiles_both,
-)
-_serve("quantize_blocks", "Tensor w, *, bool power_of_2=False", _PAIR, _fake_quantize_blocks)
-_serve("transpose_blocks", "Tensor codes, Tensor scales", _PAIR_T, _fake_transpose_blocks)
-_serve("dequantize_tiles", "Tensor codes, Tensor scales, ScalarType dtype", "Tensor", _fake_dequantize_tiles)
-_serve(
-    "dequantize_blocks", "Tensor codes, Tensor scales, ScalarType dtype", "Tensor", _fake_dequantize_blocks
-)
-_serve(
-    "retile", "Tensor codes, Tensor scales, Tensor? offs=None, *, bool power_of_2=True", _PAIR_T, _fake_retile
-)
-_serve("quantize_e5m6", "Tensor x", "(Tensor packed, Tensor scales)", _fake_quantize_e5m6)
-_serve(
-    "dequantize_e5m6",
-    "Tensor packed, Tensor scales, SymInt k, ScalarType dtype",
-    "Tensor",
-    _fake_dequantize_e5m6,
-)
-_serve(
-    "retile_e5m6",
-    "Tensor packed, Tensor scales, SymInt k, *, bool power_of_2=True",
-    _PAIR_T,
-    _fake_retile_e5m6,
-)
 
 
 def _register(name: str, fake: Callable[..., object]) -> None:

@@ -97,7 +97,8 @@ def quantize_blocks(w: Tensor, *, power_of_2: bool = False) -> tuple[Tensor, Ten
 
 
 def transpose_blocks(codes: Tensor, scales: Tensor) -> tuple[Tensor, Tensor]:
-    return codes.transpose(-1, -2).contiguous(), scales.transpose(-1, -2).contiguous()
+    layout = torch.contiguous_format
+    return codes.mT.clone(memory_format=layout), scales.mT.clone(memory_format=layout)
 
 
 def _dequantize(values: Tensor, scales: Tensor, dtype: torch.dtype) -> Tensor:

@@ -1,0 +1,309 @@
+// Schemas and CPU registration of the quantize family.
+#include "cpu/quantize.h"
+
+#include <torch/csrc/stable/library.h>
+
+#include <tuple>
+
+#include "ops/parallel.h"
+#include "ops/quantize.h"
+
+namespace dse {
+namespace {
+
+cpu::FloatType float_type(ScalarType dtype) {
+    switch (dtype) {
+        case ScalarType::Float: return cpu::FloatType::kFloat32;
+        case ScalarType::BFloat16: return cpu::FloatType::kBfloat16;
+        case ScalarType::Half: return cpu::FloatType::kFloat16;
+        default: fail("quantize: no kernel for ", describe(dtype));
+    }
+}
+
+int64_t rows_of(const Tensor& x) {
+    int64_t rows = 1;
+    for (int64_t i = 0; i + 1 < x.dim(); ++i) rows *= x.size(i);
+    return rows;
+}
+
+// The distance between rows if all leading dimensions step through memory as one does; -1 if not.
+int64_t common_row_stride(const Tensor& x) {
+    int64_t stride = 0, expected = 0;
+    bool first = true;
+    for (int64_t i = x.dim() - 2; i >= 0; --i) {
+        if (x.size(i) == 1) continue;
+        if (first) stride = x.stride(i);
+        if (!first && x.stride(i) != expected) return -1;
+        expected = x.stride(i) * x.size(i);
+        first = false;
+    }
+    return stride;
+}
+
+// x [..., K] with its rows in place wherever they can be walked with one stride, else a contiguous copy.
+Tensor walkable(const Tensor& x) {
+    const int64_t last = x.dim() - 1;
+    const bool adjacent = x.size(last) <= 1 || x.stride(last) == 1;
+    return adjacent && common_row_stride(x) >= 0 ? x : torch::stable::contiguous(x);
+}
+
+Tensor contiguous_offs(const Tensor& offs) { return offs.is_contiguous() ? offs : torch::stable::contiguous(offs); }
+
+cpu::FloatMatrix float_matrix(const Tensor& x) {
+    return {x.const_data_ptr(), float_type(x.scalar_type()), rows_of(x), x.size(x.dim() - 1), common_row_stride(x)};
+}
+
+struct ScaleStrides {
+    int64_t row, column;
+};
+
+// Scales [..., T] must be walkable too, but along T any stride will do.
+Tensor walkable_scales(const Tensor& scales) {
+    return common_row_stride(scales) >= 0 ? scales : torch::stable::contiguous(scales);
+}
+
+ScaleStrides scale_strides(const Tensor& scales) { return {common_row_stride(scales), scales.stride(scales.dim() - 1)}; }
+
+uint8_t* bytes(const Tensor& codes) { return static_cast<uint8_t*>(codes.mutable_data_ptr()); }
+float* floats(const Tensor& scales) { return static_cast<float*>(scales.mutable_data_ptr()); }
+
+cpu::CodeMatrix code_matrix(const Tensor& codes, const Tensor& scales, int64_t rows_per_scale) {
+    const ScaleStrides strides = scale_strides(scales);
+    return {static_cast<const uint8_t*>(codes.const_data_ptr()),
+            static_cast<const float*>(scales.const_data_ptr()),
+            rows_of(codes),
+            codes.size(codes.dim() - 1),
+            common_row_stride(codes),
+            strides.row,
+            strides.column,
+            rows_per_scale};
+}
+
+cpu::PackedMatrix packed_matrix(const Tensor& packed, const Tensor& scales, int64_t k) {
+    const ScaleStrides strides = scale_strides(scales);
+    return {static_cast<const uint8_t*>(packed.const_data_ptr()),
+            static_cast<const float*>(scales.const_data_ptr()),
+            rows_of(packed),
+            k,
+            common_row_stride(packed),
+            strides.row,
+            strides.column};
+}
+
+// Checked offsets; `offs` must outlive the result.
+cpu::Groups groups_of(const char* op, const std::optional<Tensor>& offs, int64_t rows) {
+    if (!offs) return {nullptr, 0};
+    const auto* ends = static_cast<const int32_t*>(offs->const_data_ptr());
+    require_ascending(op, ends, offs->size(0), rows);
+    return {ends, offs->size(0)};
+}
+
+std::optional<Tensor> readable(const std::optional<Tensor>& offs) {
+    if (!offs) return std::nullopt;
+    return contiguous_offs(*offs);
+}
+
+std::tuple<Tensor, Tensor> quantize_tiles(const Tensor& x, bool power_of_2) {
+    require_rows("quantize_tiles", "x", x);
+    require_float("quantize_tiles", "x", x);
+    Shape shape = shape_of(x);
+    Tensor codes = new_codes(x, shape);
+    shape.back() = num_tiles(shape.back());
+    Tensor scales = new_scales(x, shape);
+    const Tensor rows = walkable(x);
+    cpu::quantize_tiles(float_matrix(rows), power_of_2, bytes(codes), floats(scales), torch_threads());
+    return {codes, scales};
+}
+
+std::tuple<Tensor, Tensor> quantize_tiles_transposed(const Tensor& x, const std::optional<Tensor>& offs,
+                                                     bool power_of_2) {
+    require_matrix("quantize_tiles_transposed", "x", x);
+    require_float("quantize_tiles_transposed", "x", x);
+    require_offs("quantize_tiles_transposed", offs);
+    const std::optional<Tensor> ends = readable(offs);
+    const cpu::Groups groups = groups_of("quantize_tiles_transposed", ends, x.size(0));
+    auto [codes_t, scales_t] = new_transposed(x, x.size(0), x.size(1), offs);
+    const Tensor rows = walkable(x);
+    cpu::quantize_tiles_transposed(float_matrix(rows), groups, power_of_2, bytes(codes_t), floats(scales_t),
+                                   torch_threads());
+    return {codes_t, scales_t};
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> quantize_tiles_both(const Tensor& x, const std::optional<Tensor>& offs,
+                                                               bool power_of_2) {
+    require_matrix("quantize_tiles_both", "x", x);
+    require_float("quantize_tiles_both", "x", x);
+    require_offs("quantize_tiles_both", offs);
+    const std::optional<Tensor> ends = readable(offs);
+    const cpu::Groups groups = groups_of("quantize_tiles_both", ends, x.size(0));
+    const int64_t m = x.size(0), k = x.size(1);
+    Tensor codes = new_codes(x, {m, k}), scales = new_scales(x, {m, num_tiles(k)});
+    auto [codes_t, scales_t] = new_transposed(x, m, k, offs);
+    const Tensor rows = walkable(x);
+    cpu::quantize_tiles_both(float_matrix(rows), groups, power_of_2, bytes(codes), floats(scales), bytes(codes_t),
+                             floats(scales_t), torch_threads());
+    return {codes, scales, codes_t, scales_t};
+}
+
+// A stack [E, N, K] as its matrices: each with its rows in place, else all of it copied.
+Tensor stack_of(const Tensor& w) {
+    const int64_t last = w.dim() - 1;
+    return w.size(last) <= 1 || w.stride(last) == 1 ? w : torch::stable::contiguous(w);
+}
+
+std::tuple<Tensor, Tensor> quantize_blocks(const Tensor& w, bool power_of_2) {
+    require_weight("quantize_blocks", "w", w);
+    require_float("quantize_blocks", "w", w);
+    Shape shape = shape_of(w);
+    Tensor codes = new_codes(w, shape);
+    const bool stacked = w.dim() == 3;
+    const int64_t n = w.size(stacked), k = w.size(stacked + 1);
+    shape[stacked] = num_tiles(n);
+    shape[stacked + 1] = num_tiles(k);
+    Tensor scales = new_scales(w, shape);
+    const Tensor rows = stack_of(w);
+    const cpu::FloatMatrix matrix{rows.const_data_ptr(), float_type(w.scalar_type()), n, k, rows.stride(stacked)};
+    cpu::quantize_blocks(matrix, stacked ? w.size(0) : 1, stacked ? rows.stride(0) : 0, power_of_2, bytes(codes),
+                         floats(scales), torch_threads());
+    return {codes, scales};
+}
+
+std::tuple<Tensor, Tensor> transpose_blocks(const Tensor& codes, const Tensor& scales) {
+    require_blocks("transpose_blocks", codes, scales);
+    Shape shape = shape_of(codes), scales_shape = shape_of(scales);
+    std::swap(shape[shape.size() - 2], shape[shape.size() - 1]);
+    std::swap(scales_shape[shape.size() - 2], scales_shape[shape.size() - 1]);
+    Tensor codes_t = new_codes(codes, shape), scales_t = new_scales(scales, scales_shape);
+    const Tensor rows = stack_of(codes);
+    const bool stacked = codes.dim() == 3;
+    const int64_t count = stacked ? codes.size(0) : 1, n = codes.size(stacked), k = codes.size(stacked + 1);
+    for (int64_t e = 0; e < count; ++e) {
+        const auto* from = static_cast<const uint8_t*>(rows.const_data_ptr()) + (stacked ? e * rows.stride(0) : 0);
+        cpu::transpose_bytes(from, n, k, rows.stride(stacked), bytes(codes_t) + e * n * k, torch_threads());
+        const auto* scale = static_cast<const float*>(scales.const_data_ptr()) + (stacked ? e * scales.stride(0) : 0);
+        float* out = floats(scales_t) + e * num_tiles(n) * num_tiles(k);
+        for (int64_t j = 0; j < num_tiles(k); ++j)
+            for (int64_t i = 0; i < num_tiles(n); ++i)
+                *out++ = scale[i * scales.stride(stacked) + j * scales.stride(stacked + 1)];
+    }
+    return {codes_t, scales_t};
+}
+
+Tensor dequantize_tiles(const Tensor& codes, const Tensor& scales, ScalarType dtype) {
+    require_tiles("dequantize_tiles", codes, scales);
+    require_target("dequantize_tiles", dtype);
+    Tensor out = torch::stable::new_empty(codes, shape_of(codes), dtype);
+    const Tensor rows = walkable(codes), row_scales = walkable_scales(scales);
+    cpu::dequantize(code_matrix(rows, row_scales, 1), float_type(dtype), out.mutable_data_ptr(), torch_threads());
+    return out;
+}
+
+Tensor dequantize_blocks(const Tensor& codes, const Tensor& scales, ScalarType dtype) {
+    require_blocks("dequantize_blocks", codes, scales);
+    require_target("dequantize_blocks", dtype);
+    Tensor out = torch::stable::new_empty(codes, shape_of(codes), dtype);
+    const Tensor rows = stack_of(codes);
+    const bool stacked = codes.dim() == 3;
+    const int64_t n = codes.size(stacked), k = codes.size(stacked + 1);
+    for (int64_t e = 0; e < (stacked ? codes.size(0) : 1); ++e) {
+        const cpu::CodeMatrix matrix{
+            static_cast<const uint8_t*>(rows.const_data_ptr()) + (stacked ? e * rows.stride(0) : 0),
+            static_cast<const float*>(scales.const_data_ptr()) + (stacked ? e * scales.stride(0) : 0),
+            n,
+            k,
+            rows.stride(stacked),
+            scales.stride(stacked),
+            scales.stride(stacked + 1),
+            kTile};
+        cpu::dequantize(matrix, float_type(dtype),
+                        static_cast<uint8_t*>(out.mutable_data_ptr()) + e * n * k * out.element_size(), torch_threads());
+    }
+    return out;
+}
+
+std::tuple<Tensor, Tensor> retile(const Tensor& codes, const Tensor& scales, const std::optional<Tensor>& offs,
+                                  bool power_of_2) {
+    require_matrix("retile", "codes", codes);
+    require_tiles("retile", codes, scales);
+    require_offs("retile", offs);
+    const std::optional<Tensor> ends = readable(offs);
+    const cpu::Groups groups = groups_of("retile", ends, codes.size(0));
+    auto [codes_t, scales_t] = new_transposed(codes, codes.size(0), codes.size(1), offs);
+    const Tensor rows = walkable(codes);
+    cpu::retile(code_matrix(rows, scales, 1), groups, power_of_2, bytes(codes_t), floats(scales_t), torch_threads());
+    return {codes_t, scales_t};
+}
+
+std::tuple<Tensor, Tensor> quantize_e5m6(const Tensor& x) {
+    require_rows("quantize_e5m6", "x", x);
+    require_float("quantize_e5m6", "x", x);
+    Shape shape = shape_of(x);
+    const int64_t k = shape.back();
+    shape.back() = e5m6_row_bytes(k);
+    Tensor packed = torch::stable::new_empty(x, shape, ScalarType::Byte);
+    shape.back() = num_tiles(k);
+    Tensor scales = new_scales(x, shape);
+    const Tensor rows = walkable(x);
+    cpu::quantize_e5m6(float_matrix(rows), bytes(packed), floats(scales), torch_threads());
+    return {packed, scales};
+}
+
+Tensor dequantize_e5m6(const Tensor& packed, const Tensor& scales, int64_t k, ScalarType dtype) {
+    require_packed("dequantize_e5m6", packed, scales, k);
+    require_target("dequantize_e5m6", dtype);
+    Shape shape = shape_of(packed);
+    shape.back() = k;
+    Tensor out = torch::stable::new_empty(packed, shape, dtype);
+    const Tensor rows = walkable(packed), row_scales = walkable_scales(scales);
+    cpu::dequantize_e5m6(packed_matrix(rows, row_scales, k), float_type(dtype), out.mutable_data_ptr(),
+                         torch_threads());
+    return out;
+}
+
+std::tuple<Tensor, Tensor> retile_e5m6(const Tensor& packed, const Tensor& scales, int64_t k, bool power_of_2) {
+    require_matrix("retile_e5m6", "packed", packed);
+    require_packed("retile_e5m6", packed, scales, k);
+    auto [codes_t, scales_t] = new_transposed(packed, packed.size(0), k, std::nullopt);
+    const Tensor rows = walkable(packed);
+    cpu::retile_e5m6(packed_matrix(rows, scales, k), power_of_2, bytes(codes_t), floats(scales_t), torch_threads());
+    return {codes_t, scales_t};
+}
+
+}  // namespace
+}  // namespace dse
+
+STABLE_TORCH_LIBRARY_FRAGMENT(deepseek_ext, m) {
+    m.def("quantize_tiles(Tensor x, *, bool power_of_2=False) -> (Tensor codes, Tensor scales)");
+    m.def(
+        "quantize_tiles_transposed(Tensor x, Tensor? offs=None, *, bool power_of_2=False) -> "
+        "(Tensor codes_t, Tensor scales_t)");
+    m.def(
+        "quantize_tiles_both(Tensor x, Tensor? offs=None, *, bool power_of_2=False) -> "
+        "(Tensor codes, Tensor scales, Tensor codes_t, Tensor scales_t)");
+    m.def("quantize_blocks(Tensor w, *, bool power_of_2=False) -> (Tensor codes, Tensor scales)");
+    m.def("transpose_blocks(Tensor codes, Tensor scales) -> (Tensor codes_t, Tensor scales_t)");
+    m.def("dequantize_tiles(Tensor codes, Tensor scales, ScalarType dtype) -> Tensor");
+    m.def("dequantize_blocks(Tensor codes, Tensor scales, ScalarType dtype) -> Tensor");
+    m.def(
+        "retile(Tensor codes, Tensor scales, Tensor? offs=None, *, bool power_of_2=True) -> "
+        "(Tensor codes_t, Tensor scales_t)");
+    m.def("quantize_e5m6(Tensor x) -> (Tensor packed, Tensor scales)");
+    m.def("dequantize_e5m6(Tensor packed, Tensor scales, SymInt k, ScalarType dtype) -> Tensor");
+    m.def(
+        "retile_e5m6(Tensor packed, Tensor scales, SymInt k, *, bool power_of_2=True) -> "
+        "(Tensor codes_t, Tensor scales_t)");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(deepseek_ext, CPU, m) {
+    m.impl("quantize_tiles", TORCH_BOX(&dse::quantize_tiles));
+    m.impl("quantize_tiles_transposed", TORCH_BOX(&dse::quantize_tiles_transposed));
+    m.impl("quantize_tiles_both", TORCH_BOX(&dse::quantize_tiles_both));
+    m.impl("quantize_blocks", TORCH_BOX(&dse::quantize_blocks));
+    m.impl("transpose_blocks", TORCH_BOX(&dse::transpose_blocks));
+    m.impl("dequantize_tiles", TORCH_BOX(&dse::dequantize_tiles));
+    m.impl("dequantize_blocks", TORCH_BOX(&dse::dequantize_blocks));
+    m.impl("retile", TORCH_BOX(&dse::retile));
+    m.impl("quantize_e5m6", TORCH_BOX(&dse::quantize_e5m6));
+    m.impl("dequantize_e5m6", TORCH_BOX(&dse::dequantize_e5m6));
+    m.impl("retile_e5m6", TORCH_BOX(&dse::retile_e5m6));
+}
