@@ -6,8 +6,8 @@
 
 namespace dse::cpu {
 
-// A non-temporal store saves reading the line first, but sends what the next operator reads to memory: worth it only
-// for a working set that the cache cannot hold.
+// A non-temporal store saves reading the line first, but sends what the next operator reads to memory: worth
+// it only for a working set that the cache cannot hold.
 inline bool exceeds_cache(int64_t bytes) {
     static const int64_t capacity = [] {
 #ifdef _SC_LEVEL3_CACHE_SIZE

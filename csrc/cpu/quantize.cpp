@@ -22,12 +22,13 @@
 
 namespace dse::cpu {
 
-void quantize_tiles(const FloatMatrix& x, bool power_of_2, uint8_t* codes, float* scales, const ParallelFor& parallel) {
+void quantize_tiles(const FloatMatrix& x, bool power_of_2, uint8_t* codes, float* scales,
+                    const ParallelFor& parallel) {
     DSE_SELECT(quantize_tiles)(x, power_of_2, codes, scales, parallel);
 }
 
-void quantize_blocks(const FloatMatrix& w, int64_t count, int64_t matrix_stride, bool power_of_2, uint8_t* codes,
-                     float* scales, const ParallelFor& parallel) {
+void quantize_blocks(const FloatMatrix& w, int64_t count, int64_t matrix_stride, bool power_of_2,
+                     uint8_t* codes, float* scales, const ParallelFor& parallel) {
     DSE_SELECT(quantize_blocks)(w, count, matrix_stride, power_of_2, codes, scales, parallel);
 }
 

@@ -42,28 +42,29 @@ struct PackedMatrix {
     int64_t scale_column_stride;
 };
 
-// Row groups: group g is rows [ends[g-1], ends[g]), ascending and within the matrix. `ends` null: all rows, one group,
-// and as many columns as padded_columns() gives; otherwise grouped_columns().
+// Row groups: group g is rows [ends[g-1], ends[g]), ascending and within the matrix. `ends` null: all rows,
+// one group, and as many columns as padded_columns() gives; otherwise grouped_columns().
 struct Groups {
     const int32_t* ends;
     int64_t count;
 };
 
 // codes [rows, columns], scales [rows, ceil(columns / 128)].
-void quantize_tiles(const FloatMatrix& x, bool power_of_2, uint8_t* codes, float* scales, const ParallelFor& parallel);
+void quantize_tiles(const FloatMatrix& x, bool power_of_2, uint8_t* codes, float* scales,
+                    const ParallelFor& parallel);
 
 // codes_t [columns, M'], scales_t [columns, M' / 128].
 void quantize_tiles_transposed(const FloatMatrix& x, const Groups& groups, bool power_of_2, uint8_t* codes_t,
                                float* scales_t, const ParallelFor& parallel);
 
 // The results of both, in one pass over x. Rows outside every group get code 0 and scale 1.
-void quantize_tiles_both(const FloatMatrix& x, const Groups& groups, bool power_of_2, uint8_t* codes, float* scales,
-                         uint8_t* codes_t, float* scales_t, const ParallelFor& parallel);
+void quantize_tiles_both(const FloatMatrix& x, const Groups& groups, bool power_of_2, uint8_t* codes,
+                         float* scales, uint8_t* codes_t, float* scales_t, const ParallelFor& parallel);
 
-// `count` matrices like w, `matrix_stride` elements apart; codes [count, rows, columns], scales [count, ceil(rows /
-// 128), ceil(columns / 128)].
-void quantize_blocks(const FloatMatrix& w, int64_t count, int64_t matrix_stride, bool power_of_2, uint8_t* codes,
-                     float* scales, const ParallelFor& parallel);
+// `count` matrices like w, `matrix_stride` elements apart; codes [count, rows, columns], scales [count,
+// ceil(rows / 128), ceil(columns / 128)].
+void quantize_blocks(const FloatMatrix& w, int64_t count, int64_t matrix_stride, bool power_of_2,
+                     uint8_t* codes, float* scales, const ParallelFor& parallel);
 
 // [rows, columns] of `type`, saturated at its largest finite value.
 void dequantize(const CodeMatrix& x, FloatType type, void* out, const ParallelFor& parallel);

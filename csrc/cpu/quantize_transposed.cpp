@@ -35,7 +35,8 @@ struct RowResults {
 std::vector<RowTile> row_tiles(int64_t rows, const Groups& groups) {
     std::vector<RowTile> tiles;
     const auto cut = [&](int64_t begin, int64_t end) {
-        for (int64_t row = begin; row < end; row += kTile) tiles.push_back({row, row + kTile < end ? kTile : end - row});
+        for (int64_t row = begin; row < end; row += kTile)
+            tiles.push_back({row, row + kTile < end ? kTile : end - row});
     };
     if (groups.ends == nullptr) {
         cut(0, rows);
@@ -61,12 +62,12 @@ void quantize_tiles_transposed(const FloatMatrix& x, const Groups& groups, bool 
     quantize_tiles_both(x, groups, power_of_2, nullptr, nullptr, codes_t, scales_t, parallel);
 }
 
-void quantize_tiles_both(const FloatMatrix& x, const Groups& groups, bool power_of_2, uint8_t* codes, float* scales,
-                         uint8_t* codes_t, float* scales_t, const ParallelFor& parallel) {
+void quantize_tiles_both(const FloatMatrix& x, const Groups& groups, bool power_of_2, uint8_t* codes,
+                         float* scales, uint8_t* codes_t, float* scales_t, const ParallelFor& parallel) {
     const std::vector<RowTile> tiles = row_tiles(x.rows, groups);
     const auto count = static_cast<int64_t>(tiles.size());
-    DSE_SELECT(quantize_transposed)(x, tiles.data(), count, power_of_2, codes_t, scales_t, RowResults{codes, scales},
-                                    parallel);
+    DSE_SELECT(quantize_transposed)(x, tiles.data(), count, power_of_2, codes_t, scales_t,
+                                    RowResults{codes, scales}, parallel);
     if (codes == nullptr || groups.ends == nullptr) return;
     const int64_t used = groups.ends[groups.count - 1], scales_a_row = num_tiles(x.columns);
     std::memset(codes + used * x.columns, 0, (x.rows - used) * x.columns);

@@ -1,5 +1,5 @@
-// E4M3 (torch.float8_e4m3fn): 1 sign, 4 exponent (bias 7), 3 mantissa bits. Largest finite 448, smallest normal
-// 2^-6, smallest subnormal 2^-9, NaN 0x7f and 0xff, no infinity.
+// E4M3 (torch.float8_e4m3fn): 1 sign, 4 exponent (bias 7), 3 mantissa bits. Largest finite 448, smallest
+// normal 2^-6, smallest subnormal 2^-9, NaN 0x7f and 0xff, no infinity.
 #pragma once
 #include "formats/bits.h"
 
@@ -16,8 +16,9 @@ struct E4M3 {
         const uint8_t sign = static_cast<uint8_t>((u >> 24) & 0x80u);
         const uint32_t a = u & 0x7fffffffu;
         if (a > kFloatInfBits) return kNaN;
-        if (a >= 0x43e80000u) return sign | kMaxCode;  // 464 lies half-way between 448 and the code that is NaN
-        if (a < 0x3c800000u) {                         // below 2^-6: adding 2^14 rounds to multiples of 2^-9
+        if (a >= 0x43e80000u)
+            return sign | kMaxCode;  // 464 lies half-way between 448 and the code that is NaN
+        if (a < 0x3c800000u) {       // below 2^-6: adding 2^14 rounds to multiples of 2^-9
             const float shifted = bits_float(a) + 16384.0f;
             return sign | static_cast<uint8_t>(float_bits(shifted) & 0xffu);
         }

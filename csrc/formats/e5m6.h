@@ -1,6 +1,7 @@
-// E5M6: the top 12 bits of an IEEE half: 1 sign, 5 exponent (bias 15), 6 mantissa bits. Largest finite 65024, smallest
-// normal 2^-14, smallest subnormal 2^-20, NaN 0x7ff; infinities are never produced. Eight codes are packed in 12
-// bytes: code i is bits 12i..12i+11 of the little-endian 96-bit word, hence two codes in every three bytes.
+// E5M6: the top 12 bits of an IEEE half: 1 sign, 5 exponent (bias 15), 6 mantissa bits. Largest finite 65024,
+// smallest normal 2^-14, smallest subnormal 2^-20, NaN 0x7ff; infinities are never produced. Eight codes are
+// packed in 12 bytes: code i is bits 12i..12i+11 of the little-endian 96-bit word, hence two codes in every
+// three bytes.
 #pragma once
 #include "formats/f16.h"
 
@@ -11,8 +12,8 @@ struct E5M6 {
     static constexpr uint16_t kMaxCode = 0x7bf;
     static constexpr uint16_t kNaN = 0x7ff;
 
-    // Nearest even directly from FP32 (by way of a half it would be rounded twice), saturating to +-65024, subnormals
-    // exact, -0 kept; NaN becomes 0x7ff, whatever its sign.
+    // Nearest even directly from FP32 (by way of a half it would be rounded twice), saturating to +-65024,
+    // subnormals exact, -0 kept; NaN becomes 0x7ff, whatever its sign.
     static DSE_FN uint16_t encode(float x) {
         const uint32_t u = float_bits(x);
         const uint16_t sign = static_cast<uint16_t>((u >> 20) & 0x800u);

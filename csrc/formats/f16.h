@@ -19,14 +19,15 @@ DSE_FN float f16_to_float(uint16_t h) {
     return bits_float(sign | ((magnitude << 13) + (112u << 23)));
 }
 
-// Nearest even, subnormals exact; beyond the largest finite value to infinity, as IEEE does; any NaN becomes 0x7e00.
+// Nearest even, subnormals exact; beyond the largest finite value to infinity, as IEEE does; any NaN becomes
+// 0x7e00.
 DSE_FN uint16_t float_to_f16(float x) {
     const uint32_t u = float_bits(x);
     const uint32_t sign = (u >> 16) & 0x8000u;
     const uint32_t a = u & 0x7fffffffu;
     if (a > kFloatInfBits) return kF16NaN;
     if (a >= 0x477ff000u) return static_cast<uint16_t>(sign | 0x7c00u);  // 65520 lies half-way to 2^16
-    if (a < 0x38800000u) {                                              // below 2^-14: round to multiples of 2^-24
+    if (a < 0x38800000u) {  // below 2^-14: round to multiples of 2^-24
         return static_cast<uint16_t>(sign | (float_bits(bits_float(a) + 0.5f) & 0x7ffu));
     }
     return static_cast<uint16_t>(sign | ((a + 0xfffu + ((a >> 13) & 1u) - (112u << 23)) >> 13));

@@ -4,8 +4,9 @@
 //   otherwise:   a = max(amax, 2^-110), scale = a / max_code, multiplier = max_code / a
 //   power_of_2:  scale = 2^ceil(log2(a / max_code)), multiplier = 1 / scale, both exact
 //
-// code = encode(x * multiplier); x is about decode(code) * scale. The floor 2^-110 keeps the multiplier finite and both
-// quotients normal; there is no larger floor, since gradients of 1e-7 must keep their precision.
+// code = encode(x * multiplier); x is about decode(code) * scale. The floor 2^-110 keeps the multiplier
+// finite and both quotients normal; there is no larger floor, since gradients of 1e-7 must keep their
+// precision.
 #pragma once
 #include "formats/bits.h"
 

@@ -1,5 +1,5 @@
-// Tile arithmetic: how a matrix is cut into 1x128 tiles and 128x128 blocks, and where an expert's columns start in
-// the grouped transposed layout.
+// Tile arithmetic: how a matrix is cut into 1x128 tiles and 128x128 blocks, and where an expert's columns
+// start in the grouped transposed layout.
 #pragma once
 #include "formats/bits.h"
 
@@ -13,8 +13,8 @@ DSE_FN int64_t num_tiles(int64_t k) { return ceil_div(k, kTile); }
 // Columns of the transposed layout of m rows (no groups).
 DSE_FN int64_t padded_columns(int64_t m) { return kTile * num_tiles(m); }
 
-// Capacity of the grouped transposed layout for m rows in `groups` groups: enough for every split of the rows, and
-// known without reading the offsets.
+// Capacity of the grouped transposed layout for m rows in `groups` groups: enough for every split of the
+// rows, and known without reading the offsets.
 DSE_FN int64_t grouped_columns(int64_t m, int64_t groups) { return kTile * (m / kTile + groups); }
 
 // First column of the group after one that starts at `start` and has `rows` rows.

@@ -24,19 +24,32 @@ inline std::string describe(const torch::stable::Tensor& x) { return describe(sh
 inline std::string describe(torch::headeronly::ScalarType dtype) {
     using torch::headeronly::ScalarType;
     switch (dtype) {
-        case ScalarType::Byte: return "uint8";
-        case ScalarType::Char: return "int8";
-        case ScalarType::Short: return "int16";
-        case ScalarType::Int: return "int32";
-        case ScalarType::Long: return "int64";
-        case ScalarType::Bool: return "bool";
-        case ScalarType::Half: return "float16";
-        case ScalarType::BFloat16: return "bfloat16";
-        case ScalarType::Float: return "float32";
-        case ScalarType::Double: return "float64";
-        case ScalarType::Float8_e4m3fn: return "float8_e4m3fn";
-        case ScalarType::Float8_e5m2: return "float8_e5m2";
-        default: return torch::headeronly::toString(dtype);
+        case ScalarType::Byte:
+            return "uint8";
+        case ScalarType::Char:
+            return "int8";
+        case ScalarType::Short:
+            return "int16";
+        case ScalarType::Int:
+            return "int32";
+        case ScalarType::Long:
+            return "int64";
+        case ScalarType::Bool:
+            return "bool";
+        case ScalarType::Half:
+            return "float16";
+        case ScalarType::BFloat16:
+            return "bfloat16";
+        case ScalarType::Float:
+            return "float32";
+        case ScalarType::Double:
+            return "float64";
+        case ScalarType::Float8_e4m3fn:
+            return "float8_e4m3fn";
+        case ScalarType::Float8_e5m2:
+            return "float8_e5m2";
+        default:
+            return torch::headeronly::toString(dtype);
     }
 }
 

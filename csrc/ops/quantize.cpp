@@ -13,10 +13,14 @@ namespace {
 
 cpu::FloatType float_type(ScalarType dtype) {
     switch (dtype) {
-        case ScalarType::Float: return cpu::FloatType::kFloat32;
-        case ScalarType::BFloat16: return cpu::FloatType::kBfloat16;
-        case ScalarType::Half: return cpu::FloatType::kFloat16;
-        default: fail("quantize: no kernel for ", describe(dtype));
+        case ScalarType::Float:
+            return cpu::FloatType::kFloat32;
+        case ScalarType::BFloat16:
+            return cpu::FloatType::kBfloat16;
+        case ScalarType::Half:
+            return cpu::FloatType::kFloat16;
+        default:
+            fail("quantize: no kernel for ", describe(dtype));
     }
 }
 
@@ -47,10 +51,13 @@ Tensor walkable(const Tensor& x) {
     return adjacent && common_row_stride(x) >= 0 ? x : torch::stable::contiguous(x);
 }
 
-Tensor contiguous_offs(const Tensor& offs) { return offs.is_contiguous() ? offs : torch::stable::contiguous(offs); }
+Tensor contiguous_offs(const Tensor& offs) {
+    return offs.is_contiguous() ? offs : torch::stable::contiguous(offs);
+}
 
 cpu::FloatMatrix float_matrix(const Tensor& x) {
-    return {x.const_data_ptr(), float_type(x.scalar_type()), rows_of(x), x.size(x.dim() - 1), common_row_stride(x)};
+    return {x.const_data_ptr(), float_type(x.scalar_type()), rows_of(x), x.size(x.dim() - 1),
+            common_row_stride(x)};
 }
 
 struct ScaleStrides {
@@ -62,7 +69,9 @@ Tensor walkable_scales(const Tensor& scales) {
     return common_row_stride(scales) >= 0 ? scales : torch::stable::contiguous(scales);
 }
 
-ScaleStrides scale_strides(const Tensor& scales) { return {common_row_stride(scales), scales.stride(scales.dim() - 1)}; }
+ScaleStrides scale_strides(const Tensor& scales) {
+    return {common_row_stride(scales), scales.stride(scales.dim() - 1)};
+}
 
 uint8_t* bytes(const Tensor& codes) { return static_cast<uint8_t*>(codes.mutable_data_ptr()); }
 float* floats(const Tensor& scales) { return static_cast<float*>(scales.mutable_data_ptr()); }
@@ -129,7 +138,8 @@ std::tuple<Tensor, Tensor> quantize_tiles_transposed(const Tensor& x, const std:
     return {codes_t, scales_t};
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> quantize_tiles_both(const Tensor& x, const std::optional<Tensor>& offs,
+std::tuple<Tensor, Tensor, Tensor, Tensor> quantize_tiles_both(const Tensor& x,
+                                                               const std::optional<Tensor>& offs,
                                                                bool power_of_2) {
     require_matrix("quantize_tiles_both", "x", x);
     require_float("quantize_tiles_both", "x", x);
@@ -140,8 +150,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> quantize_tiles_both(const Tensor& x, 
     Tensor codes = new_codes(x, {m, k}), scales = new_scales(x, {m, num_tiles(k)});
     auto [codes_t, scales_t] = new_transposed(x, m, k, offs);
     const Tensor rows = walkable(x);
-    cpu::quantize_tiles_both(float_matrix(rows), groups, power_of_2, bytes(codes), floats(scales), bytes(codes_t),
-                             floats(scales_t), torch_threads());
+    cpu::quantize_tiles_both(float_matrix(rows), groups, power_of_2, bytes(codes), floats(scales),
+                             bytes(codes_t), floats(scales_t), torch_threads());
     return {codes, scales, codes_t, scales_t};
 }
 
@@ -162,9 +172,10 @@ std::tuple<Tensor, Tensor> quantize_blocks(const Tensor& w, bool power_of_2) {
     shape[stacked + 1] = num_tiles(k);
     Tensor scales = new_scales(w, shape);
     const Tensor rows = stack_of(w);
-    const cpu::FloatMatrix matrix{rows.const_data_ptr(), float_type(w.scalar_type()), n, k, rows.stride(stacked)};
-    cpu::quantize_blocks(matrix, stacked ? w.size(0) : 1, stacked ? rows.stride(0) : 0, power_of_2, bytes(codes),
-                         floats(scales), torch_threads());
+    const cpu::FloatMatrix matrix{rows.const_data_ptr(), float_type(w.scalar_type()), n, k,
+                                  rows.stride(stacked)};
+    cpu::quantize_blocks(matrix, stacked ? w.size(0) : 1, stacked ? rows.stride(0) : 0, power_of_2,
+                         bytes(codes), floats(scales), torch_threads());
     return {codes, scales};
 }
 
@@ -178,9 +189,11 @@ std::tuple<Tensor, Tensor> transpose_blocks(const Tensor& codes, const Tensor& s
     const bool stacked = codes.dim() == 3;
     const int64_t count = stacked ? codes.size(0) : 1, n = codes.size(stacked), k = codes.size(stacked + 1);
     for (int64_t e = 0; e < count; ++e) {
-        const auto* from = static_cast<const uint8_t*>(rows.const_data_ptr()) + (stacked ? e * rows.stride(0) : 0);
+        const auto* from =
+            static_cast<const uint8_t*>(rows.const_data_ptr()) + (stacked ? e * rows.stride(0) : 0);
         cpu::transpose_bytes(from, n, k, rows.stride(stacked), bytes(codes_t) + e * n * k, torch_threads());
-        const auto* scale = static_cast<const float*>(scales.const_data_ptr()) + (stacked ? e * scales.stride(0) : 0);
+        const auto* scale =
+            static_cast<const float*>(scales.const_data_ptr()) + (stacked ? e * scales.stride(0) : 0);
         float* out = floats(scales_t) + e * num_tiles(n) * num_tiles(k);
         for (int64_t j = 0; j < num_tiles(k); ++j)
             for (int64_t i = 0; i < num_tiles(n); ++i)
@@ -194,7 +207,8 @@ Tensor dequantize_tiles(const Tensor& codes, const Tensor& scales, ScalarType dt
     require_target("dequantize_tiles", dtype);
     Tensor out = torch::stable::new_empty(codes, shape_of(codes), dtype);
     const Tensor rows = walkable(codes), row_scales = walkable_scales(scales);
-    cpu::dequantize(code_matrix(rows, row_scales, 1), float_type(dtype), out.mutable_data_ptr(), torch_threads());
+    cpu::dequantize(code_matrix(rows, row_scales, 1), float_type(dtype), out.mutable_data_ptr(),
+                    torch_threads());
     return out;
 }
 
@@ -216,13 +230,14 @@ Tensor dequantize_blocks(const Tensor& codes, const Tensor& scales, ScalarType d
             scales.stride(stacked + 1),
             kTile};
         cpu::dequantize(matrix, float_type(dtype),
-                        static_cast<uint8_t*>(out.mutable_data_ptr()) + e * n * k * out.element_size(), torch_threads());
+                        static_cast<uint8_t*>(out.mutable_data_ptr()) + e * n * k * out.element_size(),
+                        torch_threads());
     }
     return out;
 }
 
-std::tuple<Tensor, Tensor> retile(const Tensor& codes, const Tensor& scales, const std::optional<Tensor>& offs,
-                                  bool power_of_2) {
+std::tuple<Tensor, Tensor> retile(const Tensor& codes, const Tensor& scales,
+                                  const std::optional<Tensor>& offs, bool power_of_2) {
     require_matrix("retile", "codes", codes);
     require_tiles("retile", codes, scales);
     require_offs("retile", offs);
@@ -230,7 +245,8 @@ std::tuple<Tensor, Tensor> retile(const Tensor& codes, const Tensor& scales, con
     const cpu::Groups groups = groups_of("retile", ends, codes.size(0));
     auto [codes_t, scales_t] = new_transposed(codes, codes.size(0), codes.size(1), offs);
     const Tensor rows = walkable(codes);
-    cpu::retile(code_matrix(rows, scales, 1), groups, power_of_2, bytes(codes_t), floats(scales_t), torch_threads());
+    cpu::retile(code_matrix(rows, scales, 1), groups, power_of_2, bytes(codes_t), floats(scales_t),
+                torch_threads());
     return {codes_t, scales_t};
 }
 
@@ -260,12 +276,14 @@ Tensor dequantize_e5m6(const Tensor& packed, const Tensor& scales, int64_t k, Sc
     return out;
 }
 
-std::tuple<Tensor, Tensor> retile_e5m6(const Tensor& packed, const Tensor& scales, int64_t k, bool power_of_2) {
+std::tuple<Tensor, Tensor> retile_e5m6(const Tensor& packed, const Tensor& scales, int64_t k,
+                                       bool power_of_2) {
     require_matrix("retile_e5m6", "packed", packed);
     require_packed("retile_e5m6", packed, scales, k);
     auto [codes_t, scales_t] = new_transposed(packed, packed.size(0), k, std::nullopt);
     const Tensor rows = walkable(packed);
-    cpu::retile_e5m6(packed_matrix(rows, scales, k), power_of_2, bytes(codes_t), floats(scales_t), torch_threads());
+    cpu::retile_e5m6(packed_matrix(rows, scales, k), power_of_2, bytes(codes_t), floats(scales_t),
+                     torch_threads());
     return {codes_t, scales_t};
 }
 

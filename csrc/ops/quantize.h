@@ -1,5 +1,6 @@
-// What the quantize family requires of its arguments and how it allocates its results, on every device. The fakes in
-// deepseek_ext/ops/quantize.py state the same requirements in the same words; a test compares the two.
+// What the quantize family requires of its arguments and how it allocates its results, on every device. The
+// fakes in deepseek_ext/ops/quantize.py state the same requirements in the same words; a test compares the
+// two.
 #pragma once
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
@@ -25,8 +26,9 @@ inline bool is_plain_float(ScalarType dtype) {
 }
 
 inline void require_float(const char* op, const char* name, const Tensor& x) {
-    DSE_REQUIRE(is_plain_float(x.scalar_type()), op, ": ", name, " must be bfloat16, float16 or float32, got ",
-                describe(x.scalar_type()), "; convert it with .float()");
+    DSE_REQUIRE(is_plain_float(x.scalar_type()), op, ": ", name,
+                " must be bfloat16, float16 or float32, got ", describe(x.scalar_type()),
+                "; convert it with .float()");
 }
 
 inline void require_rows(const char* op, const char* name, const Tensor& x) {
@@ -39,15 +41,15 @@ inline void require_matrix(const char* op, const char* name, const Tensor& x) {
 }
 
 inline void require_weight(const char* op, const char* name, const Tensor& w) {
-    DSE_REQUIRE(w.dim() == 2 || w.dim() == 3, op, ": ", name, " must be [N, K] or [E, N, K], got ", describe(w),
-                "; reshape it to one of them");
+    DSE_REQUIRE(w.dim() == 2 || w.dim() == 3, op, ": ", name, " must be [N, K] or [E, N, K], got ",
+                describe(w), "; reshape it to one of them");
 }
 
 inline void require_offs(const char* op, const std::optional<Tensor>& offs) {
     if (!offs) return;
     DSE_REQUIRE(offs->scalar_type() == ScalarType::Int && offs->dim() == 1 && offs->size(0) >= 1, op,
-                ": offs must be int32 [E] with E >= 1, got ", describe(offs->scalar_type()), " ", describe(*offs),
-                "; give the end offset of each group");
+                ": offs must be int32 [E] with E >= 1, got ", describe(offs->scalar_type()), " ",
+                describe(*offs), "; give the end offset of each group");
 }
 
 inline void require_codes(const char* op, const Tensor& codes) {
@@ -59,7 +61,8 @@ template <class... Of>
 void require_scales(const char* op, const Tensor& scales, const Shape& wanted, const Of&... of) {
     DSE_REQUIRE(scales.scalar_type() == ScalarType::Float && shape_of(scales) == wanted, op,
                 ": scales must be float32 ", describe(wanted), " for ", of..., ", got ",
-                describe(scales.scalar_type()), " ", describe(scales), "; pass the scales that were made with them");
+                describe(scales.scalar_type()), " ", describe(scales),
+                "; pass the scales that were made with them");
 }
 
 inline void require_tiles(const char* op, const Tensor& codes, const Tensor& scales) {
@@ -85,23 +88,24 @@ inline void require_packed(const char* op, const Tensor& packed, const Tensor& s
     DSE_REQUIRE(k >= 0, op, ": k must not be negative, got ", k, "; give the row length before packing");
     Shape wanted = shape_of(packed);
     wanted.back() = e5m6_row_bytes(k);
-    DSE_REQUIRE(shape_of(packed) == wanted, op, ": packed must be ", describe(wanted), " for k = ", k, ", got ",
-                describe(packed), "; give k as it was before packing");
+    DSE_REQUIRE(shape_of(packed) == wanted, op, ": packed must be ", describe(wanted), " for k = ", k,
+                ", got ", describe(packed), "; give k as it was before packing");
     wanted.back() = num_tiles(k);
     require_scales(op, scales, wanted, "k = ", k, " in tiles of 128");
 }
 
 inline void require_target(const char* op, ScalarType dtype) {
-    DSE_REQUIRE(is_plain_float(dtype), op, ": dtype must be bfloat16, float16 or float32, got ", describe(dtype),
-                "; convert the result instead");
+    DSE_REQUIRE(is_plain_float(dtype), op, ": dtype must be bfloat16, float16 or float32, got ",
+                describe(dtype), "; convert the result instead");
 }
 
 // The values of offs, where the host can read them.
 inline void require_ascending(const char* op, const int32_t* offs, int64_t count, int64_t rows) {
     int32_t before = 0;
     for (int64_t i = 0; i < count; ++i) {
-        DSE_REQUIRE(offs[i] >= before && offs[i] <= rows, op, ": offs must ascend from 0 to at most M = ", rows,
-                    ", got offs[", i, "] = ", offs[i], i ? " after " : "", i ? std::to_string(before) : "",
+        DSE_REQUIRE(offs[i] >= before && offs[i] <= rows, op,
+                    ": offs must ascend from 0 to at most M = ", rows, ", got offs[", i, "] = ", offs[i],
+                    i ? " after " : "", i ? std::to_string(before) : "",
                     "; give the end offset of each group's rows");
         before = offs[i];
     }

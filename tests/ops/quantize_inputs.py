@@ -9,13 +9,25 @@ from torch import Tensor
 
 FLOATS = [torch.float32, torch.bfloat16, torch.float16]
 
-# Rows x columns: single elements, short tiles, exactly one tile, ragged in both directions, more than one batch of
-# tiles, empty in either or both.
-SHAPES = [(1, 1), (3, 100), (128, 128), (130, 300), (37, 576), (256, 192), (5, 2432), (300, 64), (0, 5), (5, 0), (0, 0)]
+# Rows x columns: single elements, short tiles, exactly one tile, ragged in both directions, more than one
+# batch of tiles, empty in either or both.
+SHAPES = [
+    (1, 1),
+    (3, 100),
+    (128, 128),
+    (130, 300),
+    (37, 576),
+    (256, 192),
+    (5, 2432),
+    (300, 64),
+    (0, 5),
+    (5, 0),
+    (0, 0),
+]
 
 
 def adversarial(rng: torch.Generator, m: int, k: int, dtype: torch.dtype = torch.float32) -> Tensor:
-    """[m, k] of `dtype`: each 128x64 region of another kind, and a few NaN, infinities and signed zeros anywhere."""
+    """[m, k] of `dtype`: each 128x64 region of another kind, a few NaN, infinities and zeros anywhere."""
     finfo = torch.finfo(dtype)
     x = torch.randn(m, k, generator=rng, dtype=torch.float64)
     kinds = [
@@ -38,7 +50,9 @@ def adversarial(rng: torch.Generator, m: int, k: int, dtype: torch.dtype = torch
         for value in (float("nan"), float("inf"), float("-inf"), 0.0, -0.0):
             where = torch.randint(0, m * k, (1 + m * k // 4000,), generator=rng)
             x.view(-1)[where] = value
-        x[:, k // 2] = torch.where(torch.rand(m, generator=rng) < 0.01, float("nan"), x[:, k // 2].double()).to(dtype)
+        x[:, k // 2] = torch.where(
+            torch.rand(m, generator=rng) < 0.01, float("nan"), x[:, k // 2].double()
+        ).to(dtype)
     return x
 
 

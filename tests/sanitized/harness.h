@@ -1,5 +1,5 @@
-// A test harness of two pages for kernels that know no torch: cases register themselves, every case runs on every
-// tier of the host in a process of its own, and buffers are exactly as large as they must be, so that
+// A test harness of two pages for kernels that know no torch: cases register themselves, every case runs on
+// every tier of the host in a process of its own, and buffers are exactly as large as they must be, so that
 // AddressSanitizer sees every byte read or written beyond them.
 //
 //     SANITIZED_CASE(my_kernel_on_ragged_rows) {
@@ -39,8 +39,8 @@ struct Registered {
 
 [[noreturn]] void fail(const char* file, int line, const char* condition);
 
-#define SANITIZED_CASE(name)                                             \
-    static void name();                                                  \
+#define SANITIZED_CASE(name)                                                  \
+    static void name();                                                       \
     static const ::dse::sanitized::Registered name##_registered(#name, name); \
     static void name()
 
@@ -49,7 +49,8 @@ struct Registered {
     } else                \
         ::dse::sanitized::fail(__FILE__, __LINE__, #condition)
 
-// `size` elements on the heap and not one more. Results start as a pattern, so that what is never written shows.
+// `size` elements on the heap and not one more. Results start as a pattern, so that what is never written
+// shows.
 template <class T>
 class Buffer {
   public:
@@ -62,7 +63,8 @@ class Buffer {
     T& operator[](int64_t i) { return data_[i]; }
     const T& operator[](int64_t i) const { return data_[i]; }
     bool operator==(const Buffer& other) const {
-        return size_ == other.size_ && (size_ == 0 || std::memcmp(data(), other.data(), size_ * sizeof(T)) == 0);
+        return size_ == other.size_ &&
+               (size_ == 0 || std::memcmp(data(), other.data(), size_ * sizeof(T)) == 0);
     }
 
   private:

@@ -1,4 +1,5 @@
-// Runs every registered case on every tier of this host. Arguments, if any, select cases by a part of their name.
+// Runs every registered case on every tier of this host. Arguments, if any, select cases by a part of their
+// name.
 #include <sys/wait.h>
 #include <unistd.h>
 

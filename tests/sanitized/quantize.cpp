@@ -1,5 +1,5 @@
-// Every kernel of the quantize family on ragged shapes, all kinds of numbers, and buffers of the exact size, compared
-// bit for bit with the generic tier.
+// Every kernel of the quantize family on ragged shapes, all kinds of numbers, and buffers of the exact size,
+// compared bit for bit with the generic tier.
 #include "cpu/quantize.h"
 
 #include "formats/e5m6.h"
@@ -15,13 +15,14 @@ using cpu::FloatType;
 struct Shape {
     int64_t rows, columns;
 };
-constexpr Shape kShapes[] = {{0, 0}, {0, 7}, {5, 0}, {1, 1}, {3, 127}, {128, 128}, {130, 300}, {129, 64}, {67, 577}, {256, 2200}};
+constexpr Shape kShapes[] = {{0, 0},     {0, 7},     {5, 0},    {1, 1},    {3, 127},
+                             {128, 128}, {130, 300}, {129, 64}, {67, 577}, {256, 2200}};
 constexpr FloatType kTypes[] = {FloatType::kFloat32, FloatType::kBfloat16, FloatType::kFloat16};
 
 int64_t bytes_of(FloatType type) { return type == FloatType::kFloat32 ? 4 : 2; }
 
-// A matrix whose last row ends where its buffer ends. Every third row holds any bits, so NaN, infinity and subnormals;
-// the others hold numbers near 1.
+// A matrix whose last row ends where its buffer ends. Every third row holds any bits, so NaN, infinity and
+// subnormals; the others hold numbers near 1.
 struct Floats {
     Floats(Shape shape, FloatType type, int64_t gap)
         : stride(shape.columns + gap),
@@ -87,7 +88,8 @@ SANITIZED_CASE(quantize_tiles) {
                     const Floats x(shape, type, gap);
                     Pair<uint8_t> codes(shape.rows * shape.columns);
                     Pair<float> scales(shape.rows * num_tiles(shape.columns));
-                    compare([&](uint8_t* c, float* s) { cpu::quantize_tiles(x.matrix, power_of_2, c, s, threads()); },
+                    compare([&](uint8_t* c,
+                                float* s) { cpu::quantize_tiles(x.matrix, power_of_2, c, s, threads()); },
                             codes, scales);
                 }
 }
@@ -103,7 +105,8 @@ SANITIZED_CASE(quantize_tiles_both_and_transposed) {
                     const int64_t width =
                         grouped ? grouped_columns(shape.rows, ends.size()) : padded_columns(shape.rows);
                     Pair<uint8_t> codes(shape.rows * shape.columns), codes_t(shape.columns * width);
-                    Pair<float> scales(shape.rows * num_tiles(shape.columns)), scales_t(shape.columns * width / kTile);
+                    Pair<float> scales(shape.rows * num_tiles(shape.columns)),
+                        scales_t(shape.columns * width / kTile);
                     compare(
                         [&](uint8_t* c, float* s, uint8_t* ct, float* st) {
                             cpu::quantize_tiles_both(x.matrix, groups, grouped, c, s, ct, st, threads());
@@ -140,8 +143,9 @@ SANITIZED_CASE(dequantize) {
     for (const Shape shape : kShapes)
         for (const int64_t rows_per_scale : {int64_t{1}, kTile}) {
             const Codes x(shape, 9, shape.columns, rows_per_scale);
-            const cpu::CodeMatrix matrix{x.codes.data(), x.scales.data(), shape.rows, shape.columns, x.stride,
-                                         num_tiles(shape.columns), 1, rows_per_scale};
+            const cpu::CodeMatrix matrix{
+                x.codes.data(), x.scales.data(),          shape.rows, shape.columns,
+                x.stride,       num_tiles(shape.columns), 1,          rows_per_scale};
             for (const FloatType type : kTypes) {
                 Pair<unsigned char> out(shape.rows * shape.columns * bytes_of(type));
                 compare([&](unsigned char* o) { cpu::dequantize(matrix, type, o, threads()); }, out);
@@ -153,14 +157,16 @@ SANITIZED_CASE(retile) {
     for (const Shape shape : kShapes)
         for (const bool grouped : {false, true}) {
             const Codes x(shape, 9, shape.columns, 1);
-            const cpu::CodeMatrix matrix{x.codes.data(), x.scales.data(), shape.rows, shape.columns, x.stride,
-                                         num_tiles(shape.columns), 1, 1};
+            const cpu::CodeMatrix matrix{x.codes.data(), x.scales.data(),          shape.rows, shape.columns,
+                                         x.stride,       num_tiles(shape.columns), 1,          1};
             const Buffer<int32_t> ends = some_groups(shape.rows);
             const cpu::Groups groups{grouped ? ends.data() : nullptr, grouped ? ends.size() : 0};
-            const int64_t width = grouped ? grouped_columns(shape.rows, ends.size()) : padded_columns(shape.rows);
+            const int64_t width =
+                grouped ? grouped_columns(shape.rows, ends.size()) : padded_columns(shape.rows);
             Pair<uint8_t> codes_t(shape.columns * width);
             Pair<float> scales_t(shape.columns * width / kTile);
-            compare([&](uint8_t* c, float* s) { cpu::retile(matrix, groups, true, c, s, threads()); }, codes_t, scales_t);
+            compare([&](uint8_t* c, float* s) { cpu::retile(matrix, groups, true, c, s, threads()); },
+                    codes_t, scales_t);
         }
 }
 
@@ -171,7 +177,8 @@ SANITIZED_CASE(e5m6) {
             const Floats x(shape, type, 1);
             Pair<uint8_t> packed(shape.rows * row_bytes);
             Pair<float> scales(shape.rows * num_tiles(shape.columns));
-            compare([&](uint8_t* p, float* s) { cpu::quantize_e5m6(x.matrix, p, s, threads()); }, packed, scales);
+            compare([&](uint8_t* p, float* s) { cpu::quantize_e5m6(x.matrix, p, s, threads()); }, packed,
+                    scales);
         }
         const Codes x(shape, 2, row_bytes, 1);
         const cpu::PackedMatrix matrix{x.codes.data(), x.scales.data(),          shape.rows, shape.columns,
@@ -183,7 +190,8 @@ SANITIZED_CASE(e5m6) {
         const int64_t width = padded_columns(shape.rows);
         Pair<uint8_t> codes_t(shape.columns * width);
         Pair<float> scales_t(shape.columns * width / kTile);
-        compare([&](uint8_t* c, float* s) { cpu::retile_e5m6(matrix, true, c, s, threads()); }, codes_t, scales_t);
+        compare([&](uint8_t* c, float* s) { cpu::retile_e5m6(matrix, true, c, s, threads()); }, codes_t,
+                scales_t);
     }
 }
 
