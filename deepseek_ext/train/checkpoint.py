@@ -1,0 +1,210 @@
+"""Checkpoints: torch.distributed.checkpoint, complete once renamed, and read without running code from a file.
+
+A checkpoint is a folder `step-00000400`:
+  .metadata, __0_0.distcp   the tensors, as torch.distributed.checkpoint writes them
+  state.json                everything that is not a tensor
+  SHA256SUMS                of the files above; `sha256sum -c SHA256SUMS` reads it too
+It is written under a temporary name, flushed to the disk and then renamed, so a folder with this name is whole.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import pathlib
+import pickle
+import re
+import shutil
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+import torch.distributed.checkpoint as dcp
+from torch import Tensor
+from torch.distributed.checkpoint import metadata as dcp_metadata
+from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
+from torch.distributed.checkpoint.filesystem import _StorageInfo
+from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
+from torch.distributed.checkpoint.planner import ReadItem
+
+STATE, SUMS = "state.json", "SHA256SUMS"
+_NAME = re.compile(r"step-(\d{8,})")
+_SUM = re.compile(r"([0-9a-f]{64})  ([\w.-]+)")
+
+# What .metadata is made of; a pickle that names anything else is refused before it is called.
+_METADATA_CLASSES = {
+    (dcp_metadata.__name__, name): getattr(dcp_metadata, name)
+    for name in (
+        "ChunkStorageMetadata",
+        "Metadata",
+        "MetadataIndex",
+        "StorageMeta",
+        "TensorProperties",
+        "TensorStorageMetadata",
+        "_MEM_FORMAT_ENCODING",
+    )
+} | {
+    (_StorageInfo.__module__, "_StorageInfo"): _StorageInfo,
+    ("pathlib", "PosixPath"): pathlib.PurePosixPath,
+    ("pathlib._local", "PosixPath"): pathlib.PurePosixPath,
+    ("torch", "Size"): torch.Size,
+    ("torch.serialization", "_get_layout"): lambda name: {str(torch.strided): torch.strided}[name],
+}
+
+
+class DamagedCheckpoint(ValueError):
+    """A checkpoint that cannot be used; the message names the folder, the file and what is wrong."""
+
+
+def save(folder: Path, step: int, tensors: dict[str, Tensor], state: dict[str, Any], *, keep_last: int) -> Path:
+    """Writes checkpoint `step` below folder, then deletes all but the keep_last newest; returns its path.
+
+    tensors: flat, by name; state: what json can hold. Raises OSError (a full disk, say), leaving earlier
+    checkpoints as they were.
+    """
+    final = folder / f"step-{step:08d}"
+    temporary = folder / f"{final.name}.tmp-{os.getpid()}"
+    folder.mkdir(parents=True, exist_ok=True)
+    _remove_temporary(folder)
+    try:
+        with _quiet():
+            dcp.save(tensors, storage_writer=dcp.FileSystemWriter(temporary, sync_files=True), no_dist=True)
+        (temporary / STATE).write_text(json.dumps(state, indent=1))
+        names = sorted(path.name for path in temporary.iterdir())
+        (temporary / SUMS).write_text("".join(f"{_sha256(temporary / name)}  {name}\n" for name in names))
+        for path in (*temporary.iterdir(), temporary):
+            _fsync(path)
+        if final.exists():  # only a damaged one can stand there: a usable one would have been resumed from
+            shutil.rmtree(final)
+        temporary.rename(final)
+        _fsync(folder)
+    except Exception as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        if isinstance(error, OSError):
+            raise
+        raise OSError(f"{final}: {error}") from error  # torch reports a failed write by exceptions of its own
+    for old in list_checkpoints(folder)[:-keep_last]:
+        shutil.rmtree(old, ignore_errors=True)
+    return final
+
+
+def list_checkpoints(folder: Path) -> list[Path]:
+    """The complete checkpoints below folder, oldest first; temporary folders are no checkpoints."""
+    if not folder.is_dir():
+        return []
+    found = [(int(match[1]), path) for path in folder.iterdir() if (match := _NAME.fullmatch(path.name))]
+    return [path for _, path in sorted(found)]
+
+
+def read_state(checkpoint: Path) -> dict[str, Any]:
+    """Verifies every file of a checkpoint against SHA256SUMS and returns state.json.
+
+    Raises DamagedCheckpoint.
+    """
+    try:
+        lines = (checkpoint / SUMS).read_text().splitlines()
+        sums = {}
+        for line in lines:
+            match = _SUM.fullmatch(line)
+            if match is None:
+                raise DamagedCheckpoint(f"{checkpoint}: {SUMS} is not a list of checksums")
+            sums[match[2]] = match[1]
+        for name in (STATE, ".metadata"):
+            if name not in sums:
+                raise DamagedCheckpoint(f"{checkpoint}: {SUMS} does not list {name}")
+        for name, expected in sums.items():
+            if _sha256(checkpoint / name) != expected:
+                raise DamagedCheckpoint(f"{checkpoint}: {name} differs from its checksum")
+        state = json.loads((checkpoint / STATE).read_text())
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise DamagedCheckpoint(f"{checkpoint}: {error}") from error
+    if not isinstance(state, dict):
+        raise DamagedCheckpoint(f"{checkpoint}: {STATE} is not a JSON object")
+    return state
+
+
+def load_tensors(checkpoint: Path, tensors: dict[str, Tensor]) -> None:
+    """Fills `tensors` in place from a checkpoint that read_state has verified; every name must be there.
+
+    Runs no code from the files. Raises DamagedCheckpoint.
+    """
+    try:
+        with _quiet():
+            dcp.load(
+                tensors,
+                storage_reader=_Reader(checkpoint),
+                planner=_TensorsOnly(flatten_state_dict=False),
+                no_dist=True,
+            )
+    except DamagedCheckpoint:
+        raise
+    except Exception as error:  # whatever torch says of a file it cannot read
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise DamagedCheckpoint(f"{checkpoint}: {reason[0]}") from error
+
+
+class _MetadataUnpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) in _METADATA_CLASSES:
+            return _METADATA_CLASSES[module, name]
+        if module == "torch" and isinstance(dtype := getattr(torch, name, None), torch.dtype):
+            return dtype
+        raise pickle.UnpicklingError(f".metadata names {module}.{name}, which no checkpoint of ours contains")
+
+
+class _Reader(dcp.FileSystemReader):
+    """FileSystemReader whose .metadata goes through the allow-list; tensors it reads with weights_only=True."""
+
+    def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
+        with open(Path(self.path) / ".metadata", "rb") as file:
+            metadata = _MetadataUnpickler(file).load()
+        if not isinstance(metadata, Metadata) or not isinstance(metadata.storage_data, dict):
+            raise DamagedCheckpoint(f"{self.path}: .metadata holds no checkpoint metadata")
+        for info in metadata.storage_data.values():
+            if not isinstance(info, _StorageInfo) or Path(info.relative_path).name != info.relative_path:
+                raise DamagedCheckpoint(f"{self.path}: .metadata points outside the checkpoint")
+            if info.transform_descriptors:
+                raise DamagedCheckpoint(f"{self.path}: .metadata asks for stream transforms, which we never write")
+        metadata.storage_meta = StorageMeta(load_id=self.load_id)
+        return metadata
+
+
+class _TensorsOnly(DefaultLoadPlanner):
+    def load_bytes(self, read_item: ReadItem, value: io.BytesIO) -> None:
+        raise DamagedCheckpoint(f"{read_item.dest_index.fqn} is stored as an object, where a tensor belongs")
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return _digest(file)
+
+
+def _digest(file: IO[bytes]) -> str:
+    return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _remove_temporary(folder: Path) -> None:
+    """Deletes what an interrupted save left behind."""
+    for path in folder.glob("step-*.tmp-*"):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without torch's remark that one process is one process."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+        yield

@@ -1,0 +1,118 @@
+"""AdamW as the paper uses it: FP32 master weights, BF16 moments, decay on matrices only."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .. import ops
+
+
+class AdamW(torch.optim.Optimizer):
+    """AdamW over `ops.adamw_step_`, with moments in BF16 (paper, section 3.3.3).
+
+    torch's own refuses BF16 moments beside FP32 parameters. Parameters must be FP32. The moments exist from the
+    start, so that a checkpoint can be read straight into them. `step(grad_scale=...)` multiplies every gradient
+    on the fly, which is how gradients are clipped without another pass over them.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[dict[str, Any]] | Iterable[Tensor],
+        *,
+        lr: float,
+        betas: tuple[float, float] = (0.9, 0.95),
+        eps: float = 1e-8,
+        weight_decay: float = 0.1,
+        moment_dtype: torch.dtype = torch.bfloat16,
+    ) -> None:
+        self.moment_dtype = moment_dtype
+        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "step": 0})
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                self._state_of(parameter)
+
+    @torch.no_grad()
+    def step(  # type: ignore[override]
+        self, closure: Callable[[], float] | None = None, *, grad_scale: float = 1.0
+    ) -> float | None:
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            parameters = [p for p in group["params"] if p.grad is not None]
+            if not parameters:
+                continue
+            group["step"] += 1
+            states = [self._state_of(p) for p in parameters]
+            ops.adamw_step_(
+                parameters,
+                [p.grad for p in parameters],
+                [state["exp_avg"] for state in states],
+                [state["exp_avg_sq"] for state in states],
+                lr=group["lr"],
+                beta1=group["betas"][0],
+                beta2=group["betas"][1],
+                eps=group["eps"],
+                weight_decay=group["weight_decay"],
+                step=group["step"],
+                grad_scale=grad_scale,
+            )
+        return loss
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict(state_dict)
+        # The base class casts all state to the parameter's dtype; from BF16 to FP32 and back loses nothing.
+        for state in self.state.values():
+            for name in ("exp_avg", "exp_avg_sq"):
+                state[name] = state[name].to(self.moment_dtype)
+
+    def _state_of(self, parameter: Tensor) -> dict[str, Tensor]:
+        state = self.state[parameter]
+        if not state:
+            for name in ("exp_avg", "exp_avg_sq"):
+                state[name] = torch.zeros_like(parameter, dtype=self.moment_dtype, memory_format=torch.preserve_format)
+        return state
+
+
+def build_optimizer(
+    model: nn.Module,
+    *,
+    lr: float,
+    betas: tuple[float, float] = (0.9, 0.95),
+    eps: float = 1e-8,
+    weight_decay: float = 0.1,
+) -> AdamW:
+    """The optimizer of a model: weight decay on matrices only, FP8 weight codes renewed after each step.
+
+    "Matrices" are parameters of two dimensions or more; norms are not decayed. If the model has
+    `weights_changed()`, it is called after every step.
+    """
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = AdamW(
+        [
+            {"params": [p for p in trained if p.ndim >= 2], "weight_decay": weight_decay},
+            {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
+        ],
+        lr=lr,
+        betas=betas,
+        eps=eps,
+    )
+    weights_changed = getattr(model, "weights_changed", None)
+    if weights_changed is not None:
+        optimizer.register_step_post_hook(lambda *_: weights_changed())
+    return optimizer
+
+
+def optimizer_tensors(model: nn.Module, optimizer: AdamW) -> dict[str, Tensor]:
+    """The moments by parameter name: what a checkpoint stores of the optimizer, beside the step count."""
+    return {
+        f"optimizer.{name}.{moment}": optimizer.state[parameter][moment]
+        for name, parameter in model.named_parameters()
+        if parameter in optimizer.state
+        for moment in ("exp_avg", "exp_avg_sq")
+    }

@@ -1,0 +1,130 @@
+"""Packing: documents joined end to end and cut into sequences, with a position that is a few integers."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .tokenizer import Tokens
+
+IGNORED = -100  # a target that the loss leaves out
+
+
+class PackedSequences:
+    """One source as an endless list of sequences; number n is a pure function of (documents, seed, n).
+
+    Each epoch joins all documents in a fresh order; epochs follow one another without a gap. The stream is cut
+    into sequences of seq_len tokens, which are shuffled within their epoch: neighbours in a long document would
+    otherwise fill whole batches. Every token is a target exactly once an epoch, and the input of a target is
+    the token before it in the stream (at the very start: end of document). No masking between documents.
+    """
+
+    def __init__(self, documents: Sequence[Tokens], seq_len: int, *, eos: int, seed: int) -> None:
+        self.documents = list(documents)
+        self.seq_len = seq_len
+        self.eos = eos
+        self.seed = seed
+        self.tokens_per_epoch = sum(len(document) for document in self.documents)
+        if self.tokens_per_epoch < seq_len:
+            raise ValueError(
+                f"the training text has {self.tokens_per_epoch} tokens, less than one sequence of {seq_len}; "
+                f"give more text with --data, or a smaller --seq-len"
+            )
+        self._streams: dict[int, Tokens] = {}
+        self._order: tuple[int, torch.Tensor] | None = None
+
+    def sequence(self, n: int) -> Tokens:
+        """The n-th sequence drawn: [seq_len + 1] tokens, inputs being all but the last, targets all but the first."""
+        epoch = self._epoch(n)
+        start = (self._first(epoch) + int(self._shuffled(epoch)[n - self._first(epoch)])) * self.seq_len
+        return np.concatenate([self._slice(start - 1, start), self._slice(start, start + self.seq_len)])
+
+    def epoch(self, n: int) -> float:
+        """How many epochs the first n sequences make."""
+        return n * self.seq_len / self.tokens_per_epoch
+
+    def _first(self, epoch: int) -> int:
+        """The number of the first sequence that starts in this epoch."""
+        return -(-epoch * self.tokens_per_epoch // self.seq_len)
+
+    def _epoch(self, n: int) -> int:
+        return n * self.seq_len // self.tokens_per_epoch
+
+    def _shuffled(self, epoch: int) -> Tensor:
+        if self._order is None or self._order[0] != epoch:
+            count = self._first(epoch + 1) - self._first(epoch)
+            self._order = epoch, torch.randperm(count, generator=self._generator("sequences", epoch))
+        return self._order[1]
+
+    def _slice(self, start: int, end: int) -> Tokens:
+        """Tokens [start, end) of the endless stream."""
+        if start < 0:
+            return np.array([self.eos], dtype=np.int32)
+        pieces = []
+        while start < end:
+            epoch, offset = divmod(start, self.tokens_per_epoch)
+            piece = self._stream(epoch)[offset : offset + end - start]
+            pieces.append(piece)
+            start += len(piece)
+        return np.concatenate(pieces)
+
+    def _stream(self, epoch: int) -> Tokens:
+        if epoch not in self._streams:
+            order = torch.randperm(len(self.documents), generator=self._generator("documents", epoch))
+            # A sequence reaches at most into the epochs beside its own.
+            self._streams = {e: s for e, s in self._streams.items() if abs(e - epoch) == 1}
+            self._streams[epoch] = np.concatenate([self.documents[i] for i in order.tolist()])
+        return self._streams[epoch]
+
+    def _generator(self, what: str, epoch: int) -> torch.Generator:
+        digest = hashlib.sha256(f"{self.seed} {what} {epoch}".encode()).digest()
+        return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+
+
+class Mixture:
+    """Batches from several sources in proportion to their weights; its whole state is `drawn`, a count a source.
+
+    The source of the next sequence is the one furthest behind its share, so that after n sequences each source
+    has given its share of n to within one.
+    """
+
+    def __init__(self, sources: Sequence[PackedSequences], weights: Sequence[float]) -> None:
+        self.sources = list(sources)
+        self.shares = [weight / sum(weights) for weight in weights]
+        self.drawn = [0] * len(self.sources)
+
+    def batch(self, sequences: int) -> tuple[Tensor, Tensor]:
+        """The next tokens and targets, int64 [sequences, seq_len] each."""
+        rows = torch.from_numpy(np.stack([self._next() for _ in range(sequences)])).long()
+        return rows[:, :-1].contiguous(), rows[:, 1:].contiguous()
+
+    def epoch(self) -> float:
+        """How often the most used source has been read."""
+        return max(source.epoch(n) for source, n in zip(self.sources, self.drawn, strict=True))
+
+    def _next(self) -> Tokens:
+        total = sum(self.drawn) + 1
+        behind = [share * total - n for share, n in zip(self.shares, self.drawn, strict=True)]
+        choice = behind.index(max(behind))
+        sequence = self.sources[choice].sequence(self.drawn[choice])
+        self.drawn[choice] += 1
+        return sequence
+
+
+def validation_windows(documents: Sequence[Tokens], seq_len: int, *, eos: int) -> tuple[Tensor, Tensor]:
+    """The held-out documents in order, cut into windows: tokens and targets, int64 [windows, seq_len].
+
+    Every held-out token, ends of documents included, is a target once; the rest of the last window is ignored.
+    """
+    stream = np.concatenate([np.array([eos], dtype=np.int32), *documents])
+    targets = len(stream) - 1
+    windows = -(-targets // seq_len)
+    tokens = torch.full((windows * seq_len,), eos, dtype=torch.int64)
+    wanted = torch.full((windows * seq_len,), IGNORED, dtype=torch.int64)
+    tokens[:targets] = torch.from_numpy(stream[:-1].astype(np.int64))
+    wanted[:targets] = torch.from_numpy(stream[1:].astype(np.int64))
+    return tokens.view(windows, seq_len), wanted.view(windows, seq_len)

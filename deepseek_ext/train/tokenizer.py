@@ -1,0 +1,121 @@
+"""Byte-level BPE with HF tokenizers: trained once on the training split, then read from the cache."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import tokenizers
+from tokenizers import Tokenizer
+from tokenizers.decoders import ByteLevel as ByteLevelDecoder
+from tokenizers.models import BPE
+from tokenizers.pre_tokenizers import ByteLevel
+from tokenizers.trainers import BpeTrainer
+
+from .corpus import Document
+
+EOS = "<|eos|>"
+# How other tokenizer files name the end of a document, tried in this order.
+_EOS_NAMES = (EOS, "<｜end▁of▁sentence｜>", "<|endoftext|>", "<|end_of_text|>", "</s>")
+
+Tokens = npt.NDArray[np.int32]
+
+
+def train_tokenizer(documents: Sequence[Document], vocab_size: int) -> Tokenizer:
+    """Trains a byte-level BPE of at most vocab_size tokens; the same documents give the same tokenizer."""
+    tokenizer = Tokenizer(BPE())
+    tokenizer.pre_tokenizer = ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = ByteLevelDecoder()
+    trainer = BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[EOS],
+        initial_alphabet=ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator((document.text for document in documents), trainer, length=len(documents))
+    return tokenizer
+
+
+def cached_tokenizer(documents: Sequence[Document], vocab_size: int, manifest: str, cache: Path) -> Tokenizer:
+    """The tokenizer for a manifest, from the cache folder or trained now and kept there."""
+    key = hashlib.sha256(f"{manifest} {vocab_size} {tokenizers.__version__}".encode()).hexdigest()[:16]
+    path = cache / f"tokenizer-{key}.json"
+    if not path.exists():
+        _write(path, train_tokenizer(documents, vocab_size).to_str().encode())
+    return load_tokenizer(path)
+
+
+def load_tokenizer(path: Path) -> Tokenizer:
+    """Reads a tokenizer.json; raises ValueError, naming the file, if it is missing, damaged or has no end token."""
+    if not path.is_file():
+        raise ValueError(f"{path}: no such tokenizer file; name a tokenizer.json")
+    try:
+        tokenizer = Tokenizer.from_str(path.read_text())
+    except Exception as error:  # tokenizers raises plain Exception
+        raise ValueError(f"{path} is not a tokenizer.json that can be read ({error}); delete or replace it") from error
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    # Text that happens to contain "<|eos|>" is text, not the end of a document.
+    tokenizer.encode_special_tokens = True
+    try:
+        eos_id(tokenizer)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    return tokenizer
+
+
+def eos_id(tokenizer: Tokenizer) -> int:
+    """The id of the end-of-document token."""
+    for name in _EOS_NAMES:
+        token = tokenizer.token_to_id(name)
+        if token is not None:
+            return int(token)
+    raise ValueError(f"the tokenizer has no end-of-document token; add one named {EOS}")
+
+
+def vocabulary_size(tokenizer: Tokenizer) -> int:
+    """One more than the highest token id: what a model's vocab_size must reach."""
+    return int(max(tokenizer.get_vocab().values())) + 1
+
+
+def tokenizer_hash(tokenizer: Tokenizer) -> str:
+    return hashlib.sha256(tokenizer.to_str().encode()).hexdigest()
+
+
+def encode_documents(tokenizer: Tokenizer, documents: Sequence[Document]) -> list[Tokens]:
+    """Token ids of each document, the end-of-document token last."""
+    eos = eos_id(tokenizer)
+    encoded = tokenizer.encode_batch_fast([document.text for document in documents], add_special_tokens=False)
+    return [np.array([*encoding.ids, eos], dtype=np.int32) for encoding in encoded]
+
+
+def cached_encoding(
+    tokenizer: Tokenizer, documents: Sequence[Document], manifest: str, cache: Path
+) -> list[Tokens]:
+    """encode_documents, kept in the cache folder: encoding takes longer than training the tokenizer."""
+    names = "\n".join(f"{d.name} {len(d.text)}" for d in documents)
+    key = hashlib.sha256(f"{manifest} {tokenizer_hash(tokenizer)} {names}".encode()).hexdigest()[:16]
+    path = cache / f"tokens-{key}.npz"
+    if path.exists():
+        with np.load(path, allow_pickle=False) as stored:
+            tokens, ends = stored["tokens"], stored["ends"]
+    else:
+        pieces = encode_documents(tokenizer, documents)
+        tokens, ends = np.concatenate(pieces), np.cumsum([len(piece) for piece in pieces])
+        temporary = path.with_suffix(f".{os.getpid()}.npz")
+        cache.mkdir(parents=True, exist_ok=True)
+        np.savez(temporary, tokens=tokens, ends=ends)
+        temporary.replace(path)
+    return np.split(tokens, ends[:-1])
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Writes beside, then renames: two runs that start together never read half a file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(f".{os.getpid()}.tmp")
+    temporary.write_bytes(content)
+    temporary.replace(path)
