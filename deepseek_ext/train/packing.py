@@ -102,6 +102,12 @@ class Mixture:
         rows = torch.from_numpy(np.stack([self._next() for _ in range(sequences)])).long()
         return rows[:, :-1].contiguous(), rows[:, 1:].contiguous()
 
+    def copy(self) -> Mixture:
+        """Another position in the same sources."""
+        other = Mixture(self.sources, self.shares)
+        other.drawn = list(self.drawn)
+        return other
+
     def epoch(self) -> float:
         """How often the most used source has been read."""
         return max(source.epoch(n) for source, n in zip(self.sources, self.drawn, strict=True))

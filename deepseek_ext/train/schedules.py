@@ -1,7 +1,8 @@
 """Learning rate, batch size, bias update speed and MTP weight as pure functions of tokens seen.
 
-`tokens` is what has been seen before the step that asks. Nothing here keeps a state, so a resumed run asks the
-same questions and gets the same answers.
+Nothing here keeps a state, so a resumed run asks the same questions and gets the same answers. The trainer asks
+for the batch size with the tokens seen before the step, and for everything else with those seen after it: the
+first step then has a learning rate above zero.
 """
 
 from __future__ import annotations
@@ -123,4 +124,41 @@ def deepseek_v3() -> Schedules:
         mtp_weight=Steps(first=0.3, until=10 * trillion, then=0.1),
         balance_alpha=1e-4,
         total=14_800 * billion,
+    )
+
+
+def scaled(
+    total: int,
+    *,
+    lr: float,
+    sequences: int,
+    seq_len: int,
+    bias_update_speed: float,
+    balance_alpha: float,
+) -> Schedules:
+    """The shapes of `deepseek_v3` squeezed into a budget of `total` tokens, at a batch that stays constant.
+
+    The breakpoints keep their share of the whole run; only the warm-up takes more of it, 2 %, since 2000 steps
+    would be longer than a short run.
+    """
+
+    def at(share: float) -> int:
+        return round(total * share)
+
+    stable, decayed = at(10 / 14.8), at(14.3 / 14.8)
+    return Schedules(
+        lr=LearningRate(
+            peak=lr,
+            warmup=at(0.02),
+            constant_until=stable,
+            cosine_until=decayed,
+            final=lr / 10,
+            tail=((at(14.633 / 14.8), lr / 10), (total, lr / 30)),
+        ),
+        sequences=BatchRamp(start=sequences, end=sequences),
+        seq_len=seq_len,
+        bias_update_speed=Steps(first=bias_update_speed, until=decayed, then=0.0),
+        mtp_weight=Steps(first=0.3, until=stable, then=0.1),
+        balance_alpha=balance_alpha,
+        total=total,
     )

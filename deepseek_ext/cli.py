@@ -1,0 +1,176 @@
+"""The command line: `deepseek-ext {info,train,generate,eval}`, also as `python -m deepseek_ext`."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import re
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import torch
+import tyro
+
+from . import __version__, _native, ops
+from .train import TrainConfig, load_run, run
+from .train.data import bits_per_byte, prepare_data
+from .train.environment import families
+from .train.trainer import RunStopped
+
+T = TypeVar("T")
+
+_USAGE = """usage: deepseek-ext {info,train,generate,eval} ...
+  info       versions, build, which kernels run here
+  train      pre-trains a model; `deepseek-ext train --help` lists every setting
+  generate   continues a prompt with the model of a run
+  eval       validation bits per byte of a run's newest checkpoint"""
+
+
+@dataclass(kw_only=True, slots=True)
+class GenerateOptions:
+    """Continues a prompt with the newest checkpoint of a run."""
+
+    run_dir: Annotated[Path, tyro.conf.Positional]
+    """The run directory."""
+    prompt: str
+    """Text to continue."""
+    max_new_tokens: int = 128
+    """Tokens to add at most."""
+    temperature: float = 0.0
+    """0 takes the likeliest token each time."""
+    seed: int = 0
+    """Of the draws at a temperature above 0."""
+
+    def __post_init__(self) -> None:
+        if self.max_new_tokens < 1:
+            raise ValueError(f"--max-new-tokens must be positive, got {self.max_new_tokens}")
+
+
+@dataclass(kw_only=True, slots=True)
+class EvalOptions:
+    """Validation bits per byte of the newest checkpoint of a run, on the run's held-out text."""
+
+    run_dir: Annotated[Path, tyro.conf.Positional]
+    """The run directory."""
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Runs the command line and returns its exit code; 2 after one line on stderr for what the user can put right."""
+    given = list(sys.argv[1:] if args is None else args)
+    commands: dict[str, Callable[[list[str]], int]] = {
+        "info": _info,
+        "train": lambda rest: train(TrainConfig(), rest, program="deepseek-ext train"),
+        "generate": _generate,
+        "eval": _evaluate,
+    }
+    if given[:1] in (["-h"], ["--help"]):
+        print(_USAGE)
+        return 0
+    if not given or given[0] not in commands:
+        wanted = f"no command is called {given[0]!r}" if given else "no command given"
+        print(f"deepseek-ext: {wanted}; choose from {', '.join(commands)}", file=sys.stderr)
+        return 2
+    return _one_line_errors("deepseek-ext", lambda: commands[given[0]](given[1:]))
+
+
+def train(recipe: TrainConfig, args: Sequence[str] | None = None, *, program: str | None = None) -> int:
+    """Trains `recipe`, every field of which is a command-line flag; returns the exit code.
+
+    args: the flags, by default those of the process. program: how the process was started, for the line that says
+    how to continue.
+    """
+    given = list(sys.argv[1:] if args is None else args)
+    program = program or f"python {shlex.quote(sys.argv[0])}"
+
+    def go() -> int:
+        config = _parse(TrainConfig, given, program, default=recipe)
+        return run(config, command=shlex.join([*shlex.split(program), *_without_resume(given)]))
+
+    return _one_line_errors(program, go)
+
+
+def _info(args: list[str]) -> int:
+    if args:
+        raise ValueError(f"info takes no arguments, got {shlex.join(args)}")
+    build = _native.build_info()
+    print(f"deepseek-ext {__version__}, built with {build['compiler']}, C++ {build['standard']}")
+    print(f"torch {torch.__version__}, Python {sys.version.split()[0]}, {torch.get_num_threads()} threads")
+    print(f"CPU tier in use {ops.cpu_capability()}, this CPU has {_native.host_capability()}")
+    for family, native in families().items():
+        print(f"  {family:<10} {'C++' if native else 'plain PyTorch (no kernels yet)'}")
+    names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    print(f"CUDA devices: {', '.join(names) or 'none'}; this version has no CUDA kernels")
+    return 0
+
+
+def _generate(args: list[str]) -> int:
+    from .generate import generate
+
+    options = _parse(GenerateOptions, args, "deepseek-ext generate")
+    model, tokenizer, _ = load_run(options.run_dir)
+    print(
+        options.prompt
+        + generate(
+            model,
+            tokenizer,
+            options.prompt,
+            max_new_tokens=options.max_new_tokens,
+            temperature=options.temperature,
+            seed=options.seed,
+        )
+    )
+    return 0
+
+
+def _evaluate(args: list[str]) -> int:
+    options = _parse(EvalOptions, args, "deepseek-ext eval")
+    model, tokenizer, config = load_run(options.run_dir)
+    data = prepare_data(config, tokenizer=tokenizer)
+    score, zlib = bits_per_byte(model, data), data.corpus.zlib_bits_per_byte()
+    print(f"validation {score:.4f} bits per byte; zlib -9 on the same text {zlib:.4f}; ratio {score / zlib:.3f}")
+    return 0
+
+
+def _parse(kind: type[T], args: list[str], program: str, **settings: Any) -> T:
+    """The options as tyro reads them; its boxed complaint becomes one sentence."""
+    complaint = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(complaint):
+            return tyro.cli(kind, args=args, prog=program, **settings)
+    except SystemExit as error:
+        if error.code in (0, None):
+            raise
+        words = re.sub(r"\x1b\[[0-9;]*m|[─-╿]", " ", complaint.getvalue())
+        raise ValueError(re.sub(r"\s+", " ", words).strip()) from None
+
+
+def _one_line_errors(program: str, action: Callable[[], int]) -> int:
+    try:
+        return action()
+    except ValueError as error:
+        print(f"{program}: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except RunStopped as error:
+        print(f"{program}: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(f"{program}: stopped at once; what the last checkpoint holds is kept", file=sys.stderr)
+        return 130
+
+
+def _without_resume(args: list[str]) -> list[str]:
+    """The arguments that continue a run: the same, but not beginning anew."""
+    kept: list[str] = []
+    skip = False
+    for arg in args:
+        if skip:
+            skip = False
+        elif arg == "--resume":
+            skip = True
+        elif not arg.startswith("--resume="):
+            kept.append(arg)
+    return kept

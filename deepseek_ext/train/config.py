@@ -1,0 +1,206 @@
+"""What a run is: one dataclass, every field a command-line flag, and one dial, depth, that derives the rest."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from ..config import ModelConfig
+from .schedules import Schedules, scaled
+
+Precision = Literal["fp8", "bf16", "fp32"]
+
+# A resumed run may change these; everything else is part of what the run is.
+FREE_TO_CHANGE = {
+    "tokens", "minutes", "run_dir", "checkpoint_every", "keep_last", "resume", "validate_every", "prompts", "data",
+    "tokenizer", "threads",
+}  # fmt: skip
+
+
+@dataclass(kw_only=True, slots=True)
+class TrainConfig:
+    """A pre-training run; the defaults are the small but complete DeepSeek-V3 that `make pretrain` trains.
+
+    Fields that default to None are derived from `depth`. Raises ValueError for values that cannot work.
+    """
+
+    depth: int = 4
+    """Layers of the model; width, heads, experts, batch and learning rate follow from it unless given."""
+    tokens: int = 2_500_000
+    """Length of the run: tokens of text to train on."""
+    minutes: float | None = None
+    """Instead of --tokens: times ten steps and fixes as many tokens as fit into so many minutes."""
+    data: tuple[str, ...] = ()
+    """PATH or PATH=WEIGHT each: text files, .jsonl files, folders or globs. Default: Python's standard library."""
+    tokenizer: Path | None = None
+    """A tokenizer.json to use. Default: a byte-level BPE trained on the training split at first use."""
+    vocab_size: int = 4096
+    """Rows of the model's embedding, and tokens of the BPE where one is trained."""
+    precision: Precision = "fp8"
+    """Arithmetic of the Linear layers: fp8 (the paper's), bf16 or fp32."""
+    run_dir: Path = Path("runs/pretrain")
+    """Where checkpoints, metrics.jsonl and the tokenizer are written."""
+    checkpoint_every: int = 200
+    """Steps between checkpoints."""
+    keep_last: int = 3
+    """Checkpoints kept; older ones are deleted."""
+    resume: Literal["auto", "never"] = "auto"
+    """auto: go on from the newest checkpoint of run_dir, if any; never: begin anew, moving an old run aside."""
+    seed: int = 0
+    """Of the initial weights and of the order of the data."""
+    threads: int | None = None
+    """Threads of torch and of the kernels; None leaves it to torch."""
+
+    seq_len: int = 256
+    """Tokens of a sequence."""
+    sequences: int | None = None
+    """Sequences of an optimizer step."""
+    micro_sequences: int | None = None
+    """Sequences of one forward and backward pass; None runs the whole step in one."""
+    lr: float | None = None
+    """Peak learning rate."""
+    weight_decay: float = 0.1
+    """Of AdamW, on matrices only."""
+    grad_clip: float = 1.0
+    """Norm to which the gradient is clipped."""
+    bias_update_speed: float = 0.01
+    """gamma of the router's load balancing. The paper's 0.001 is for runs of a million steps."""
+    balance_alpha: float = 1e-4
+    """Weight of the sequence-wise balance loss."""
+
+    hidden_size: int | None = None
+    """Width of the residual stream."""
+    heads: int | None = None
+    """Attention heads."""
+    experts: int | None = None
+    """Routed experts, in 4 groups of which a token uses 2; each token goes to 4 experts and 1 shared one."""
+    expert_size: int | None = None
+    """Width of one expert."""
+    mtp_depth: int = 1
+    """Multi-token prediction modules."""
+
+    validate_every: int | None = None
+    """Steps between validations with samples; None: a quarter of the run, and its end."""
+    prompts: tuple[str, ...] = ("def __init__(self, ", "import os\n", "class Error(")
+    """Prompts whose greedy continuation is shown after each validation."""
+
+    def __post_init__(self) -> None:
+        positive = (
+            "depth", "tokens", "minutes", "vocab_size", "checkpoint_every", "keep_last", "threads", "seq_len",
+            "sequences", "micro_sequences", "lr", "grad_clip", "hidden_size", "heads", "experts", "expert_size",
+            "validate_every",
+        )  # fmt: skip
+        for name in positive:
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ValueError(f"{flag(name)} must be positive, got {value}")
+        for name in ("weight_decay", "bias_update_speed", "balance_alpha", "mtp_depth", "seed"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{flag(name)} must not be negative, got {getattr(self, name)}")
+        if self.seq_len <= self.mtp_depth:
+            raise ValueError(f"--seq-len {self.seq_len} leaves nothing to predict for --mtp-depth {self.mtp_depth}")
+        if self.experts is not None and (self.experts % 4 or self.experts < 8):
+            raise ValueError(f"--experts must be a multiple of 4, at least 8 (4 groups), got {self.experts}")
+        if self.micro_sequences and self.sequences and self.sequences % self.micro_sequences:
+            raise ValueError(
+                f"--sequences {self.sequences} must be a multiple of --micro-sequences {self.micro_sequences}"
+            )
+
+    def derived(self) -> TrainConfig:
+        """A copy in which every field that depth derives has its value."""
+        hidden = self.hidden_size or 64 * max(self.depth, 2)
+        return replace(
+            self,
+            hidden_size=hidden,
+            heads=self.heads or max(hidden // 64, 2),
+            experts=self.experts or (32 if self.depth <= 8 else 64),
+            expert_size=self.expert_size or max(64, hidden // 2),
+            sequences=self.sequences or self.micro_sequences or 8,
+            lr=self.lr or 3e-3 * (256 / hidden) ** 0.5,
+        )
+
+    def model_config(self) -> ModelConfig:
+        """The shape of the model of a derived configuration."""
+        c = self.derived()
+        assert c.hidden_size and c.heads and c.experts and c.expert_size
+        return ModelConfig(
+            vocab_size=c.vocab_size,
+            hidden_size=c.hidden_size,
+            num_hidden_layers=c.depth,
+            first_k_dense_replace=1 if c.depth > 1 else 0,
+            intermediate_size=5 * c.expert_size,  # what a token passes in an MoE layer
+            num_attention_heads=c.heads,
+            q_lora_rank=max(64, c.hidden_size // 2),
+            kv_lora_rank=max(64, c.hidden_size // 4),
+            qk_nope_head_dim=32,
+            qk_rope_head_dim=32,
+            v_head_dim=64,
+            max_position_embeddings=max(4096, c.seq_len),
+            n_routed_experts=c.experts,
+            n_shared_experts=1,
+            moe_intermediate_size=c.expert_size,
+            num_experts_per_tok=4,
+            n_group=4,
+            topk_group=2,
+            balance_alpha=c.balance_alpha,
+            num_nextn_predict_layers=c.mtp_depth,
+            # The paper's 0.006 at width 7168 is 0.5 / sqrt(7168).
+            initializer_range=0.5 / c.hidden_size**0.5,
+        )
+
+    def schedules(self) -> Schedules:
+        """The paper's schedules with their shapes scaled to this run's tokens."""
+        c = self.derived()
+        assert c.lr and c.sequences
+        return scaled(
+            c.tokens,
+            lr=c.lr,
+            sequences=c.sequences,
+            seq_len=c.seq_len,
+            bias_update_speed=c.bias_update_speed,
+            balance_alpha=c.balance_alpha,
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields as what json can hold."""
+        return {k: str(v) if isinstance(v, Path) else v for k, v in asdict(self).items()}
+
+    @classmethod
+    def from_json(cls, fields: dict[str, Any]) -> TrainConfig:
+        """The inverse of to_json."""
+        values = dict(fields)
+        for name in ("data", "prompts"):
+            values[name] = tuple(values[name])
+        values["run_dir"] = Path(values["run_dir"])
+        values["tokenizer"] = Path(values["tokenizer"]) if values["tokenizer"] else None
+        return cls(**values)
+
+
+def flag(name: str) -> str:
+    """The command-line flag of a field."""
+    return "--" + name.replace("_", "-")
+
+
+def differences(stored: TrainConfig, asked: TrainConfig) -> list[str]:
+    """The flags, with both values, that make `asked` another run than `stored`."""
+    before, now = stored.to_json(), asked.to_json()
+    return [
+        f"{flag(name)} {before[name]} there, {now[name]} here"
+        for name in before
+        if name not in FREE_TO_CHANGE and before[name] != now[name]
+    ]
+
+
+def describe(config: TrainConfig) -> str:
+    """One line: what depth derived."""
+    c = config.derived()
+    m = c.model_config()
+    s = c.schedules()
+    return (
+        f"--depth {c.depth}: {m.num_hidden_layers} layers of width {m.hidden_size}, {m.num_attention_heads} heads, "
+        f"{m.n_routed_experts} experts of width {m.moe_intermediate_size} (top-{m.num_experts_per_tok} in "
+        f"{m.topk_group} of {m.n_group} groups, {m.n_shared_experts} shared), MTP depth {m.num_nextn_predict_layers}; "
+        f"{c.sequences} sequences of {c.seq_len} tokens a step, peak learning rate {s.lr.peak:.2g} after "
+        f"{s.lr.warmup:,} tokens"
+    )

@@ -1,0 +1,96 @@
+"""What this machine runs: kernels or plain PyTorch, a measured peak, memory."""
+
+from __future__ import annotations
+
+import importlib
+import resource
+import statistics
+import time
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from .. import ops
+from ..config import ModelConfig
+
+FAMILIES = ("quantize", "gemm", "swiglu", "routing", "permute", "optimizer")
+
+
+def families() -> dict[str, bool]:
+    """Each operator family, and whether it runs in C++ on the CPU; the others are served by plain PyTorch."""
+    in_cpp = set(torch._C._dispatch_get_registrations_for_dispatch_key("CPU"))
+    return {
+        family: all(f"{name}" in in_cpp for name in _operators(family))
+        for family in FAMILIES
+    }
+
+
+def _operators(family: str) -> list[str]:
+    module = importlib.import_module(f"{ops.__name__}.{family}")
+    functions = (name for name in ops.__all__ if hasattr(module, name) and hasattr(torch.ops.deepseek_ext, name))
+    return [f"deepseek_ext::{name}" for name in functions if getattr(module, name).__module__ == module.__name__]
+
+
+def peak_memory() -> int:
+    """The most memory this process has held, in bytes."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Peak:
+    """A measured rate and what it is the rate of."""
+
+    flops: float
+    name: str
+
+
+def matmul_peak() -> Peak:
+    """What torch's own matmul reaches here at 1024 x 1024 x 1024, the faster of bf16 and fp32; takes some 0.2 s."""
+    rates = {}
+    for name, dtype in (("bf16", torch.bfloat16), ("fp32", torch.float32)):
+        a = torch.ones(1024, 1024, dtype=dtype)
+        times = []
+        a @ a
+        for _ in range(3):
+            start = time.perf_counter()
+            a @ a
+            times.append(time.perf_counter() - start)
+        rates[name] = 2 * 1024**3 / statistics.median(times)
+    best = max(rates, key=lambda name: rates[name])
+    return Peak(rates[best], f"torch's {best} matmul at 1024, {torch.get_num_threads()} threads")
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """Parameters of a model, and the arithmetic of training on one token."""
+
+    total: int
+    active: int
+    """Parameters that one token passes in the main model (an embedding row counts once)."""
+    flops_per_token: float
+    """Forward and backward, without recomputation; MTP included."""
+
+
+def model_size(model: nn.Module, config: ModelConfig, seq_len: int) -> Size:
+    """Counts a model's parameters and FLOPs: 6 per active weight of each matrix product, attention's own on top."""
+    total = active = 0
+    products = 0.0
+    for name, parameter in model.named_parameters():
+        total += parameter.numel()
+        used = parameter.numel()
+        if parameter.ndim == 3:  # experts
+            used = used * config.num_experts_per_tok // config.n_routed_experts
+        in_mtp = any(f"layers.{config.num_hidden_layers + k}." in name for k in range(config.num_nextn_predict_layers))
+        if "embed_tokens" in name:
+            active += config.hidden_size
+            continue
+        if not in_mtp:
+            active += used
+        if parameter.ndim >= 2:
+            products += used * (1 + config.num_nextn_predict_layers if "lm_head" in name else 1)
+    heads = config.num_attention_heads * (config.qk_head_dim + config.v_head_dim)
+    layers = config.num_hidden_layers + config.num_nextn_predict_layers
+    # Two products over on average half the sequence, two operations each, once forward and twice backward.
+    attention = layers * heads * seq_len / 2 * 2 * 3
+    return Size(total, active, 6 * products + attention)

@@ -1,0 +1,233 @@
+"""A run from its configuration to its last line: prepares or resumes, trains, and says how it went."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer
+
+from .. import _native, ops
+from ..model import DeepseekV3
+from . import checkpoint
+from .checkpoint import DamagedCheckpoint
+from .config import TrainConfig, differences
+from .config import describe as describe_config
+from .corpus import describe as describe_corpus
+from .data import bits_per_byte, prepare_data
+from .environment import families, matmul_peak, peak_memory
+from .metrics import cut_back
+from .progress import Progress, clock
+from .tokenizer import load_tokenizer, tokenizer_hash
+from .trainer import FORMAT, Outcome, Stop, Trainer, sample, tokens_for_minutes
+
+
+def run(config: TrainConfig, *, command: str = "") -> int:
+    """Trains as `config` says and returns the exit code: 0 when the last state is saved, 1 when it is not.
+
+    command: the command line that started this run and continues it, for the closing lines.
+    Raises ValueError for what the user can put right, RunStopped when the numbers are no longer finite.
+    """
+    config = config.derived()
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    _prepare_folder(config)
+    with Stop().listening() as stop:
+        trainer = _resumed(config) or _fresh(config)
+        _say_start(trainer)
+        peak = matmul_peak()
+        print(f"share of peak means of {peak.flops / 1e9:,.0f} GFLOP/s: {peak.name}", flush=True)
+        progress = Progress(
+            total_tokens=trainer.schedules.total,
+            flops_per_token=trainer.size.flops_per_token,
+            peak=peak,
+            seconds_before=trainer.seconds,
+            tokens_before=trainer.tokens,
+        )
+        with progress:
+            outcome = trainer.train(progress, stop)
+        if outcome.finished:
+            _say_end(trainer, outcome, command)
+        else:
+            _say_interrupted(trainer, outcome, command)
+    return 0 if outcome.saved else 1
+
+
+def load_run(run_dir: Path) -> tuple[DeepseekV3, Tokenizer, TrainConfig]:
+    """The model, tokenizer and configuration of a run, from its newest readable checkpoint.
+
+    Raises ValueError if there is none.
+    """
+    for path, state in _readable(run_dir):
+        config = _stored_config(path, state)
+        model = DeepseekV3(config.model_config(), precision=config.precision, seed=config.seed)
+        try:
+            checkpoint.load_tensors(path, dict(model.state_dict()))
+        except DamagedCheckpoint as error:
+            _warn_damaged(error)
+            continue
+        model.weights_changed()
+        return model.eval(), load_tokenizer(run_dir / "tokenizer.json"), replace(config, run_dir=run_dir)
+    raise ValueError(f"{run_dir} holds no checkpoint that can be read; name the run directory of a training run")
+
+
+def _prepare_folder(config: TrainConfig) -> None:
+    folder = config.run_dir
+    if config.resume == "never" and folder.exists() and any(folder.iterdir()):
+        aside = next(p for n in range(1, 10**6) if not (p := folder.with_name(f"{folder.name}.{n}")).exists())
+        folder.rename(aside)
+        print(f"--resume never: the run that was in {folder} is now in {aside}")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"--run-dir {folder} cannot be made ({error.strerror}); choose another") from error
+
+
+def _fresh(config: TrainConfig) -> Trainer:
+    data = prepare_data(config)
+    cut_back(config.run_dir / "metrics.jsonl", 0)
+    data.tokenizer.save(str(config.run_dir / "tokenizer.json"))
+    if config.minutes is not None:
+        tokens, rate = tokens_for_minutes(config, data)
+        config = replace(config, tokens=tokens)
+        print(f"--minutes {config.minutes:g}: ten steps ran at {rate:,.0f} tokens/s, so the run is {tokens:,} tokens")
+    return Trainer(config, data)
+
+
+def _resumed(config: TrainConfig) -> Trainer | None:
+    """The run of run_dir as its newest usable checkpoint has it; None if there is no checkpoint."""
+    found = False
+    for path, state in _readable(config.run_dir, set_aside=True):
+        found = True
+        stored = _stored_config(path, state)
+        if different := differences(stored, config):
+            raise ValueError(
+                f"{config.run_dir} holds another run ({'; '.join(different)}); choose another --run-dir, or write "
+                f"--resume never to begin anew"
+            )
+        trainer = Trainer(_with_budget(config, stored), _same_data(config, state))
+        try:
+            trainer.resume(path, state)
+        except DamagedCheckpoint as error:
+            _set_aside(path, error)
+            continue
+        print(f"resuming from {path}: step {trainer.step}, {trainer.tokens:,} tokens seen")
+        return trainer
+    if found or any((config.run_dir / "checkpoints").glob("*.damaged")):
+        raise ValueError(f"{config.run_dir} has no checkpoint left that can be read; write --resume never to begin anew")
+    return None
+
+
+def _with_budget(config: TrainConfig, stored: TrainConfig) -> TrainConfig:
+    """The configuration with its token budget: --minutes stands for the tokens that were fixed at the start."""
+    if config.minutes is not None:
+        if config.minutes != stored.minutes:
+            raise ValueError(
+                f"--minutes {config.minutes:g}: this run's length is already fixed at {stored.tokens} tokens; leave "
+                f"--minutes out and write --tokens to change it"
+            )
+        return replace(config, tokens=stored.tokens)
+    if config.tokens != stored.tokens:
+        print(f"--tokens {config.tokens}: the run was planned for {stored.tokens}; its schedules stretch accordingly")
+    return config
+
+
+def _same_data(config: TrainConfig, state: dict[str, Any]) -> Any:
+    tokenizer = load_tokenizer(config.run_dir / "tokenizer.json")
+    if tokenizer_hash(tokenizer) != state["tokenizer_hash"]:
+        raise ValueError(f"{config.run_dir / 'tokenizer.json'} is not the tokenizer of this run's checkpoints; restore it")
+    data = prepare_data(config, tokenizer=tokenizer)
+    if data.manifest != state["manifest"]:
+        raise ValueError(
+            f"the text has changed since the run in {config.run_dir} began (manifest {data.manifest[:16]}, then "
+            f"{state['manifest'][:16]}); restore it, or choose another --run-dir"
+        )
+    return data
+
+
+def _stored_config(path: Path, state: dict[str, Any]) -> TrainConfig:
+    if state.get("format") != FORMAT:
+        raise ValueError(f"{path} was written by another version of this package; use that version, or --resume never")
+    try:
+        return TrainConfig.from_json(state["config"])
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{path}: its configuration cannot be read ({error}); use --resume never") from error
+
+
+def _readable(run_dir: Path, *, set_aside: bool = False) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """Checkpoints whose files match their checksums, newest first; the others are named."""
+    for path in reversed(checkpoint.list_checkpoints(run_dir / "checkpoints")):
+        try:
+            state = checkpoint.read_state(path)
+        except DamagedCheckpoint as error:
+            if set_aside:
+                _set_aside(path, error)
+            else:
+                _warn_damaged(error)
+            continue
+        yield path, state
+
+
+def _set_aside(path: Path, error: DamagedCheckpoint) -> None:
+    """Renames a damaged checkpoint, so that it does not count among those kept."""
+    _warn_damaged(error)
+    path.rename(path.with_name(path.name + ".damaged"))
+
+
+def _warn_damaged(error: DamagedCheckpoint) -> None:
+    print(f"damaged checkpoint: {error}; using the one before", file=sys.stderr)
+
+
+def _say_start(trainer: Trainer) -> None:
+    config, size = trainer.config, trainer.size
+    print(describe_config(config))
+    print(
+        f"model: {size.total / 1e6:.2f} M parameters, {size.active / 1e6:.2f} M active in a token's pass, "
+        f"{size.flops_per_token / 1e6:.1f} MFLOP a trained token; precision {config.precision}"
+    )
+    in_cpp = families()
+    print(
+        f"kernels: CPU tier {ops.cpu_capability()}, {torch.get_num_threads()} threads; in C++: "
+        f"{', '.join(name for name, native in in_cpp.items() if native) or 'none'}"
+    )
+    if slow := [name for name, native in in_cpp.items() if not native]:
+        print(f"SLOW: {', '.join(slow)} have no C++ kernels in this build and run as plain PyTorch")
+    if not ops.cpu_capability().startswith(_native.host_capability()):
+        print(f"SLOW: tier {ops.cpu_capability()} is in use, this CPU has {_native.host_capability()}")
+    print(f"data: {describe_corpus(trainer.data.corpus)}")
+    for notice in trainer.data.corpus.notices:
+        print(f"  {notice}")
+    print(
+        f"tokenizer: {trainer.data.tokenizer.get_vocab_size()} tokens, {trainer.data.bytes_per_token:.2f} bytes a "
+        f"token, sha256 {trainer.data.tokenizer_hash[:16]}"
+    )
+    print(f"run: {trainer.schedules.total:,} tokens, written to {config.run_dir}", flush=True)
+
+
+def _say_interrupted(trainer: Trainer, outcome: Outcome, command: str) -> None:
+    if outcome.saved:
+        print(f"interrupted after step {trainer.step}, which is saved; to continue: {command}")
+    else:
+        print(f"interrupted after step {trainer.step}, which could not be saved", file=sys.stderr)
+
+
+def _say_end(trainer: Trainer, outcome: Outcome, command: str) -> None:
+    config, data, row = trainer.config, trainer.data, outcome.row
+    ours = row.get("val_bits_per_byte") or bits_per_byte(trainer.model, data)
+    zlib = data.corpus.zlib_bits_per_byte()
+    rate = trainer.tokens / trainer.seconds if trainer.seconds else 0.0
+    acceptance = "" if row.get("mtp_acceptance") is None else f", MTP acceptance {100 * row['mtp_acceptance']:.1f} %"
+    print(
+        f"\nvalidation      {ours:.4f} bits per byte; zlib -9 on the same text {zlib:.4f}; ratio {ours / zlib:.3f}\n"
+        f"speed           {rate:,.0f} tokens/s over {clock(trainer.seconds)}; peak memory {peak_memory() / 2**20:,.0f} MiB\n"
+        f"last step       MaxVio {row['max_vio']:.2f}{acceptance}\n"
+        f"sample          {sample(trainer.model, data, config.prompts[0]) if config.prompts else '-'}\n"
+        f"to continue     {command} --tokens {2 * trainer.schedules.total}\n"
+        f"to generate     deepseek-ext generate {config.run_dir} --prompt 'def '\n"
+        f"to evaluate     deepseek-ext eval {config.run_dir}",
+        flush=True,
+    )

@@ -1,0 +1,269 @@
+"""The training loop."""
+
+from __future__ import annotations
+
+import math
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..generate import generate
+from ..model import DeepseekV3
+from . import checkpoint
+from .config import TrainConfig
+from .data import RunData, bits_per_byte
+from .environment import model_size
+from .metrics import MetricsFile, cut_back
+from .optimizer import build_optimizer, optimizer_tensors
+from .progress import Progress
+
+FORMAT = 1  # of state.json
+_STEPS_TIMED, _STEPS_WARM = 10, 2
+_NOT_FINITE_IN_A_ROW = 3
+_SAMPLE_TOKENS = 48
+
+
+class RunStopped(RuntimeError):
+    """A run that cannot go on; the message says why and what to do."""
+
+
+@dataclass(slots=True)
+class Outcome:
+    """How a run ended."""
+
+    finished: bool
+    """False when it was interrupted."""
+    saved: bool
+    """Whether the last state is on the disk."""
+    row: dict[str, Any]
+    """The metrics of the last step; empty if there was none."""
+
+
+class Stop:
+    """Turns the first SIGINT or SIGTERM into a flag that the loop reads; a second SIGINT stops at once."""
+
+    def __init__(self) -> None:
+        self.requested = False
+
+    @contextmanager
+    def listening(self) -> Iterator[Stop]:
+        before = {number: signal.signal(number, self._request) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield self
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _request(self, number: int, frame: FrameType | None) -> None:
+        if self.requested and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.requested = True
+
+
+class Trainer:
+    """One run: the model, its optimizer, the data, and where it stands.
+
+    config must be derived (`TrainConfig.derived`). Everything that `train_step` reads is either in the
+    configuration or in the checkpoint, so a resumed run repeats the uninterrupted one bit for bit.
+    """
+
+    def __init__(self, config: TrainConfig, data: RunData) -> None:
+        self.config = config
+        self.data = data
+        self.schedules = config.schedules()
+        self.model = DeepseekV3(config.model_config(), precision=config.precision, seed=config.seed)
+        self.optimizer = build_optimizer(self.model, lr=self.schedules.lr.peak, weight_decay=config.weight_decay)
+        self.size = model_size(self.model, self.model.config, config.seq_len)
+        self.step = 0
+        self.tokens = 0
+        self.seconds = 0.0
+        self.not_finite = 0  # steps in a row
+        self.last_checkpoint: Path | None = None
+        self.last_row: dict[str, Any] = {}
+        steps = math.ceil(self.schedules.total / (self.schedules.sequences.end * config.seq_len))
+        self.validate_every = config.validate_every or max(1, math.ceil(steps / 4))
+
+    @property
+    def finished(self) -> bool:
+        return self.tokens >= self.schedules.total
+
+    def train(self, progress: Progress, stop: Stop) -> Outcome:
+        """Steps until the budget is spent or a stop is asked for; validates, samples, saves on the way."""
+        metrics = MetricsFile(self.config.run_dir / "metrics.jsonl")
+        saved_at = self.step
+        while not self.finished and not stop.requested:
+            row = self.train_step()
+            if self.step % self.validate_every == 0 or self.finished:
+                row |= self.validate(progress, stop)
+            self.seconds = progress.elapsed
+            self.last_row = row
+            metrics.write(row)
+            progress.show(row)
+            if row["not_finite"]:
+                self.refuse_to_go_on(progress)
+            if self.step % self.config.checkpoint_every == 0:
+                saved_at = self.save(progress) or saved_at
+        metrics.close()
+        if saved_at != self.step:
+            saved_at = self.save(progress) or saved_at
+        return Outcome(self.finished, saved_at == self.step, self.last_row)
+
+    def train_step(self) -> dict[str, Any]:
+        """One optimizer step; returns its row of metrics."""
+        started = time.perf_counter()
+        s = self.schedules
+        tokens, targets = self.data.batches.batch(s.sequences(self.tokens))
+        seen = self.tokens + tokens.numel()
+        gamma, lr = s.bias_update_speed(seen), s.lr(seen)
+
+        losses = self._forward_backward(tokens, targets, mtp_weight=s.mtp_weight(seen))
+        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients)
+        load = self.model.router_load().double()
+        violation = (load.amax(1) / load.mean(1).clamp_min(1e-9) - 1).amax() if len(load) else torch.zeros(())
+        # The only wait for the device in a step, and the only check: is the update finite?
+        loss, acceptance, norm_, max_vio = torch.stack([*losses, norm, violation]).tolist()
+        finite = math.isfinite(loss) and math.isfinite(norm_)
+        if finite:
+            for group in self.optimizer.param_groups:
+                group["lr"] = lr
+            self.optimizer.step(grad_scale=min(1.0, self.config.grad_clip / max(norm_, 1e-12)))
+        self.model.update_router_bias(gamma if finite else 0.0)  # also sets the load back
+        self.optimizer.zero_grad()
+
+        self.not_finite = 0 if finite else self.not_finite + 1
+        self.step += 1
+        self.tokens = seen
+        seconds = time.perf_counter() - started
+        return {
+            "step": self.step,
+            "tokens": seen,
+            "loss": loss,
+            "bits_per_byte": loss / (math.log(2) * self.data.bytes_per_token),
+            "lr": lr,
+            "grad_norm": norm_,
+            "tokens_per_second": tokens.numel() / seconds,
+            "max_vio": max_vio,
+            "mtp_acceptance": acceptance if self.config.mtp_depth else None,
+            "not_finite": not finite,
+        }
+
+    def _forward_backward(self, tokens: Tensor, targets: Tensor, *, mtp_weight: float) -> tuple[Tensor, Tensor]:
+        """Gradients of the whole step; returns the main loss and the first MTP module's acceptance."""
+        sequences = tokens.shape[0]
+        size = self.config.micro_sequences or sequences
+        main, accepted = torch.zeros(()), torch.zeros(())
+        for micro_tokens, micro_targets in zip(tokens.split(size), targets.split(size), strict=True):
+            loss = self.model.loss(
+                micro_tokens,
+                micro_targets,
+                num_targets=targets.numel(),
+                num_sequences=sequences,
+                mtp_weight=mtp_weight,
+            )
+            loss.total.backward()
+            main += loss.main.detach()
+            if loss.acceptance:
+                accepted += loss.acceptance[0].detach() * (len(micro_tokens) / sequences)
+        return main, accepted
+
+    def validate(self, progress: Progress, stop: Stop) -> dict[str, float]:
+        """Bits per byte over the whole held-out text, and a few samples; nothing once a stop is asked for."""
+        score = bits_per_byte(self.model, self.data, stop=lambda: stop.requested)
+        if stop.requested:
+            return {}
+        progress.say(f"step {self.step}: validation {score:.4f} bits/byte")
+        for prompt in self.config.prompts:
+            progress.say(f"  {sample(self.model, self.data, prompt)}")
+        return {"val_bits_per_byte": score}
+
+    def refuse_to_go_on(self, progress: Progress) -> None:
+        """Says that an update was skipped; raises RunStopped at the third in a row."""
+        if self.not_finite < _NOT_FINITE_IN_A_ROW:
+            progress.say(f"step {self.step}: loss or gradient is not finite; the update is skipped")
+            return
+        good = f"the last good checkpoint is {self.last_checkpoint}" if self.last_checkpoint else "nothing was saved yet"
+        raise RunStopped(
+            f"loss or gradient was not finite {self.not_finite} steps in a row, up to step {self.step}; {good}; "
+            f"try a lower --lr or another --precision"
+        )
+
+    def save(self, progress: Progress) -> int | None:
+        """Writes a checkpoint and returns its step; a failure is said and leaves the earlier ones in place."""
+        state = {
+            "format": FORMAT,
+            "step": self.step,
+            "tokens": self.tokens,
+            "seconds": self.seconds,
+            "drawn": self.data.batches.drawn,
+            "not_finite": self.not_finite,
+            "optimizer_steps": [group["step"] for group in self.optimizer.param_groups],
+            "row": self.last_row,
+            "manifest": self.data.manifest,
+            "tokenizer_hash": self.data.tokenizer_hash,
+            "config": self.config.to_json(),
+        }
+        folder = self.config.run_dir / "checkpoints"
+        try:
+            self.last_checkpoint = checkpoint.save(
+                folder, self.step, self._tensors(), state, keep_last=self.config.keep_last
+            )
+        except OSError as error:
+            kept = f"the last good one is {self.last_checkpoint}" if self.last_checkpoint else "there is none yet"
+            progress.say(f"WARNING: no checkpoint at step {self.step} ({error}); {kept}; next try at the next interval")
+            return None
+        return self.step
+
+    def resume(self, path: Path, state: dict[str, Any]) -> None:
+        """Goes back to where a checkpoint stood; `state` is what `checkpoint.read_state` returned for it."""
+        tensors = self._tensors()
+        checkpoint.load_tensors(path, tensors)
+        torch.set_rng_state(tensors["rng.cpu"])
+        self.model.weights_changed()
+        for group, step in zip(self.optimizer.param_groups, state["optimizer_steps"], strict=True):
+            group["step"] = step
+        self.step, self.tokens, self.seconds = state["step"], state["tokens"], state["seconds"]
+        self.data.batches.drawn = list(state["drawn"])
+        self.not_finite = state["not_finite"]
+        self.last_row = state["row"]
+        self.last_checkpoint = path
+        cut_back(self.config.run_dir / "metrics.jsonl", self.step)
+
+    def _tensors(self) -> dict[str, Tensor]:
+        return {
+            **self.model.state_dict(),
+            **optimizer_tensors(self.model, self.optimizer),
+            "rng.cpu": torch.get_rng_state(),
+        }
+
+
+def sample(model: DeepseekV3, data: RunData, prompt: str) -> str:
+    """A prompt and its greedy continuation, on one line."""
+    text = generate(model, data.tokenizer, prompt, max_new_tokens=_SAMPLE_TOKENS)
+    return repr(prompt + text)
+
+
+def tokens_for_minutes(config: TrainConfig, data: RunData) -> tuple[int, float]:
+    """The token budget that fits into config.minutes, a whole number of steps, and the measured tokens/s.
+
+    Times ten steps of a model that is then thrown away, so the run itself starts from its seed.
+    """
+    assert config.minutes is not None
+    trainer = Trainer(config, replace(data, batches=data.batches.copy()))
+    for _ in range(_STEPS_WARM):
+        trainer.train_step()
+    before, started = trainer.tokens, time.perf_counter()
+    for _ in range(_STEPS_TIMED):
+        trainer.train_step()
+    rate = (trainer.tokens - before) / (time.perf_counter() - started)
+    step = trainer.schedules.sequences.end * config.seq_len
+    return max(1, round(config.minutes * 60 * rate / step)) * step, rate
+
