@@ -131,7 +131,9 @@ def _evaluate(args: list[str]) -> int:
     model, tokenizer, config = load_run(options.run_dir)
     data = prepare_data(config, tokenizer=tokenizer)
     score, zlib = bits_per_byte(model, data), data.corpus.zlib_bits_per_byte()
-    print(f"validation {score:.4f} bits per byte; zlib -9 on the same text {zlib:.4f}; ratio {score / zlib:.3f}")
+    print(
+        f"validation {score:.4f} bits per byte; zlib -9 on the same text {zlib:.4f}; ratio {score / zlib:.3f}"
+    )
     return 0
 
 

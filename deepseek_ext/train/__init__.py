@@ -6,4 +6,13 @@ from .run import load_run, run
 from .schedules import Schedules, deepseek_v3
 from .trainer import Trainer
 
-__all__ = ["AdamW", "Schedules", "TrainConfig", "Trainer", "build_optimizer", "deepseek_v3", "load_run", "run"]
+__all__ = [
+    "AdamW",
+    "Schedules",
+    "TrainConfig",
+    "Trainer",
+    "build_optimizer",
+    "deepseek_v3",
+    "load_run",
+    "run",
+]

@@ -61,7 +61,9 @@ class DamagedCheckpoint(ValueError):
     """A checkpoint that cannot be used; the message names the folder, the file and what is wrong."""
 
 
-def save(folder: Path, step: int, tensors: dict[str, Tensor], state: dict[str, Any], *, keep_last: int) -> Path:
+def save(
+    folder: Path, step: int, tensors: dict[str, Tensor], state: dict[str, Any], *, keep_last: int
+) -> Path:
     """Writes checkpoint `step` below folder, then deletes all but the keep_last newest; returns its path.
 
     tensors: flat, by name; state: what json can hold. Raises OSError (a full disk, say), leaving earlier
@@ -169,7 +171,9 @@ class _Reader(dcp.FileSystemReader):
             if not isinstance(info, _StorageInfo) or Path(info.relative_path).name != info.relative_path:
                 raise DamagedCheckpoint(f"{self.path}: .metadata points outside the checkpoint")
             if info.transform_descriptors:
-                raise DamagedCheckpoint(f"{self.path}: .metadata asks for stream transforms, which we never write")
+                raise DamagedCheckpoint(
+                    f"{self.path}: .metadata asks for stream transforms, which we never write"
+                )
         metadata.storage_meta = StorageMeta(load_id=self.load_id)
         return metadata
 

@@ -99,7 +99,9 @@ class TrainConfig:
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{flag(name)} must not be negative, got {getattr(self, name)}")
         if self.seq_len <= self.mtp_depth:
-            raise ValueError(f"--seq-len {self.seq_len} leaves nothing to predict for --mtp-depth {self.mtp_depth}")
+            raise ValueError(
+                f"--seq-len {self.seq_len} leaves nothing to predict for --mtp-depth {self.mtp_depth}"
+            )
         if self.experts is not None and (self.experts % 4 or self.experts < 8):
             raise ValueError(f"--experts must be a multiple of 4, at least 8 (4 groups), got {self.experts}")
         if self.micro_sequences and self.sequences and self.sequences % self.micro_sequences:

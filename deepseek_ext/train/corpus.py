@@ -114,7 +114,9 @@ def _standard_library() -> list[Document]:
         if text:
             documents.append(Document(name, text))
     if not documents:
-        raise ValueError(f"{root} holds no Python sources, so there is no default text; give your own with --data")
+        raise ValueError(
+            f"{root} holds no Python sources, so there is no default text; give your own with --data"
+        )
     return documents
 
 
@@ -144,12 +146,16 @@ def _read(path: str, notices: list[str]) -> Iterator[Document]:
         if path[: path.find("*")].endswith("/"):
             root = Path(path[: path.find("*")])
     else:
-        raise ValueError(f"--data {path}: no such file or folder; check the path, or quote a glob: 'folder/**/*.txt'")
+        raise ValueError(
+            f"--data {path}: no such file or folder; check the path, or quote a glob: 'folder/**/*.txt'"
+        )
     visible = sorted(p for p in found if not any(part.startswith(".") for part in p.relative_to(root).parts))
     if not visible:
         raise ValueError(f"--data {path}: no files there; name a folder with text or .jsonl files")
     for file in visible:
-        yield from _read_file(file, file.relative_to(root).as_posix(), lambda p: notices.append(f"{p} is empty; skipped"))
+        yield from _read_file(
+            file, file.relative_to(root).as_posix(), lambda p: notices.append(f"{p} is empty; skipped")
+        )
 
 
 def _refuse_empty(path: Path) -> None:
@@ -158,7 +164,9 @@ def _refuse_empty(path: Path) -> None:
 
 def _read_file(path: Path, name: str, on_empty: Callable[[Path], None]) -> Iterator[Document]:
     if path.suffix in _TOKEN_SHARDS:
-        raise ValueError(f"{path}: ready-made token shards are not read yet; give the text itself (files or .jsonl)")
+        raise ValueError(
+            f"{path}: ready-made token shards are not read yet; give the text itself (files or .jsonl)"
+        )
     try:
         text = path.read_bytes().decode()
     except OSError as error:
@@ -203,7 +211,9 @@ def _split(name: str, weight: float, documents: list[Document], notices: list[st
     longest = max(documents, key=lambda d: len(d.text))
     cut = len(longest.text) - max(1, len(longest.text) // HELD_OUT_SHARE)
     cut = longest.text.rfind("\n", 0, cut) + 1 or cut
-    notices.append(f"{name}: too few documents to hold some out by hash, so the last part of {longest.name} is held out")
+    notices.append(
+        f"{name}: too few documents to hold some out by hash, so the last part of {longest.name} is held out"
+    )
     train = [Document(d.name, d.text[:cut]) if d is longest else d for d in documents]
     return Source(name, weight, [d for d in train if d.text], [Document(longest.name, longest.text[cut:])])
 

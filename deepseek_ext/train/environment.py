@@ -20,16 +20,17 @@ FAMILIES = ("quantize", "gemm", "swiglu", "routing", "permute", "optimizer")
 def families() -> dict[str, bool]:
     """Each operator family, and whether it runs in C++ on the CPU; the others are served by plain PyTorch."""
     in_cpp = set(torch._C._dispatch_get_registrations_for_dispatch_key("CPU"))
-    return {
-        family: all(f"{name}" in in_cpp for name in _operators(family))
-        for family in FAMILIES
-    }
+    return {family: all(f"{name}" in in_cpp for name in _operators(family)) for family in FAMILIES}
 
 
 def _operators(family: str) -> list[str]:
     module = importlib.import_module(f"{ops.__name__}.{family}")
-    functions = (name for name in ops.__all__ if hasattr(module, name) and hasattr(torch.ops.deepseek_ext, name))
-    return [f"deepseek_ext::{name}" for name in functions if getattr(module, name).__module__ == module.__name__]
+    functions = (
+        name for name in ops.__all__ if hasattr(module, name) and hasattr(torch.ops.deepseek_ext, name)
+    )
+    return [
+        f"deepseek_ext::{name}" for name in functions if getattr(module, name).__module__ == module.__name__
+    ]
 
 
 def peak_memory() -> int:
@@ -81,7 +82,9 @@ def model_size(model: nn.Module, config: ModelConfig, seq_len: int) -> Size:
         used = parameter.numel()
         if parameter.ndim == 3:  # experts
             used = used * config.num_experts_per_tok // config.n_routed_experts
-        in_mtp = any(f"layers.{config.num_hidden_layers + k}." in name for k in range(config.num_nextn_predict_layers))
+        in_mtp = any(
+            f"layers.{config.num_hidden_layers + k}." in name for k in range(config.num_nextn_predict_layers)
+        )
         if "embed_tokens" in name:
             active += config.hidden_size
             continue

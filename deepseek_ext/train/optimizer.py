@@ -30,7 +30,9 @@ class AdamW(torch.optim.Optimizer):
         moment_dtype: torch.dtype = torch.bfloat16,
     ) -> None:
         self.moment_dtype = moment_dtype
-        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "step": 0})
+        super().__init__(
+            params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "step": 0}
+        )
         for group in self.param_groups:
             for parameter in group["params"]:
                 self._state_of(parameter)
@@ -75,7 +77,9 @@ class AdamW(torch.optim.Optimizer):
         state = self.state[parameter]
         if not state:
             for name in ("exp_avg", "exp_avg_sq"):
-                state[name] = torch.zeros_like(parameter, dtype=self.moment_dtype, memory_format=torch.preserve_format)
+                state[name] = torch.zeros_like(
+                    parameter, dtype=self.moment_dtype, memory_format=torch.preserve_format
+                )
         return state
 
 

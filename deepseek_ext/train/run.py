@@ -72,7 +72,9 @@ def load_run(run_dir: Path) -> tuple[DeepseekV3, Tokenizer, TrainConfig]:
             continue
         model.weights_changed()
         return model.eval(), load_tokenizer(run_dir / "tokenizer.json"), replace(config, run_dir=run_dir)
-    raise ValueError(f"{run_dir} holds no checkpoint that can be read; name the run directory of a training run")
+    raise ValueError(
+        f"{run_dir} holds no checkpoint that can be read; name the run directory of a training run"
+    )
 
 
 def _prepare_folder(config: TrainConfig) -> None:
@@ -94,7 +96,9 @@ def _fresh(config: TrainConfig) -> Trainer:
     if config.minutes is not None:
         tokens, rate = tokens_for_minutes(config, data)
         config = replace(config, tokens=tokens)
-        print(f"--minutes {config.minutes:g}: ten steps ran at {rate:,.0f} tokens/s, so the run is {tokens:,} tokens")
+        print(
+            f"--minutes {config.minutes:g}: ten steps ran at {rate:,.0f} tokens/s, so the run is {tokens:,} tokens"
+        )
     return Trainer(config, data)
 
 
@@ -118,7 +122,9 @@ def _resumed(config: TrainConfig) -> Trainer | None:
         print(f"resuming from {path}: step {trainer.step}, {trainer.tokens:,} tokens seen")
         return trainer
     if found or any((config.run_dir / "checkpoints").glob("*.damaged")):
-        raise ValueError(f"{config.run_dir} has no checkpoint left that can be read; write --resume never to begin anew")
+        raise ValueError(
+            f"{config.run_dir} has no checkpoint left that can be read; write --resume never to begin anew"
+        )
     return None
 
 
@@ -132,14 +138,18 @@ def _with_budget(config: TrainConfig, stored: TrainConfig) -> TrainConfig:
             )
         return replace(config, tokens=stored.tokens)
     if config.tokens != stored.tokens:
-        print(f"--tokens {config.tokens}: the run was planned for {stored.tokens}; its schedules stretch accordingly")
+        print(
+            f"--tokens {config.tokens}: the run was planned for {stored.tokens}; its schedules stretch accordingly"
+        )
     return config
 
 
 def _same_data(config: TrainConfig, state: dict[str, Any]) -> Any:
     tokenizer = load_tokenizer(config.run_dir / "tokenizer.json")
     if tokenizer_hash(tokenizer) != state["tokenizer_hash"]:
-        raise ValueError(f"{config.run_dir / 'tokenizer.json'} is not the tokenizer of this run's checkpoints; restore it")
+        raise ValueError(
+            f"{config.run_dir / 'tokenizer.json'} is not the tokenizer of this run's checkpoints; restore it"
+        )
     data = prepare_data(config, tokenizer=tokenizer)
     if data.manifest != state["manifest"]:
         raise ValueError(
@@ -151,7 +161,9 @@ def _same_data(config: TrainConfig, state: dict[str, Any]) -> Any:
 
 def _stored_config(path: Path, state: dict[str, Any]) -> TrainConfig:
     if state.get("format") != FORMAT:
-        raise ValueError(f"{path} was written by another version of this package; use that version, or --resume never")
+        raise ValueError(
+            f"{path} was written by another version of this package; use that version, or --resume never"
+        )
     try:
         return TrainConfig.from_json(state["config"])
     except (KeyError, TypeError) as error:
@@ -220,7 +232,9 @@ def _say_end(trainer: Trainer, outcome: Outcome, command: str) -> None:
     ours = row.get("val_bits_per_byte") or bits_per_byte(trainer.model, data)
     zlib = data.corpus.zlib_bits_per_byte()
     rate = trainer.tokens / trainer.seconds if trainer.seconds else 0.0
-    acceptance = "" if row.get("mtp_acceptance") is None else f", MTP acceptance {100 * row['mtp_acceptance']:.1f} %"
+    acceptance = (
+        "" if row.get("mtp_acceptance") is None else f", MTP acceptance {100 * row['mtp_acceptance']:.1f} %"
+    )
     print(
         f"\nvalidation      {ours:.4f} bits per byte; zlib -9 on the same text {zlib:.4f}; ratio {ours / zlib:.3f}\n"
         f"speed           {rate:,.0f} tokens/s over {clock(trainer.seconds)}; peak memory {peak_memory() / 2**20:,.0f} MiB\n"

@@ -32,7 +32,9 @@ class LearningRate:
     def __post_init__(self) -> None:
         bounds = [0, self.warmup, self.constant_until, self.cosine_until, *(end for end, _ in self.tail)]
         if bounds != sorted(bounds):
-            raise ValueError(f"learning rate: the breakpoints {bounds[1:]} (tokens) must not decrease; reorder them")
+            raise ValueError(
+                f"learning rate: the breakpoints {bounds[1:]} (tokens) must not decrease; reorder them"
+            )
 
     def __call__(self, tokens: int) -> float:
         if tokens < self.warmup:

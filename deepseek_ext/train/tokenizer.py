@@ -56,7 +56,9 @@ def load_tokenizer(path: Path) -> Tokenizer:
     try:
         tokenizer = Tokenizer.from_str(path.read_text())
     except Exception as error:  # tokenizers raises plain Exception
-        raise ValueError(f"{path} is not a tokenizer.json that can be read ({error}); delete or replace it") from error
+        raise ValueError(
+            f"{path} is not a tokenizer.json that can be read ({error}); delete or replace it"
+        ) from error
     tokenizer.no_padding()
     tokenizer.no_truncation()
     # Text that happens to contain "<|eos|>" is text, not the end of a document.

@@ -80,7 +80,9 @@ class Trainer:
         self.data = data
         self.schedules = config.schedules()
         self.model = DeepseekV3(config.model_config(), precision=config.precision, seed=config.seed)
-        self.optimizer = build_optimizer(self.model, lr=self.schedules.lr.peak, weight_decay=config.weight_decay)
+        self.optimizer = build_optimizer(
+            self.model, lr=self.schedules.lr.peak, weight_decay=config.weight_decay
+        )
         self.size = model_size(self.model, self.model.config, config.seq_len)
         self.step = 0
         self.tokens = 0
@@ -156,7 +158,9 @@ class Trainer:
             "not_finite": not finite,
         }
 
-    def _forward_backward(self, tokens: Tensor, targets: Tensor, *, mtp_weight: float) -> tuple[Tensor, Tensor]:
+    def _forward_backward(
+        self, tokens: Tensor, targets: Tensor, *, mtp_weight: float
+    ) -> tuple[Tensor, Tensor]:
         """Gradients of the whole step; returns the main loss and the first MTP module's acceptance."""
         sequences = tokens.shape[0]
         size = self.config.micro_sequences or sequences
@@ -190,7 +194,11 @@ class Trainer:
         if self.not_finite < _NOT_FINITE_IN_A_ROW:
             progress.say(f"step {self.step}: loss or gradient is not finite; the update is skipped")
             return
-        good = f"the last good checkpoint is {self.last_checkpoint}" if self.last_checkpoint else "nothing was saved yet"
+        good = (
+            f"the last good checkpoint is {self.last_checkpoint}"
+            if self.last_checkpoint
+            else "nothing was saved yet"
+        )
         raise RunStopped(
             f"loss or gradient was not finite {self.not_finite} steps in a row, up to step {self.step}; {good}; "
             f"try a lower --lr or another --precision"
@@ -217,8 +225,14 @@ class Trainer:
                 folder, self.step, self._tensors(), state, keep_last=self.config.keep_last
             )
         except OSError as error:
-            kept = f"the last good one is {self.last_checkpoint}" if self.last_checkpoint else "there is none yet"
-            progress.say(f"WARNING: no checkpoint at step {self.step} ({error}); {kept}; next try at the next interval")
+            kept = (
+                f"the last good one is {self.last_checkpoint}"
+                if self.last_checkpoint
+                else "there is none yet"
+            )
+            progress.say(
+                f"WARNING: no checkpoint at step {self.step} ({error}); {kept}; next try at the next interval"
+            )
             return None
         return self.step
 
@@ -266,4 +280,3 @@ def tokens_for_minutes(config: TrainConfig, data: RunData) -> tuple[int, float]:
     rate = (trainer.tokens - before) / (time.perf_counter() - started)
     step = trainer.schedules.sequences.end * config.seq_len
     return max(1, round(config.minutes * 60 * rate / step)) * step, rate
-
