@@ -59,7 +59,7 @@ class EvalOptions:
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """Runs the command line and returns its exit code; 2 after one line on stderr for what the user can put right."""
+    """Runs the command line and returns its exit code: 2, after one line on stderr, for a user's error."""
     given = list(sys.argv[1:] if args is None else args)
     commands: dict[str, Callable[[list[str]], int]] = {
         "info": _info,
@@ -80,8 +80,8 @@ def main(args: Sequence[str] | None = None) -> int:
 def train(recipe: TrainConfig, args: Sequence[str] | None = None, *, program: str | None = None) -> int:
     """Trains `recipe`, every field of which is a command-line flag; returns the exit code.
 
-    args: the flags, by default those of the process. program: how the process was started, for the line that says
-    how to continue.
+    args: the flags, by default those of the process. program: how the process was started, for the line that
+    says how to continue.
     """
     given = list(sys.argv[1:] if args is None else args)
     program = program or f"python {shlex.quote(sys.argv[0])}"

@@ -1,4 +1,4 @@
-"""Pre-trains a small but complete DeepSeek-V3 on real text: MLA, mixture of experts, MTP, FP8, no balance loss needed.
+"""Pre-trains a small but complete DeepSeek-V3 on real text: MLA, mixture of experts, MTP, FP8.
 
     python examples/pretrain.py                          the default recipe
     python examples/pretrain.py --tokens 500000          shorter

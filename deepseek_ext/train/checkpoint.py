@@ -1,10 +1,9 @@
-"""Checkpoints: torch.distributed.checkpoint, complete once renamed, and read without running code from a file.
+"""Checkpoints of torch.distributed.checkpoint: complete once renamed, read without running code from files.
 
-A checkpoint is a folder `step-00000400`:
-  .metadata, __0_0.distcp   the tensors, as torch.distributed.checkpoint writes them
-  state.json                everything that is not a tensor
-  SHA256SUMS                of the files above; `sha256sum -c SHA256SUMS` reads it too
-It is written under a temporary name, flushed to the disk and then renamed, so a folder with this name is whole.
+A checkpoint is a folder `step-00000400`: .metadata, __0_0.distcp   the tensors, as
+torch.distributed.checkpoint writes them state.json                everything that is not a tensor SHA256SUMS
+of the files above; `sha256sum -c SHA256SUMS` reads it too It is written under a temporary name, flushed to
+the disk and then renamed, so a folder with this name is whole.
 """
 
 from __future__ import annotations
@@ -24,13 +23,14 @@ from pathlib import Path
 from typing import IO, Any
 
 import torch
-import torch.distributed.checkpoint as dcp
 from torch import Tensor
 from torch.distributed.checkpoint import metadata as dcp_metadata
 from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
-from torch.distributed.checkpoint.filesystem import _StorageInfo
+from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter, _StorageInfo
 from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
 from torch.distributed.checkpoint.planner import ReadItem
+from torch.distributed.checkpoint.state_dict_loader import load as dcp_load
+from torch.distributed.checkpoint.state_dict_saver import save as dcp_save
 
 STATE, SUMS = "state.json", "SHA256SUMS"
 _NAME = re.compile(r"step-(\d{8,})")
@@ -75,7 +75,7 @@ def save(
     _remove_temporary(folder)
     try:
         with _quiet():
-            dcp.save(tensors, storage_writer=dcp.FileSystemWriter(temporary, sync_files=True), no_dist=True)
+            dcp_save(tensors, storage_writer=FileSystemWriter(temporary, sync_files=True), no_dist=True)
         (temporary / STATE).write_text(json.dumps(state, indent=1))
         names = sorted(path.name for path in temporary.iterdir())
         (temporary / SUMS).write_text("".join(f"{_sha256(temporary / name)}  {name}\n" for name in names))
@@ -137,7 +137,7 @@ def load_tensors(checkpoint: Path, tensors: dict[str, Tensor]) -> None:
     """
     try:
         with _quiet():
-            dcp.load(
+            dcp_load(
                 tensors,
                 storage_reader=_Reader(checkpoint),
                 planner=_TensorsOnly(flatten_state_dict=False),
@@ -159,8 +159,8 @@ class _MetadataUnpickler(pickle.Unpickler):
         raise pickle.UnpicklingError(f".metadata names {module}.{name}, which no checkpoint of ours contains")
 
 
-class _Reader(dcp.FileSystemReader):
-    """FileSystemReader whose .metadata goes through the allow-list; tensors it reads with weights_only=True."""
+class _Reader(FileSystemReader):
+    """Reads .metadata through the allow-list; tensors its base class reads with weights_only=True."""
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
         with open(Path(self.path) / ".metadata", "rb") as file:

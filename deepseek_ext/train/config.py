@@ -1,4 +1,4 @@
-"""What a run is: one dataclass, every field a command-line flag, and one dial, depth, that derives the rest."""
+"""What a run is: one dataclass, every field a flag, and one dial, depth, that derives the rest."""
 
 from __future__ import annotations
 
@@ -13,9 +13,15 @@ Precision = Literal["fp8", "bf16", "fp32"]
 
 # A resumed run may change these; everything else is part of what the run is.
 FREE_TO_CHANGE = {
-    "tokens", "minutes", "run_dir", "checkpoint_every", "keep_last", "resume", "validate_every", "prompts", "data",
-    "tokenizer", "threads",
-}  # fmt: skip
+    *("tokens", "minutes", "data", "tokenizer"),  # checked by what they stand for
+    *("run_dir", "checkpoint_every", "keep_last", "resume", "threads", "validate_every", "prompts"),
+}
+_POSITIVE = (
+    *("depth", "tokens", "minutes", "vocab_size", "checkpoint_every", "keep_last", "threads", "seq_len"),
+    *("sequences", "micro_sequences", "lr", "grad_clip", "hidden_size", "heads", "experts", "expert_size"),
+    "validate_every",
+)
+_NOT_NEGATIVE = ("weight_decay", "bias_update_speed", "balance_alpha", "mtp_depth", "seed")
 
 
 @dataclass(kw_only=True, slots=True)
@@ -32,7 +38,7 @@ class TrainConfig:
     minutes: float | None = None
     """Instead of --tokens: times ten steps and fixes as many tokens as fit into so many minutes."""
     data: tuple[str, ...] = ()
-    """PATH or PATH=WEIGHT each: text files, .jsonl files, folders or globs. Default: Python's standard library."""
+    """PATH or PATH=WEIGHT each: text, .jsonl, folders or globs. Default: Python's standard library."""
     tokenizer: Path | None = None
     """A tokenizer.json to use. Default: a byte-level BPE trained on the training split at first use."""
     vocab_size: int = 4096
@@ -46,7 +52,7 @@ class TrainConfig:
     keep_last: int = 3
     """Checkpoints kept; older ones are deleted."""
     resume: Literal["auto", "never"] = "auto"
-    """auto: go on from the newest checkpoint of run_dir, if any; never: begin anew, moving an old run aside."""
+    """auto: go on from the newest checkpoint of run_dir; never: begin anew, moving an old run aside."""
     seed: int = 0
     """Of the initial weights and of the order of the data."""
     threads: int | None = None
@@ -86,16 +92,11 @@ class TrainConfig:
     """Prompts whose greedy continuation is shown after each validation."""
 
     def __post_init__(self) -> None:
-        positive = (
-            "depth", "tokens", "minutes", "vocab_size", "checkpoint_every", "keep_last", "threads", "seq_len",
-            "sequences", "micro_sequences", "lr", "grad_clip", "hidden_size", "heads", "experts", "expert_size",
-            "validate_every",
-        )  # fmt: skip
-        for name in positive:
+        for name in _POSITIVE:
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ValueError(f"{flag(name)} must be positive, got {value}")
-        for name in ("weight_decay", "bias_update_speed", "balance_alpha", "mtp_depth", "seed"):
+        for name in _NOT_NEGATIVE:
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{flag(name)} must not be negative, got {getattr(self, name)}")
         if self.seq_len <= self.mtp_depth:
@@ -111,57 +112,67 @@ class TrainConfig:
 
     def derived(self) -> TrainConfig:
         """A copy in which every field that depth derives has its value."""
-        hidden = self.hidden_size or 64 * max(self.depth, 2)
+        hidden, heads, experts, expert_size = self._shape()
+        sequences, lr = self._pace()
         return replace(
             self,
             hidden_size=hidden,
-            heads=self.heads or max(hidden // 64, 2),
-            experts=self.experts or (32 if self.depth <= 8 else 64),
-            expert_size=self.expert_size or max(64, hidden // 2),
-            sequences=self.sequences or self.micro_sequences or 8,
-            lr=self.lr or 3e-3 * (256 / hidden) ** 0.5,
+            heads=heads,
+            experts=experts,
+            expert_size=expert_size,
+            sequences=sequences,
+            lr=lr,
         )
 
+    def _shape(self) -> tuple[int, int, int, int]:
+        """Width, heads, experts and width of an expert."""
+        hidden = self.hidden_size or 64 * max(self.depth, 2)
+        experts = self.experts or (32 if self.depth <= 8 else 64)
+        return hidden, self.heads or max(hidden // 64, 2), experts, self.expert_size or max(64, hidden // 2)
+
+    def _pace(self) -> tuple[int, float]:
+        """Sequences a step and peak learning rate."""
+        hidden = self._shape()[0]
+        return self.sequences or self.micro_sequences or 8, self.lr or 3e-3 * (256 / hidden) ** 0.5
+
     def model_config(self) -> ModelConfig:
-        """The shape of the model of a derived configuration."""
-        c = self.derived()
-        assert c.hidden_size and c.heads and c.experts and c.expert_size
+        """The shape of the model."""
+        hidden, heads, experts, expert_size = self._shape()
         return ModelConfig(
-            vocab_size=c.vocab_size,
-            hidden_size=c.hidden_size,
-            num_hidden_layers=c.depth,
-            first_k_dense_replace=1 if c.depth > 1 else 0,
-            intermediate_size=5 * c.expert_size,  # what a token passes in an MoE layer
-            num_attention_heads=c.heads,
-            q_lora_rank=max(64, c.hidden_size // 2),
-            kv_lora_rank=max(64, c.hidden_size // 4),
+            vocab_size=self.vocab_size,
+            hidden_size=hidden,
+            num_hidden_layers=self.depth,
+            first_k_dense_replace=1 if self.depth > 1 else 0,
+            intermediate_size=5 * expert_size,  # what a token passes in an MoE layer
+            num_attention_heads=heads,
+            q_lora_rank=max(64, hidden // 2),
+            kv_lora_rank=max(64, hidden // 4),
             qk_nope_head_dim=32,
             qk_rope_head_dim=32,
             v_head_dim=64,
-            max_position_embeddings=max(4096, c.seq_len),
-            n_routed_experts=c.experts,
+            max_position_embeddings=max(4096, self.seq_len),
+            n_routed_experts=experts,
             n_shared_experts=1,
-            moe_intermediate_size=c.expert_size,
+            moe_intermediate_size=expert_size,
             num_experts_per_tok=4,
             n_group=4,
             topk_group=2,
-            balance_alpha=c.balance_alpha,
-            num_nextn_predict_layers=c.mtp_depth,
+            balance_alpha=self.balance_alpha,
+            num_nextn_predict_layers=self.mtp_depth,
             # The paper's 0.006 at width 7168 is 0.5 / sqrt(7168).
-            initializer_range=0.5 / c.hidden_size**0.5,
+            initializer_range=0.5 / hidden**0.5,
         )
 
     def schedules(self) -> Schedules:
         """The paper's schedules with their shapes scaled to this run's tokens."""
-        c = self.derived()
-        assert c.lr and c.sequences
+        sequences, lr = self._pace()
         return scaled(
-            c.tokens,
-            lr=c.lr,
-            sequences=c.sequences,
-            seq_len=c.seq_len,
-            bias_update_speed=c.bias_update_speed,
-            balance_alpha=c.balance_alpha,
+            self.tokens,
+            lr=lr,
+            sequences=sequences,
+            seq_len=self.seq_len,
+            bias_update_speed=self.bias_update_speed,
+            balance_alpha=self.balance_alpha,
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -200,9 +211,11 @@ def describe(config: TrainConfig) -> str:
     m = c.model_config()
     s = c.schedules()
     return (
-        f"--depth {c.depth}: {m.num_hidden_layers} layers of width {m.hidden_size}, {m.num_attention_heads} heads, "
+        f"--depth {c.depth}: {m.num_hidden_layers} layers of width {m.hidden_size}, "
+        f"{m.num_attention_heads} heads, "
         f"{m.n_routed_experts} experts of width {m.moe_intermediate_size} (top-{m.num_experts_per_tok} in "
-        f"{m.topk_group} of {m.n_group} groups, {m.n_shared_experts} shared), MTP depth {m.num_nextn_predict_layers}; "
+        f"{m.topk_group} of {m.n_group} groups, {m.n_shared_experts} shared), MTP depth "
+        f"{m.num_nextn_predict_layers}; "
         f"{c.sequences} sequences of {c.seq_len} tokens a step, peak learning rate {s.lr.peak:.2g} after "
         f"{s.lr.warmup:,} tokens"
     )

@@ -10,6 +10,7 @@ import sysconfig
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import takewhile
 from pathlib import Path
 
 HELD_OUT_SHARE = 32  # one document in 32 by its hash
@@ -62,7 +63,7 @@ class Corpus:
         return 8 * len(zlib.compress(text, 9)) / len(text)
 
     def manifest_hash(self) -> str:
-        """SHA-256 over every document's name, split and content; bits per byte compare only for equal hashes."""
+        """SHA-256 over all names, splits and contents; bits per byte compare only for equal hashes."""
         digest = hashlib.sha256()
         for source in self.sources:
             digest.update(f"source {source.weight}\n".encode())
@@ -74,7 +75,7 @@ class Corpus:
 
 
 def is_held_out(name: str) -> bool:
-    """Whether a document is held out: the first 8 bytes of SHA-256 of its name, as an integer, divide by 32."""
+    """Whether a document is held out: the first 8 bytes of its name's SHA-256, as a number, divide by 32."""
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") % HELD_OUT_SHARE == 0
 
 
@@ -142,9 +143,7 @@ def _read(path: str, notices: list[str]) -> Iterator[Document]:
         found, root = [p for p in start.rglob("*") if p.is_file()], start
     elif glob.has_magic(path):
         found = [Path(p) for p in glob.glob(path, recursive=True) if Path(p).is_file()]
-        root = Path(path[: next(i for i, c in enumerate(path) if c in "*?[")]).parent
-        if path[: path.find("*")].endswith("/"):
-            root = Path(path[: path.find("*")])
+        root = Path(*takewhile(lambda part: not glob.has_magic(part), Path(path).parts))
     else:
         raise ValueError(
             f"--data {path}: no such file or folder; check the path, or quote a glob: 'folder/**/*.txt'"
@@ -173,7 +172,8 @@ def _read_file(path: Path, name: str, on_empty: Callable[[Path], None]) -> Itera
         raise ValueError(f"{path} cannot be read ({error.strerror}); check its permissions") from error
     except UnicodeDecodeError as error:
         raise ValueError(
-            f"{path} is not UTF-8 (byte {error.start}); convert it, for instance with iconv, or choose files by a "
+            f"{path} is not UTF-8 (byte {error.start}); convert it, for instance with iconv, or choose "
+            "files by a "
             f"glob that leaves it out"
         ) from error
     if not text.strip():
@@ -192,7 +192,8 @@ def _read_jsonl(path: Path, name: str, lines: str) -> Iterator[Document]:
             text = json.loads(line)["text"]
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(
-                f'{path}, line {number}: wanted a JSON object with the field "text"; correct or remove the line'
+                f'{path}, line {number}: wanted a JSON object with the field "text"; correct or remove '
+                "the line"
             ) from error
         if not isinstance(text, str):
             raise ValueError(f'{path}, line {number}: "text" is not a string; correct or remove the line')
@@ -223,7 +224,8 @@ def describe(corpus: Corpus) -> str:
     train = sum(len(d.text.encode()) for d in corpus.train)
     python = ".".join(map(str, sys.version_info[:3]))
     return (
-        f"{', '.join(source.name for source in corpus.sources)}: {len(corpus.train)} documents, {train / 1e6:.2f} MB; "
+        f"{', '.join(source.name for source in corpus.sources)}: {len(corpus.train)} documents, "
+        f"{train / 1e6:.2f} MB; "
         f"held out {len(corpus.held_out)}, {len(corpus.held_out_bytes()) / 1e6:.3f} MB; "
         f"manifest {corpus.manifest_hash()[:16]}, Python {python}"
     )

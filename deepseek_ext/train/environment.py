@@ -20,7 +20,7 @@ FAMILIES = ("quantize", "gemm", "swiglu", "routing", "permute", "optimizer")
 def families() -> dict[str, bool]:
     """Each operator family, and whether it runs in C++ on the CPU; the others are served by plain PyTorch."""
     in_cpp = set(torch._C._dispatch_get_registrations_for_dispatch_key("CPU"))
-    return {family: all(f"{name}" in in_cpp for name in _operators(family)) for family in FAMILIES}
+    return {family: all(name in in_cpp for name in _operators(family)) for family in FAMILIES}
 
 
 def _operators(family: str) -> list[str]:
@@ -47,7 +47,7 @@ class Peak:
 
 
 def matmul_peak() -> Peak:
-    """What torch's own matmul reaches here at 1024 x 1024 x 1024, the faster of bf16 and fp32; takes some 0.2 s."""
+    """What torch's matmul reaches here at 1024 x 1024 x 1024, the faster of bf16 and fp32; takes 0.2 s."""
     rates = {}
     for name, dtype in (("bf16", torch.bfloat16), ("fp32", torch.float32)):
         a = torch.ones(1024, 1024, dtype=dtype)
@@ -74,7 +74,7 @@ class Size:
 
 
 def model_size(model: nn.Module, config: ModelConfig, seq_len: int) -> Size:
-    """Counts a model's parameters and FLOPs: 6 per active weight of each matrix product, attention's own on top."""
+    """Counts a model's parameters and FLOPs: 6 per active weight of a matrix product, and attention's own."""
     total = active = 0
     products = 0.0
     for name, parameter in model.named_parameters():

@@ -10,7 +10,7 @@ from typing import Any
 
 
 class MetricsFile:
-    """Appends one object a step; each line is written whole and flushed, so a crash tears at most the last one."""
+    """Appends one object a step, whole and flushed, so that a crash tears at most the last line."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -28,7 +28,7 @@ class MetricsFile:
 
 
 def cut_back(path: Path, step: int) -> None:
-    """Keeps the rows up to `step`, in a new file that replaces the old one; a torn or foreign line ends the file."""
+    """Replaces the file by one that holds its rows up to `step`; a torn or foreign line ends the file."""
     if not path.exists():
         return
     kept = [line for row, line in _rows(path) if row["step"] <= step]

@@ -14,9 +14,9 @@ from .. import ops
 class AdamW(torch.optim.Optimizer):
     """AdamW over `ops.adamw_step_`, with moments in BF16 (paper, section 3.3.3).
 
-    torch's own refuses BF16 moments beside FP32 parameters. Parameters must be FP32. The moments exist from the
-    start, so that a checkpoint can be read straight into them. `step(grad_scale=...)` multiplies every gradient
-    on the fly, which is how gradients are clipped without another pass over them.
+    torch's own refuses BF16 moments beside FP32 parameters. Parameters must be FP32. The moments exist from
+    the start, so that a checkpoint can be read straight into them. `step(grad_scale=...)` multiplies every
+    gradient on the fly, which is how gradients are clipped without another pass over them.
     """
 
     def __init__(

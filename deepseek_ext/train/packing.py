@@ -17,10 +17,11 @@ IGNORED = -100  # a target that the loss leaves out
 class PackedSequences:
     """One source as an endless list of sequences; number n is a pure function of (documents, seed, n).
 
-    Each epoch joins all documents in a fresh order; epochs follow one another without a gap. The stream is cut
-    into sequences of seq_len tokens, which are shuffled within their epoch: neighbours in a long document would
-    otherwise fill whole batches. Every token is a target exactly once an epoch, and the input of a target is
-    the token before it in the stream (at the very start: end of document). No masking between documents.
+    Each epoch joins all documents in a fresh order; epochs follow one another without a gap. The stream is
+    cut into sequences of seq_len tokens, which are shuffled within their epoch: neighbours in a long
+    document would otherwise fill whole batches. Every token is a target exactly once an epoch, and the input
+    of a target is the token before it in the stream (at the very start: end of document). No masking between
+    documents.
     """
 
     def __init__(self, documents: Sequence[Tokens], seq_len: int, *, eos: int, seed: int) -> None:
@@ -38,7 +39,7 @@ class PackedSequences:
         self._order: tuple[int, torch.Tensor] | None = None
 
     def sequence(self, n: int) -> Tokens:
-        """The n-th sequence drawn: [seq_len + 1] tokens, inputs being all but the last, targets all but the first."""
+        """The n-th sequence drawn: [seq_len + 1] tokens; inputs lack the last, targets the first."""
         epoch = self._epoch(n)
         start = (self._first(epoch) + int(self._shuffled(epoch)[n - self._first(epoch)])) * self.seq_len
         return np.concatenate([self._slice(start - 1, start), self._slice(start, start + self.seq_len)])
@@ -86,10 +87,10 @@ class PackedSequences:
 
 
 class Mixture:
-    """Batches from several sources in proportion to their weights; its whole state is `drawn`, a count a source.
+    """Batches from several sources in proportion to their weights; its state is `drawn`, a count a source.
 
-    The source of the next sequence is the one furthest behind its share, so that after n sequences each source
-    has given its share of n to within one.
+    The source of the next sequence is the one furthest behind its share, so that after n sequences each
+    source has given its share of n to within one.
     """
 
     def __init__(self, sources: Sequence[PackedSequences], weights: Sequence[float]) -> None:
@@ -124,7 +125,8 @@ class Mixture:
 def validation_windows(documents: Sequence[Tokens], seq_len: int, *, eos: int) -> tuple[Tensor, Tensor]:
     """The held-out documents in order, cut into windows: tokens and targets, int64 [windows, seq_len].
 
-    Every held-out token, ends of documents included, is a target once; the rest of the last window is ignored.
+    Every held-out token, ends of documents included, is a target once; the rest of the last window is
+    ignored.
     """
     stream = np.concatenate([np.array([eos], dtype=np.int32), *documents])
     targets = len(stream) - 1

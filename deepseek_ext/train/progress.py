@@ -78,7 +78,8 @@ class Progress:
             f"lr {row['lr']:.2e}",
             f"norm {row['grad_norm']:.2f}",
             f"{rate:,.0f} tokens/s",
-            f"{rate * self.flops_per_token / 1e9:,.0f} GFLOP/s ({100 * rate * self.flops_per_token / self.peak.flops:.0f} %)",
+            f"{rate * self.flops_per_token / 1e9:,.0f} GFLOP/s "
+            f"({100 * rate * self.flops_per_token / self.peak.flops:.0f} %)",
             f"MaxVio {row['max_vio']:.2f}",
         ]
         if row["mtp_acceptance"] is not None:

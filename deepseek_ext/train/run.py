@@ -97,7 +97,8 @@ def _fresh(config: TrainConfig) -> Trainer:
         tokens, rate = tokens_for_minutes(config, data)
         config = replace(config, tokens=tokens)
         print(
-            f"--minutes {config.minutes:g}: ten steps ran at {rate:,.0f} tokens/s, so the run is {tokens:,} tokens"
+            f"--minutes {config.minutes:g}: ten steps ran at {rate:,.0f} tokens/s, so the run is "
+            f"{tokens:,} tokens"
         )
     return Trainer(config, data)
 
@@ -110,7 +111,8 @@ def _resumed(config: TrainConfig) -> Trainer | None:
         stored = _stored_config(path, state)
         if different := differences(stored, config):
             raise ValueError(
-                f"{config.run_dir} holds another run ({'; '.join(different)}); choose another --run-dir, or write "
+                f"{config.run_dir} holds another run ({'; '.join(different)}); choose another --run-dir, "
+                "or write "
                 f"--resume never to begin anew"
             )
         trainer = Trainer(_with_budget(config, stored), _same_data(config, state))
@@ -129,17 +131,19 @@ def _resumed(config: TrainConfig) -> Trainer | None:
 
 
 def _with_budget(config: TrainConfig, stored: TrainConfig) -> TrainConfig:
-    """The configuration with its token budget: --minutes stands for the tokens that were fixed at the start."""
+    """The configuration with its budget: --minutes stands for the tokens that were fixed at the start."""
     if config.minutes is not None:
         if config.minutes != stored.minutes:
             raise ValueError(
-                f"--minutes {config.minutes:g}: this run's length is already fixed at {stored.tokens} tokens; leave "
+                f"--minutes {config.minutes:g}: this run's length is already fixed at {stored.tokens} "
+                "tokens; leave "
                 f"--minutes out and write --tokens to change it"
             )
         return replace(config, tokens=stored.tokens)
     if config.tokens != stored.tokens:
         print(
-            f"--tokens {config.tokens}: the run was planned for {stored.tokens}; its schedules stretch accordingly"
+            f"--tokens {config.tokens}: the run was planned for {stored.tokens}; its schedules stretch "
+            "accordingly"
         )
     return config
 
@@ -153,7 +157,8 @@ def _same_data(config: TrainConfig, state: dict[str, Any]) -> Any:
     data = prepare_data(config, tokenizer=tokenizer)
     if data.manifest != state["manifest"]:
         raise ValueError(
-            f"the text has changed since the run in {config.run_dir} began (manifest {data.manifest[:16]}, then "
+            f"the text has changed since the run in {config.run_dir} began (manifest "
+            f"{data.manifest[:16]}, then "
             f"{state['manifest'][:16]}); restore it, or choose another --run-dir"
         )
     return data
@@ -214,7 +219,8 @@ def _say_start(trainer: Trainer) -> None:
     for notice in trainer.data.corpus.notices:
         print(f"  {notice}")
     print(
-        f"tokenizer: {trainer.data.tokenizer.get_vocab_size()} tokens, {trainer.data.bytes_per_token:.2f} bytes a "
+        f"tokenizer: {trainer.data.tokenizer.get_vocab_size()} tokens, "
+        f"{trainer.data.bytes_per_token:.2f} bytes a "
         f"token, sha256 {trainer.data.tokenizer_hash[:16]}"
     )
     print(f"run: {trainer.schedules.total:,} tokens, written to {config.run_dir}", flush=True)
@@ -236,8 +242,10 @@ def _say_end(trainer: Trainer, outcome: Outcome, command: str) -> None:
         "" if row.get("mtp_acceptance") is None else f", MTP acceptance {100 * row['mtp_acceptance']:.1f} %"
     )
     print(
-        f"\nvalidation      {ours:.4f} bits per byte; zlib -9 on the same text {zlib:.4f}; ratio {ours / zlib:.3f}\n"
-        f"speed           {rate:,.0f} tokens/s over {clock(trainer.seconds)}; peak memory {peak_memory() / 2**20:,.0f} MiB\n"
+        f"\nvalidation      {ours:.4f} bits per byte; zlib -9 on the same text {zlib:.4f}; ratio "
+        f"{ours / zlib:.3f}\n"
+        f"speed           {rate:,.0f} tokens/s over {clock(trainer.seconds)}; peak memory "
+        f"{peak_memory() / 2**20:,.0f} MiB\n"
         f"last step       MaxVio {row['max_vio']:.2f}{acceptance}\n"
         f"sample          {sample(trainer.model, data, config.prompts[0]) if config.prompts else '-'}\n"
         f"to continue     {command} --tokens {2 * trainer.schedules.total}\n"

@@ -1,8 +1,8 @@
 """Learning rate, batch size, bias update speed and MTP weight as pure functions of tokens seen.
 
-Nothing here keeps a state, so a resumed run asks the same questions and gets the same answers. The trainer asks
-for the batch size with the tokens seen before the step, and for everything else with those seen after it: the
-first step then has a learning rate above zero.
+Nothing here keeps a state, so a resumed run asks the same questions and gets the same answers. The trainer
+asks for the batch size with the tokens seen before the step, and for everything else with those seen after
+it: the first step then has a learning rate above zero.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class Steps:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BatchRamp:
-    """Sequences a step: linear in tokens from `start` to `end` over `ramp` tokens, in multiples of `quantum`."""
+    """Sequences a step: linear from `start` to `end` over `ramp` tokens, in multiples of `quantum`."""
 
     start: int
     end: int
@@ -74,7 +74,8 @@ class BatchRamp:
     def __post_init__(self) -> None:
         if self.quantum < 1 or self.start % self.quantum or self.end % self.quantum or self.start < 1:
             raise ValueError(
-                f"batch ramp: {self.start} and {self.end} sequences must be positive multiples of the quantum "
+                f"batch ramp: {self.start} and {self.end} sequences must be positive multiples of the "
+                "quantum "
                 f"{self.quantum}; change them or the quantum"
             )
 
@@ -140,8 +141,8 @@ def scaled(
 ) -> Schedules:
     """The shapes of `deepseek_v3` squeezed into a budget of `total` tokens, at a batch that stays constant.
 
-    The breakpoints keep their share of the whole run; only the warm-up takes more of it, 2 %, since 2000 steps
-    would be longer than a short run.
+    The breakpoints keep their share of the whole run; only the warm-up takes more of it, 2 %, since 2000
+    steps would be longer than a short run.
     """
 
     def at(share: float) -> int:

@@ -50,7 +50,7 @@ def cached_tokenizer(documents: Sequence[Document], vocab_size: int, manifest: s
 
 
 def load_tokenizer(path: Path) -> Tokenizer:
-    """Reads a tokenizer.json; raises ValueError, naming the file, if it is missing, damaged or has no end token."""
+    """Reads a tokenizer.json; raises ValueError, naming it, if missing, damaged or without an end token."""
     if not path.is_file():
         raise ValueError(f"{path}: no such tokenizer file; name a tokenizer.json")
     try:

@@ -200,12 +200,13 @@ class Trainer:
             else "nothing was saved yet"
         )
         raise RunStopped(
-            f"loss or gradient was not finite {self.not_finite} steps in a row, up to step {self.step}; {good}; "
+            f"loss or gradient was not finite {self.not_finite} steps in a row, up to step {self.step}; "
+            f"{good}; "
             f"try a lower --lr or another --precision"
         )
 
     def save(self, progress: Progress) -> int | None:
-        """Writes a checkpoint and returns its step; a failure is said and leaves the earlier ones in place."""
+        """Writes a checkpoint and returns its step; a failure is said, and leaves the earlier ones."""
         state = {
             "format": FORMAT,
             "step": self.step,
