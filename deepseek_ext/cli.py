@@ -88,7 +88,7 @@ def train(recipe: TrainConfig, args: Sequence[str] | None = None, *, program: st
 
     def go() -> int:
         config = _parse(TrainConfig, given, program, default=recipe)
-        return run(config, command=shlex.join([*shlex.split(program), *_without_resume(given)]))
+        return run(config, command=[*shlex.split(program), *given])
 
     return _one_line_errors(program, go)
 
@@ -162,17 +162,3 @@ def _one_line_errors(program: str, action: Callable[[], int]) -> int:
     except KeyboardInterrupt:
         print(f"{program}: stopped at once; what the last checkpoint holds is kept", file=sys.stderr)
         return 130
-
-
-def _without_resume(args: list[str]) -> list[str]:
-    """The arguments that continue a run: the same, but not beginning anew."""
-    kept: list[str] = []
-    skip = False
-    for arg in args:
-        if skip:
-            skip = False
-        elif arg == "--resume":
-            skip = True
-        elif not arg.startswith("--resume="):
-            kept.append(arg)
-    return kept

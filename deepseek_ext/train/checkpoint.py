@@ -25,6 +25,7 @@ from typing import IO, Any
 import torch
 from torch import Tensor
 from torch.distributed.checkpoint import metadata as dcp_metadata
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
 from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter, _StorageInfo
 from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
@@ -85,11 +86,9 @@ def save(
             shutil.rmtree(final)
         temporary.rename(final)
         _fsync(folder)
-    except Exception as error:
+    except (Exception, CheckpointException) as error:
         shutil.rmtree(temporary, ignore_errors=True)
-        if isinstance(error, OSError):
-            raise
-        raise OSError(f"{final}: {error}") from error  # torch reports a failed write by exceptions of its own
+        raise OSError(_reason(error)) from error
     for old in list_checkpoints(folder)[:-keep_last]:
         shutil.rmtree(old, ignore_errors=True)
     return final
@@ -143,11 +142,15 @@ def load_tensors(checkpoint: Path, tensors: dict[str, Tensor]) -> None:
                 planner=_TensorsOnly(flatten_state_dict=False),
                 no_dist=True,
             )
-    except DamagedCheckpoint:
-        raise
-    except Exception as error:  # whatever torch says of a file it cannot read
-        reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise DamagedCheckpoint(f"{checkpoint}: {reason[0]}") from error
+    except (Exception, CheckpointException) as error:  # whatever torch says of a file it cannot read
+        raise DamagedCheckpoint(f"{checkpoint}: {_reason(error)}") from error
+
+
+def _reason(error: BaseException) -> str:
+    """One line for an error, taken out of the wrapping that torch.distributed.checkpoint puts around it."""
+    if isinstance(error, CheckpointException):
+        error = next(iter(error.failures.values()))[0]
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 class _MetadataUnpickler(pickle.Unpickler):
@@ -166,14 +169,12 @@ class _Reader(FileSystemReader):
         with open(Path(self.path) / ".metadata", "rb") as file:
             metadata = _MetadataUnpickler(file).load()
         if not isinstance(metadata, Metadata) or not isinstance(metadata.storage_data, dict):
-            raise DamagedCheckpoint(f"{self.path}: .metadata holds no checkpoint metadata")
+            raise DamagedCheckpoint(".metadata holds no checkpoint metadata")
         for info in metadata.storage_data.values():
             if not isinstance(info, _StorageInfo) or Path(info.relative_path).name != info.relative_path:
-                raise DamagedCheckpoint(f"{self.path}: .metadata points outside the checkpoint")
+                raise DamagedCheckpoint(".metadata points outside the checkpoint")
             if info.transform_descriptors:
-                raise DamagedCheckpoint(
-                    f"{self.path}: .metadata asks for stream transforms, which we never write"
-                )
+                raise DamagedCheckpoint(".metadata asks for stream transforms, which we never write")
         metadata.storage_meta = StorageMeta(load_id=self.load_id)
         return metadata
 

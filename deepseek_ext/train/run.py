@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,10 +27,10 @@ from .tokenizer import load_tokenizer, tokenizer_hash
 from .trainer import FORMAT, Outcome, Stop, Trainer, sample, tokens_for_minutes
 
 
-def run(config: TrainConfig, *, command: str = "") -> int:
+def run(config: TrainConfig, *, command: Sequence[str] = ("deepseek-ext", "train")) -> int:
     """Trains as `config` says and returns the exit code: 0 when the last state is saved, 1 when it is not.
 
-    command: the command line that started this run and continues it, for the closing lines.
+    command: the words of the command line that started this run, for the lines that say how to continue.
     Raises ValueError for what the user can put right, RunStopped when the numbers are no longer finite.
     """
     config = config.derived()
@@ -226,14 +227,14 @@ def _say_start(trainer: Trainer) -> None:
     print(f"run: {trainer.schedules.total:,} tokens, written to {config.run_dir}", flush=True)
 
 
-def _say_interrupted(trainer: Trainer, outcome: Outcome, command: str) -> None:
+def _say_interrupted(trainer: Trainer, outcome: Outcome, command: Sequence[str]) -> None:
     if outcome.saved:
-        print(f"interrupted after step {trainer.step}, which is saved; to continue: {command}")
+        print(f"interrupted after step {trainer.step}, which is saved; to continue: {_again(command)}")
     else:
         print(f"interrupted after step {trainer.step}, which could not be saved", file=sys.stderr)
 
 
-def _say_end(trainer: Trainer, outcome: Outcome, command: str) -> None:
+def _say_end(trainer: Trainer, outcome: Outcome, command: Sequence[str]) -> None:
     config, data, row = trainer.config, trainer.data, outcome.row
     ours = row.get("val_bits_per_byte") or bits_per_byte(trainer.model, data)
     zlib = data.corpus.zlib_bits_per_byte()
@@ -248,8 +249,21 @@ def _say_end(trainer: Trainer, outcome: Outcome, command: str) -> None:
         f"{peak_memory() / 2**20:,.0f} MiB\n"
         f"last step       MaxVio {row['max_vio']:.2f}{acceptance}\n"
         f"sample          {sample(trainer.model, data, config.prompts[0]) if config.prompts else '-'}\n"
-        f"to continue     {command} --tokens {2 * trainer.schedules.total}\n"
+        f"to continue     {_again(command, '--tokens', '--minutes')} --tokens {2 * trainer.schedules.total}\n"
         f"to generate     deepseek-ext generate {config.run_dir} --prompt 'def '\n"
         f"to evaluate     deepseek-ext eval {config.run_dir}",
         flush=True,
     )
+
+
+def _again(command: Sequence[str], *without: str) -> str:
+    """The command line that goes on with a run: without --resume and the other flags named."""
+    dropped = ("--resume", *without)
+    kept: list[str] = []
+    words = iter(command)
+    for word in words:
+        if word in dropped:
+            next(words, None)
+        elif word.split("=", 1)[0] not in dropped:
+            kept.append(word)
+    return shlex.join(kept)

@@ -1,0 +1,85 @@
+"""The tokenizer: lossless, the same every time, kept in the cache."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from deepseek_ext.train import tokenizer as tok
+from deepseek_ext.train.corpus import Document
+
+TEXTS = ["naïve café — 東京\n", "def f(x):\n\treturn x  # <|eos|> is only text here\n", "\x00\x7f ¡¿"]
+DOCUMENTS = [Document(f"{n}.txt", text * 20) for n, text in enumerate(TEXTS)]
+
+
+def cached(cache: Path) -> tok.Tokenizer:
+    return tok.cached_tokenizer(DOCUMENTS, 300, "manifest", cache)
+
+
+def test_it_is_lossless_and_ends_documents(tmp_path: Path) -> None:
+    tokenizer = cached(tmp_path)
+    eos = tok.eos_id(tokenizer)
+    for document, ids in zip(DOCUMENTS, tok.encode_documents(tokenizer, DOCUMENTS), strict=True):
+        assert ids[-1] == eos
+        assert eos not in ids[:-1]
+        assert tokenizer.decode(ids[:-1].tolist()) == document.text
+    assert tok.vocabulary_size(tokenizer) == 300
+
+
+def test_another_process_trains_the_same_one(tmp_path: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; sys.path.insert(0, sys.argv[2])\n"
+        "from test_tokenizer import cached; cached(Path(sys.argv[1]))"
+    )
+    for name in ("a", "b"):
+        subprocess.run(
+            [sys.executable, "-c", code, str(tmp_path / name), str(Path(__file__).parent)], check=True
+        )
+    (a,), (b,) = (list((tmp_path / name).iterdir()) for name in ("a", "b"))
+    assert a.name == b.name
+    assert a.read_bytes() == b.read_bytes()
+
+
+def test_the_cache_is_used_and_keyed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = cached(tmp_path)
+    tokens = tok.cached_encoding(first, DOCUMENTS, "manifest", tmp_path)
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("read the cache instead")
+
+    monkeypatch.setattr(tok, "train_tokenizer", refuse)
+    monkeypatch.setattr(tok, "encode_documents", refuse)
+    again = cached(tmp_path)
+    assert tok.tokenizer_hash(again) == tok.tokenizer_hash(first)
+    for a, b in zip(tok.cached_encoding(again, DOCUMENTS, "manifest", tmp_path), tokens, strict=True):
+        assert np.array_equal(a, b)
+    with pytest.raises(AssertionError, match="read the cache"):
+        tok.cached_tokenizer(DOCUMENTS, 300, "other text", tmp_path)
+    with pytest.raises(AssertionError, match="read the cache"):
+        tok.cached_encoding(again, DOCUMENTS[:2], "manifest", tmp_path)
+    assert not [path for path in tmp_path.iterdir() if "tmp" in path.name]
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"none\.json: no such tokenizer file"):
+        tok.load_tokenizer(tmp_path / "none.json")
+
+
+def test_a_damaged_file_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "tokenizer.json"
+    path.write_text('{"version": ')
+    with pytest.raises(ValueError, match=r"tokenizer\.json is not a tokenizer\.json that can be read"):
+        tok.load_tokenizer(path)
+
+
+def test_a_tokenizer_without_an_end_token_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "tokenizer.json"
+    tok.Tokenizer(tok.BPE({"a": 0, "b": 1}, [])).save(str(path))
+    with pytest.raises(
+        ValueError, match=r"tokenizer\.json: the tokenizer has no end-of-document token; add one"
+    ):
+        tok.load_tokenizer(path)
