@@ -34,7 +34,7 @@ _USAGE = """usage: deepseek-ext {info,train,generate,eval} ...
 class GenerateOptions:
     """Continues a prompt with the newest checkpoint of a run."""
 
-    run_dir: Annotated[Path, tyro.conf.Positional]
+    run_dir: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """The run directory."""
     prompt: str
     """Text to continue."""
@@ -54,7 +54,7 @@ class GenerateOptions:
 class EvalOptions:
     """Validation bits per byte of the newest checkpoint of a run, on the run's held-out text."""
 
-    run_dir: Annotated[Path, tyro.conf.Positional]
+    run_dir: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """The run directory."""
 
 
@@ -146,7 +146,7 @@ def _parse(kind: type[T], args: list[str], program: str, **settings: Any) -> T:
     except SystemExit as error:
         if error.code in (0, None):
             raise
-        words = re.sub(r"\x1b\[[0-9;]*m|[─-╿]", " ", complaint.getvalue())
+        words = re.sub(r"\x1b\[[0-9;]*m|[─-╿]|-{4,}", " ", complaint.getvalue())
         raise ValueError(re.sub(r"\s+", " ", words).strip()) from None
 
 

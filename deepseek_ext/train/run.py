@@ -101,6 +101,7 @@ def _fresh(config: TrainConfig) -> Trainer:
             f"--minutes {config.minutes:g}: ten steps ran at {rate:,.0f} tokens/s, so the run is "
             f"{tokens:,} tokens"
         )
+    torch.manual_seed(config.seed)
     return Trainer(config, data)
 
 

@@ -111,7 +111,8 @@ class Trainer:
             progress.show(row)
             if row["not_finite"]:
                 self.refuse_to_go_on(progress)
-            if self.step % self.config.checkpoint_every == 0:
+            # A state that may be about to fail pushes out no good one.
+            if self.step % self.config.checkpoint_every == 0 and not self.not_finite:
                 saved_at = self.save(progress) or saved_at
         metrics.close()
         if saved_at != self.step:

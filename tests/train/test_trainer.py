@@ -1,0 +1,198 @@
+"""The loop where the numbers or the disk fail, and what the progress line says."""
+
+from __future__ import annotations
+
+import io
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import TINY  # type: ignore[import-not-found]
+
+from deepseek_ext import DeepseekV3
+from deepseek_ext.train import TrainConfig, checkpoint
+from deepseek_ext.train.data import bits_per_byte, prepare_data
+from deepseek_ext.train.environment import Peak, families, model_size
+from deepseek_ext.train.metrics import read_metrics
+from deepseek_ext.train.progress import Progress, clock
+from deepseek_ext.train.trainer import Outcome, RunStopped, Stop, Trainer
+
+
+@pytest.fixture
+def config(tmp_path: Path, text_folder: Path) -> TrainConfig:
+    settings: dict[str, Any] = {
+        name.replace("-", "_"): int(value) if value.isdigit() else value for name, value in TINY.items()
+    }
+    settings |= {"prompts": (), "data": (str(text_folder),), "run_dir": tmp_path / "run"}
+    return TrainConfig(**settings, checkpoint_every=2).derived()
+
+
+def quiet_progress(trainer: Trainer) -> Progress:
+    return Progress(
+        total_tokens=trainer.schedules.total,
+        flops_per_token=trainer.size.flops_per_token,
+        peak=Peak(1e12, "a stated peak"),
+        stream=io.StringIO(),
+    )
+
+
+def train(trainer: Trainer) -> tuple[Outcome, str]:
+    trainer.config.run_dir.mkdir(exist_ok=True)
+    progress = quiet_progress(trainer)
+    outcome = trainer.train(progress, Stop())
+    return outcome, progress._console.file.getvalue()  # type: ignore[attr-defined]
+
+
+def poison(trainer: Trainer, steps: set[int]) -> None:
+    """Makes the loss of these steps NaN."""
+    loss = trainer.model.loss
+
+    def poisoned(*args: Any, **kwargs: Any) -> Any:
+        result = loss(*args, **kwargs)
+        if trainer.step + 1 in steps and trainer.model.training:
+            object.__setattr__(result, "total", result.total * math.nan)
+            object.__setattr__(result, "main", result.main * math.nan)
+        return result
+
+    trainer.model.loss = poisoned  # type: ignore[method-assign]
+
+
+def test_a_step_that_is_not_finite_is_skipped(config: TrainConfig) -> None:
+    trainer = Trainer(config, prepare_data(config))
+    poison(trainer, {3, 4, 7})
+    before: dict[str, torch.Tensor] = {}
+    step = trainer.train_step
+
+    def watched() -> dict[str, Any]:
+        if trainer.step == 2:
+            before.update({name: tensor.clone() for name, tensor in trainer.model.state_dict().items()})
+        row = step()
+        if trainer.step == 4:
+            for name, tensor in trainer.model.state_dict().items():
+                assert torch.equal(tensor, before[name]), name
+            assert not trainer.model.router_load().any()
+        return row
+
+    trainer.train_step = watched  # type: ignore[method-assign]
+    outcome, said = train(trainer)
+    assert before
+    assert outcome.finished
+    metrics = read_metrics(config.run_dir / "metrics.jsonl")
+    assert [row["step"] for row in metrics if row["not_finite"]] == [3, 4, 7]
+    assert metrics[2]["loss"] is None
+    assert "step 3: loss or gradient is not finite; the update is skipped" in said
+    assert [group["step"] for group in trainer.optimizer.param_groups] == [7, 7]
+
+
+def test_three_in_a_row_stop_the_run(config: TrainConfig) -> None:
+    trainer = Trainer(config, prepare_data(config))
+    poison(trainer, {5, 6, 7})
+    with pytest.raises(RunStopped, match=r"3 steps in a row, up to step 7; the last good .* step-00000004;"):
+        train(trainer)
+    # A checkpoint of a run that is failing would push out good ones.
+    names = [path.name for path in checkpoint.list_checkpoints(config.run_dir / "checkpoints")]
+    assert names == ["step-00000002", "step-00000004"]
+
+
+def test_a_full_disk_does_not_stop_the_run(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = Trainer(config, prepare_data(config))
+    save = checkpoint.save
+
+    def sometimes_full(folder: Path, step: int, *args: Any, **kwargs: Any) -> Path:
+        if step in (4, 6):
+            raise OSError(28, "No space left on device")
+        return save(folder, step, *args, **kwargs)
+
+    monkeypatch.setattr(checkpoint, "save", sometimes_full)
+    outcome, said = train(trainer)
+    assert outcome == Outcome(True, True, trainer.last_row)
+    assert "no checkpoint at step 4 ([Errno 28] No space left on device); the last good one is" in said
+    names = [path.name for path in checkpoint.list_checkpoints(config.run_dir / "checkpoints")]
+    assert names == ["step-00000002", "step-00000008", "step-00000010"]
+
+
+def test_a_last_save_that_fails_is_not_called_saved(
+    config: TrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = Trainer(config, prepare_data(config))
+
+    def full(*_: Any, **__: Any) -> Path:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint, "save", full)
+    outcome, said = train(trainer)
+    assert outcome.finished
+    assert not outcome.saved
+    assert "there is none yet" in said
+
+
+def test_gradients_are_clipped(config: TrainConfig) -> None:
+    trainer = Trainer(config, prepare_data(config))
+    scales: list[float] = []
+    step = trainer.optimizer.step
+
+    def watched(*args: Any, grad_scale: float = 1.0) -> Any:
+        scales.append(grad_scale)
+        return step(*args, grad_scale=grad_scale)
+
+    trainer.optimizer.step = watched  # type: ignore[method-assign]
+    trainer.config.grad_clip = 0.5
+    norms = [trainer.train_step()["grad_norm"] for _ in range(3)]
+    assert scales == [pytest.approx(min(1.0, 0.5 / norm)) for norm in norms]
+    assert min(norms) > 0.5
+
+
+def test_bits_per_byte_counts_every_target_once(config: TrainConfig) -> None:
+    data = prepare_data(config)
+    model = DeepseekV3(config.model_config(), precision="fp32", seed=1)
+    nats = 0.0
+    with torch.no_grad():
+        for tokens, targets in zip(*data.validation, strict=True):
+            logits = model(tokens[None], use_mtp=False).logits[0].double().log_softmax(-1)
+            for row, target in zip(logits, targets.tolist(), strict=True):
+                if target >= 0:
+                    nats -= row[target].item()
+    expected = nats / (math.log(2) * len(data.corpus.held_out_bytes()))
+    model.update_router_bias(0.0)
+    assert bits_per_byte(model, data) == pytest.approx(expected, rel=1e-5)
+    assert model.training
+    assert not model.router_load().any()
+
+
+def test_model_size_counts_parameters(config: TrainConfig) -> None:
+    shape = config.model_config()
+    model = DeepseekV3(shape, device="meta", precision="fp32")
+    size = model_size(model, shape, config.seq_len)
+    assert size.total == sum(p.numel() for p in model.parameters())
+    mtp = sum(p.numel() for name, p in model.named_parameters() if ".layers.2." in name)
+    idle_experts = (shape.n_routed_experts - shape.num_experts_per_tok) * 3 * 64 * 64
+    other_rows = (shape.vocab_size - 1) * shape.hidden_size
+    assert size.active == size.total - mtp - idle_experts - other_rows
+    assert size.flops_per_token > 6 * (size.active - shape.hidden_size - 1000)
+
+
+def test_the_line_names_every_figure(config: TrainConfig) -> None:
+    trainer = Trainer(config, prepare_data(config))
+    line = quiet_progress(trainer).line(trainer.train_step())
+    wanted = "step 1 |10.0 %|loss |bits/byte|lr |norm |tokens/s|GFLOP/s|MaxVio|MTP"
+    for phrase in wanted.split("|"):
+        assert phrase in line
+
+
+def test_plain_lines_are_few(config: TrainConfig) -> None:
+    _, said = train(Trainer(config, prepare_data(config)))
+    assert 2 <= sum(line.startswith("step ") and "tokens/s" in line for line in said.splitlines()) <= 4
+    assert "\x1b" not in said
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0, "0:00"), (61.4, "1:01"), (3600, "1:00:00"), (7325, "2:02:05")]
+)
+def test_clock(seconds: float, text: str) -> None:
+    assert clock(seconds) == text
+
+
+def test_families_are_all_named() -> None:
+    assert set(families()) == {"quantize", "gemm", "swiglu", "routing", "permute", "optimizer"}
