@@ -89,7 +89,7 @@ def test_a_step_that_is_not_finite_is_skipped(config: TrainConfig) -> None:
 def test_three_in_a_row_stop_the_run(config: TrainConfig) -> None:
     trainer = Trainer(config, prepare_data(config))
     poison(trainer, {5, 6, 7})
-    with pytest.raises(RunStopped, match=r"3 steps in a row, up to step 7; the last good .* step-00000004;"):
+    with pytest.raises(RunStopped, match=r"3 steps in a row, up to step 7; the last good .*step-00000004;"):
         train(trainer)
     # A checkpoint of a run that is failing would push out good ones.
     names = [path.name for path in checkpoint.list_checkpoints(config.run_dir / "checkpoints")]
