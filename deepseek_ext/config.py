@@ -58,8 +58,11 @@ class ModelConfig:
     rope_theta: float = 10000.0
     """Base of the rotary frequencies."""
     rope_scaling: dict[str, Any] | None = None
-    """None, or YaRN: {"type": "yarn", "factor": 40, "original_max_position_embeddings": 4096} and optionally
-    beta_fast, beta_slow, mscale, mscale_all_dim (arXiv:2309.00071)."""
+    """None, or YaRN's settings (arXiv:2309.00071).
+
+    {"type": "yarn", "factor": 40, "original_max_position_embeddings": 4096}; beta_fast, beta_slow, mscale and
+    mscale_all_dim may be given too.
+    """
 
     n_routed_experts: int = 256
     """Experts that the router chooses from."""

@@ -49,15 +49,14 @@ class Loss:
 
 
 class Embedding(nn.Module):
-    """Rows of a table [V, H] by token, in the residual stream's dtype."""
+    """Rows of a table [V, H] by token, FP32."""
 
-    def __init__(self, vocabulary: int, hidden: int, precision: Precision) -> None:
+    def __init__(self, vocabulary: int, hidden: int) -> None:
         super().__init__()
-        self.dtype = stream_dtype(precision)
         self.weight = nn.Parameter(torch.empty(vocabulary, hidden))
 
     def forward(self, tokens: Tensor) -> Tensor:
-        return F.embedding(tokens, self.weight).to(self.dtype)
+        return F.embedding(tokens, self.weight)
 
 
 class _Trunk(nn.Module):
@@ -65,7 +64,7 @@ class _Trunk(nn.Module):
 
     def __init__(self, config: ModelConfig, precision: Precision) -> None:
         super().__init__()
-        self.embed_tokens = Embedding(config.vocab_size, config.hidden_size, precision)
+        self.embed_tokens = Embedding(config.vocab_size, config.hidden_size)
         main, depths = config.num_hidden_layers, config.num_nextn_predict_layers
         self.layers = nn.ModuleList(
             [Block(config, layer, precision) for layer in range(main)]
@@ -125,9 +124,11 @@ class DeepseekV3(nn.Module):
         max_position_embeddings of them.
         """
         self._check_tokens(tokens)
-        hidden, _ = self._main(tokens, self._context(tokens))
+        context = self._context(tokens)
+        embedded = self.model.embed_tokens(tokens)
+        hidden, _ = self._main(embedded, context)
         logits = self.lm_head(hidden)
-        depths = self._depths(tokens, hidden, self._context(tokens)) if use_mtp else iter(())
+        depths = self._depths(embedded, hidden, context) if use_mtp else iter(())
         return Output(logits, [self.lm_head(normed) for normed, _ in depths])
 
     def loss(
@@ -165,13 +166,13 @@ class DeepseekV3(nn.Module):
         context = self._context(tokens, valid, alpha)
         use_mtp = use_mtp and self.config.num_nextn_predict_layers > 0
 
-        hidden, balances = self._main(tokens, context)
+        embedded = self.model.embed_tokens(tokens)
+        hidden, balances = self._main(embedded, context)
         main, main_choice = self.lm_head.cross_entropy(hidden, targets, scale, choose=use_mtp)
         mtp: list[Tensor] = []
         acceptance: list[Tensor] = []
-        for k, (normed, depth_balances) in enumerate(
-            self._depths(tokens, hidden, context) if use_mtp else (), start=1
-        ):
+        depths = self._depths(embedded, hidden, context) if use_mtp else iter(())
+        for k, (normed, depth_balances) in enumerate(depths, start=1):
             # Row i of depth k and row i + k of the main model predict the same token.
             depth_loss, choice = self.lm_head.cross_entropy(normed, targets[:, k:], scale, choose=True)
             mtp.append(depth_loss)
@@ -195,9 +196,9 @@ class DeepseekV3(nn.Module):
         Summed over micro-batches; rows are the MoE layers in order, MTP's last. A copy.
         """
         loads = [router.load for router in self._routers()]
-        return (
-            torch.stack(loads) if loads else torch.zeros(0, self.config.n_routed_experts, dtype=torch.int32)
-        )
+        if not loads:
+            return torch.zeros(0, self.config.n_routed_experts, dtype=torch.int32)
+        return torch.stack(loads)
 
     def update_router_bias(self, rate: float) -> None:
         """Moves each router's bias by `rate` against its load (paper, section 2.1.2), and zeroes the load."""
@@ -230,7 +231,8 @@ class DeepseekV3(nn.Module):
                 f"DeepseekV3.decode: {cache.length} cached and {length} new tokens exceed the cache's "
                 f"capacity of {cache.capacity}; make a larger one with new_cache"
             )
-        hidden, _ = self._main(tokens, self._context(tokens, cache=cache))
+        context = self._context(tokens, cache=cache)
+        hidden, _ = self._main(self.model.embed_tokens(tokens), context)
         cache.advance(length)
         return self.lm_head(hidden[:, -1])
 
@@ -253,9 +255,9 @@ class DeepseekV3(nn.Module):
         rotation = rotations(self.config, start, tokens.shape[1], tokens.device)
         return Context(rotation, valid, balance_alpha, cache)
 
-    def _main(self, tokens: Tensor, context: Context) -> tuple[Tensor, list[Tensor]]:
+    def _main(self, embedded: Tensor, context: Context) -> tuple[Tensor, list[Tensor]]:
         """The hidden state after the final norm [B, T, H], and the balance loss of each router."""
-        x = self.model.embed_tokens(tokens)
+        x = embedded.to(stream_dtype(self.precision))
         balances = []
         for block in self.model.layers[: self.config.num_hidden_layers]:
             x, balance = block(x, context)
@@ -264,17 +266,16 @@ class DeepseekV3(nn.Module):
         return self.model.norm(x), balances
 
     def _depths(
-        self, tokens: Tensor, hidden: Tensor, context: Context
+        self, embedded: Tensor, hidden: Tensor, context: Context
     ) -> Iterator[tuple[Tensor, list[Tensor]]]:
-        """Per MTP module its hidden state after shared_head.norm, [B, T - k, H], and its router's balance
-        loss.
+        """Per MTP module what the head reads of it, [B, T - k, H], and its router's balance loss.
 
-        Depth 0 is the main model after its final norm.
+        hidden is depth 0, the main model after its final norm.
         """
-        embedded = self.model.embed_tokens(tokens)
+        embedded = embedded.to(hidden.dtype)
         modules = cast("list[MTPModule]", self.model.layers[self.config.num_hidden_layers :])
         for k, module in enumerate(modules, start=1):
-            rows = tokens.shape[1] - k
+            rows = embedded.shape[1] - k
             if rows < 1:  # the sequence ends before this depth predicts anything
                 yield embedded[:, :0], []
                 continue
@@ -306,10 +307,10 @@ class DeepseekV3(nn.Module):
                 f"DeepseekV3: tokens must be int64 [B, T], got {tokens.dtype} {list(tokens.shape)}; "
                 "one sequence is tokens[None]"
             )
-        longest, shortest = self.config.max_position_embeddings, 1
-        if not shortest <= tokens.shape[1] <= longest:
+        longest = self.config.max_position_embeddings
+        if not 1 <= tokens.shape[1] <= longest:
             raise ValueError(
-                f"DeepseekV3: a sequence must have {shortest} to {longest} tokens (max_position_embeddings), "
+                f"DeepseekV3: a sequence must have 1 to {longest} tokens (max_position_embeddings), "
                 f"got {tokens.shape[1]}; split it, or raise max_position_embeddings"
             )
 

@@ -45,9 +45,8 @@ class Attention(Derived):
         c = self.config
         direct = c.q_lora_rank is None
         q = self.q_proj(x) if direct else self.q_b_proj(self.q_a_layernorm(self.q_a_proj(x)))
-        q_nope, q_rope = q.unflatten(-1, (-1, c.qk_head_dim)).split(
-            [c.qk_nope_head_dim, c.qk_rope_head_dim], -1
-        )
+        q = q.unflatten(-1, (-1, c.qk_head_dim))
+        q_nope, q_rope = q.split([c.qk_nope_head_dim, c.qk_rope_head_dim], -1)
         latent, k_rope = self.kv_a_proj_with_mqa(x).split([c.kv_lora_rank, c.qk_rope_head_dim], -1)
         latent = self.kv_a_layernorm(latent)
         q_rope, k_rope = rotate(q_rope, context.rotation), rotate(k_rope, context.rotation)
@@ -75,7 +74,7 @@ class Attention(Derived):
 
         (q W_k) . latent = q . (W_k latent), so no cached token is ever projected up.
         """
-        c, tokens = self.config, q_nope.shape[1]
+        tokens = q_nope.shape[1]
         latent, k_rope = cache.read(self.layer, tokens)
         w_k, w_v = self._absorbed_weights(q_nope.dtype)
         q_latent = torch.einsum("btnd,ndr->bntr", q_nope, w_k)
@@ -83,11 +82,7 @@ class Attention(Derived):
         seen = torch.ones(tokens, latent.shape[1], dtype=torch.bool, device=latent.device).tril(cache.length)
         scores = (scores.float() * self.scale).masked_fill(~seen, float("-inf"))
         mixed = scores.softmax(-1).to(latent.dtype) @ latent.unsqueeze(1)  # [B, N, T, R]
-        return (
-            torch.einsum("bntr,nvr->btnv", mixed, w_v)
-            .to(q_nope.dtype)
-            .reshape(*q_nope.shape[:3], c.v_head_dim)
-        )
+        return torch.einsum("bntr,nvr->btnv", mixed, w_v)
 
     def _absorbed_weights(self, dtype: torch.dtype) -> list[Tensor]:
         """kv_b_proj's weight as the forward multiplies by it, per head: [N, nope, R] for keys, [N, v, R]."""
@@ -103,8 +98,7 @@ class Attention(Derived):
 
 
 def causal_attention(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
-    """softmax(scale q k^T, causal) v by torch's flash kernel: q, k [B, T, N, D], v [B, T, N, V] to [B, T, N,
-    V].
+    """Causal softmax(scale q k^T) v by torch's flash kernel: q, k [B, T, N, D], v and result [B, T, N, V].
 
     The kernel wants equal head widths, so the narrower side is padded with zeros, which changes no result;
     without that torch would fall back to a T x T matrix of scores.

@@ -92,10 +92,10 @@ class Head(Derived):
     def cross_entropy(
         self, hidden: Tensor, targets: Tensor, scale: Tensor, *, choose: bool = False
     ) -> tuple[Tensor, Tensor | None]:
-        """Sum over rows of scale * cross-entropy (FP32 scalar), and the likeliest token of each row if
-        `choose`.
+        """Sum over rows of scale * cross-entropy, and each row's likeliest token if `choose`.
 
-        hidden [..., H], targets int64 [...] with -100 for rows that do not count, scale FP32 scalar.
+        hidden [..., H], targets int64 [...] with -100 for rows that do not count, scale and the sum
+        FP32 scalars.
         """
         values = self.weight.detach() if self.precision == "fp32" else self.derive(bf16_copy, self.weight)
         flat = hidden.flatten(0, -2), self.weight, values, targets.flatten(), scale, choose

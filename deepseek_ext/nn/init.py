@@ -9,10 +9,11 @@ from torch import Tensor, nn
 
 
 def generator(seed: int, name: str, expert: int | None = None) -> torch.Generator:
-    """The CPU generator of one parameter, or of one expert's part of it: seeded by sha256(seed, name[,
-    expert]).
+    """The CPU generator of one parameter, or of one expert's part of it.
 
-    So a process that holds a part of the model draws the values that a process with all of it would.
+    Its seed is sha256 of "seed/name" or "seed/name/expert", the first 8 bytes as a little-endian number
+    without its lowest bit. So a process that holds a part of the model draws the values that a process with
+    all of it would.
     """
     text = f"{seed}/{name}" if expert is None else f"{seed}/{name}/{expert}"
     digest = hashlib.sha256(text.encode()).digest()

@@ -1,9 +1,8 @@
-"""Linear layers in three precisions over FP32 parameters, and what is derived from the parameters once a
-step.
+"""Linear layers in three precisions over FP32 parameters, and what is made from the parameters once a step.
 
 Shapes: K inputs, N outputs. A precision decides how a product is computed, never how a parameter is stored:
-fp8 multiplies by E4M3 codes of the weight, bf16 by a BF16 copy, fp32 by the weight itself; gradients are
-FP32.
+fp8 multiplies by E4M3 codes of the weight, bf16 by a BF16 copy, fp32 by the weight itself. Gradients
+are FP32.
 """
 
 from __future__ import annotations
@@ -52,7 +51,8 @@ class Derived(nn.Module):
         """make(*weights), computed without gradient and kept until the weights change."""
         versions = tuple(weight._version for weight in weights)
         if self._derived is None or versions != self._versions:
-            with torch.no_grad():
+            # Out of inference mode too, whose tensors could not be saved for a later backward.
+            with torch.inference_mode(False), torch.no_grad():
                 self._derived = make(*weights)
             self._versions = versions
         return self._derived
@@ -83,9 +83,8 @@ def stand_in(value: Tensor, *weights: Tensor) -> Tensor:
 
 def bf16_copy(*weights: Tensor) -> Tensor:
     """The BF16 copy of weights stacked along dimension 0."""
-    return (
-        torch.cat([weight.to(torch.bfloat16) for weight in weights]) if weights[1:] else weights[0].bfloat16()
-    )
+    copies = [weight.to(torch.bfloat16) for weight in weights]
+    return torch.cat(copies) if weights[1:] else copies[0]
 
 
 def _fp8_codes(*weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -25,7 +25,7 @@ YARN = {
 }
 
 
-class LargestTensor(TorchDispatchMode):
+class Largest(TorchDispatchMode):
     """Notes the number of elements of the largest result, and every operator's name."""
 
     def __init__(self) -> None:
@@ -64,7 +64,7 @@ def test_no_matrix_of_scores_is_made(precision: str, make_model: Make, make_batc
     """At 1024 tokens a T x T matrix would be larger than anything else that a training step makes."""
     model = make_model(precision, num_hidden_layers=1, num_nextn_predict_layers=0)
     tokens, targets = make_batch(1, 1024)
-    with LargestTensor() as seen:
+    with Largest() as seen:
         model.loss(tokens, targets).total.backward()
     assert "_scaled_dot_product_flash_attention_for_cpu" in seen.names
     assert seen.largest < 1024 * 1024

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from deepseek_ext.nn import head
 from deepseek_ext.nn.head import Head
@@ -35,6 +36,24 @@ def test_chunked_cross_entropy_is_cross_entropy(
     assert torch.equal(choice, logits.argmax(-1))
     for a, b in zip(grads, torch.autograd.grad(3 * wanted, (hidden, layer.weight)), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+
+
+def test_full_logits_never_exist_in_training(
+    make_model: Make, make_batch: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(head, "_CHUNK_BYTES", 4 * 512 * 32)
+    model, batch = make_model(intermediate_size=128), make_batch(4, 96)
+    sizes: list[int] = []
+
+    class Sizes(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            out = func(*args, **(kwargs or {}))
+            sizes.append(out.numel() if isinstance(out, torch.Tensor) else 0)
+            return out
+
+    with Sizes():
+        model.loss(*batch).total.backward()
+    assert max(sizes) < 4 * 95 * 512  # of the MTP module, the smaller of the two
 
 
 def test_terms_agree_with_the_logits(make_model: Make, make_batch: Make) -> None:
