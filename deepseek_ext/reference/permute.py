@@ -51,7 +51,7 @@ def combine_rows(
     total = rows_out.new_zeros(slots.shape[0], rows_out.shape[1], dtype=wide)
     padded = torch.cat([rows_out, rows_out.new_zeros(1, rows_out.shape[1])])
     for k, slot in enumerate(torch.where(slots < 0, rows_out.shape[0], slots).T.contiguous()):
-        row = padded.index_select(0, slot).to(wide)
+        row = padded.index_select(0, slot)  # widened where it is added or multiplied
         total += row if weights is None else row * weights[:, k, None]
     if residual is not None:
         total += residual
