@@ -5,105 +5,54 @@
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
 
-#include <initializer_list>
 #include <string>
+#include <vector>
 
 #include "formats/tiles.h"
 #include "ops/check.h"
+#include "ops/describe.h"
 
 namespace dse::gemm {
 
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-// A shape as Python prints it.
-inline std::string shape_text(const int64_t* sizes, int64_t dims) {
-    std::string text = "[";
-    for (int64_t i = 0; i < dims; ++i) text += (i ? ", " : "") + std::to_string(sizes[i]);
-    return text + "]";
-}
-inline std::string shape_text(const Tensor& x) { return shape_text(x.sizes().data(), x.dim()); }
-inline std::string shape_text(std::initializer_list<int64_t> sizes) {
-    return shape_text(sizes.begin(), static_cast<int64_t>(sizes.size()));
-}
-
-// A dtype as Python prints it.
-inline const char* dtype_text(ScalarType dtype) {
-    switch (dtype) {
-        case ScalarType::Byte:
-            return "uint8";
-        case ScalarType::Char:
-            return "int8";
-        case ScalarType::Short:
-            return "int16";
-        case ScalarType::Int:
-            return "int32";
-        case ScalarType::Long:
-            return "int64";
-        case ScalarType::Bool:
-            return "bool";
-        case ScalarType::Half:
-            return "float16";
-        case ScalarType::BFloat16:
-            return "bfloat16";
-        case ScalarType::Float:
-            return "float32";
-        case ScalarType::Double:
-            return "float64";
-        case ScalarType::Float8_e4m3fn:
-            return "float8_e4m3fn";
-        case ScalarType::Float8_e5m2:
-            return "float8_e5m2";
-        default:
-            return torch::headeronly::toString(dtype);
-    }
-}
-
-inline bool has_shape(const Tensor& x, std::initializer_list<int64_t> wanted) {
-    if (x.dim() != static_cast<int64_t>(wanted.size())) return false;
-    const auto sizes = x.sizes();
-    int64_t i = 0;
-    for (const int64_t size : wanted)
-        if (sizes[i++] != size) return false;
-    return true;
-}
-
 inline void check_codes(const char* op, const char* name, const Tensor& x, int64_t dims, const char* layout,
                         const char* remedy) {
-    DSE_REQUIRE(x.dim() == dims, op, ": ", name, " must be ", layout, ", got shape ", shape_text(x));
+    DSE_REQUIRE(x.dim() == dims, op, ": ", name, " must be ", layout, ", got shape ", describe(x));
     DSE_REQUIRE(x.scalar_type() == ScalarType::Float8_e4m3fn, op, ": ", name,
-                " must hold float8_e4m3fn codes, got ", dtype_text(x.scalar_type()), "; make them with ",
+                " must hold float8_e4m3fn codes, got ", describe(x.scalar_type()), "; make them with ",
                 remedy);
 }
 
 inline void check_scales(const char* op, const char* name, const Tensor& scales, const char* layout,
-                         std::initializer_list<int64_t> wanted, const char* codes) {
+                         const std::vector<int64_t>& wanted, const char* codes) {
     DSE_REQUIRE(scales.scalar_type() == ScalarType::Float, op, ": ", name, " must be float32, got ",
-                dtype_text(scales.scalar_type()));
-    DSE_REQUIRE(has_shape(scales, wanted), op, ": ", name, " must be ", layout, " = ", shape_text(wanted),
-                ", one scale for each tile or block of ", codes, ", got ", shape_text(scales),
+                describe(scales.scalar_type()));
+    DSE_REQUIRE(shape_of(scales) == wanted, op, ": ", name, " must be ", layout, " = ", describe(wanted),
+                ", one scale for each tile or block of ", codes, ", got ", describe(scales),
                 "; pass the scales that came with ", codes);
 }
 
 inline void check_depth(const char* op, const char* a_name, const Tensor& a, const char* b_name,
                         const Tensor& b, const char* letter) {
     DSE_REQUIRE(a.size(a.dim() - 1) == b.size(b.dim() - 1), op, ": ", a_name, " and ", b_name,
-                " must agree in their last dimension ", letter, ", got ", shape_text(a), " and ",
-                shape_text(b), "; transpose the one that has ", letter, " elsewhere");
+                " must agree in their last dimension ", letter, ", got ", describe(a), " and ", describe(b),
+                "; transpose the one that has ", letter, " elsewhere");
 }
 
 inline void check_out_dtype(const char* op, ScalarType dtype) {
     DSE_REQUIRE(dtype == ScalarType::BFloat16 || dtype == ScalarType::Float, op,
-                ": out_dtype must be bfloat16 or float32, got ", dtype_text(dtype),
+                ": out_dtype must be bfloat16 or float32, got ", describe(dtype),
                 "; convert the result afterwards");
 }
 
 inline void check_out(const char* op, const Tensor& out, const char* layout,
-                      std::initializer_list<int64_t> wanted) {
+                      const std::vector<int64_t>& wanted) {
     DSE_REQUIRE(out.scalar_type() == ScalarType::Float, op, ": out must be float32, got ",
-                dtype_text(out.scalar_type()));
-    DSE_REQUIRE(has_shape(out, wanted), op, ": out must be ", layout, " = ", shape_text(wanted), ", got ",
-                shape_text(out));
+                describe(out.scalar_type()));
+    DSE_REQUIRE(shape_of(out) == wanted, op, ": out must be ", layout, " = ", describe(wanted), ", got ",
+                describe(out));
     const int64_t last = out.dim() - 1;
     DSE_REQUIRE(out.size(last) <= 1 || out.stride(last) == 1, op,
                 ": out must have stride 1 along its last dimension, got ", out.stride(last),
@@ -112,9 +61,9 @@ inline void check_out(const char* op, const Tensor& out, const char* layout,
 
 inline void check_offs(const char* op, const Tensor& offs) {
     DSE_REQUIRE(offs.scalar_type() == ScalarType::Int, op, ": offs must be int32, got ",
-                dtype_text(offs.scalar_type()));
+                describe(offs.scalar_type()));
     DSE_REQUIRE(offs.dim() == 1, op, ": offs must be [E], the end of each expert's rows, got shape ",
-                shape_text(offs));
+                describe(offs));
 }
 
 // The last group of rows must end at `most` or before. Only where values can be read: on the CPU.

@@ -240,7 +240,9 @@ def _check_wgrad(
     _check_offs(op, offs, None)
 
 
-def _gemm_fake(a: Tensor, a_scales: Tensor, b: Tensor, b_scales: Tensor, *, out_dtype: torch.dtype) -> Tensor:
+def _gemm_fake(
+    a: Tensor, a_scales: Tensor, b: Tensor, b_scales: Tensor, *, out_dtype: torch.dtype = torch.bfloat16
+) -> Tensor:
     _check_operands("gemm", a, a_scales, b, b_scales)
     _check_out_dtype("gemm", out_dtype)
     return a.new_empty((a.shape[0], b.shape[0]), dtype=out_dtype)
@@ -252,7 +254,13 @@ def _gemm_accumulate_fake(out: Tensor, a: Tensor, a_scales: Tensor, b: Tensor, b
 
 
 def _grouped_gemm_fake(
-    a: Tensor, a_scales: Tensor, b: Tensor, b_scales: Tensor, offs: Tensor, *, out_dtype: torch.dtype
+    a: Tensor,
+    a_scales: Tensor,
+    b: Tensor,
+    b_scales: Tensor,
+    offs: Tensor,
+    *,
+    out_dtype: torch.dtype = torch.bfloat16,
 ) -> Tensor:
     _check_grouped("grouped_gemm", a, a_scales, b, b_scales, offs)
     _check_out_dtype("grouped_gemm", out_dtype)
