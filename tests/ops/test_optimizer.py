@@ -14,6 +14,7 @@ from torch import Tensor
 from torch._subclasses import FakeTensorMode
 
 from deepseek_ext import ops
+from deepseek_ext.reference import optimizer as reference
 
 OPS = torch.ops.deepseek_ext
 HYPER = {"lr": 3e-3, "beta1": 0.9, "beta2": 0.95, "eps": 1e-8, "weight_decay": 0.1}
@@ -63,20 +64,25 @@ def test_three_steps_bit_for_bit(moments: torch.dtype, grad_scale: float, rng: t
 
 
 def test_follows_torch_adamw(rng: torch.Generator) -> None:
-    """Twenty steps beside torch.optim.AdamW in FP64: FP32 moments stay within FP32's rounding."""
+    """Twenty steps beside torch's AdamW in FP64: the reference too, the operator within FP32's rounding."""
     params = tensors(rng)[1:]
-    exp_avgs, exp_avg_sqs = ([torch.zeros_like(p) for p in params] for _ in range(2))
+    moments = [torch.zeros_like(p) for p in params], [torch.zeros_like(p) for p in params]
+    exact = [p.double() for p in params]
+    exact_moments = [torch.zeros_like(p) for p in exact], [torch.zeros_like(p) for p in exact]
     oracle = [p.double().requires_grad_() for p in params]
     optimizer = torch.optim.AdamW(
         oracle, lr=3e-3, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1, foreach=False
     )
     for step in range(1, 21):
         grads = tensors(rng)[1:]
-        for p, g in zip(oracle, grads, strict=True):
-            p.grad = g.double()
+        wide = [g.double() for g in grads]
+        for p, g in zip(oracle, wide, strict=True):
+            p.grad = g
         optimizer.step()
-        ops.adamw_step_(params, grads, exp_avgs, exp_avg_sqs, **HYPER, step=step)
-    for p, q in zip(params, oracle, strict=True):
+        ops.adamw_step_(params, grads, *moments, **HYPER, step=step)
+        reference.adamw_step_(exact, wide, *exact_moments, **HYPER, step=step)
+    for p, e, q in zip(params, exact, oracle, strict=True):
+        torch.testing.assert_close(e, q.detach(), rtol=1e-13, atol=1e-13)
         # A step moves a parameter by at most lr * sqrt(step) and is exact to a few ulp (m cancels at most 20
         # terms); the parameter itself is rounded twice a step.
         bound = 20 * 2**-23 * (q.detach().abs() + 1) + 20 * 3e-3 * 40 * 2**-24 * 20**0.5
