@@ -4,8 +4,8 @@ T tokens of width H, K choices a token, M = T*K rows in expert order, E experts 
 compositions of operators, cut where work of another micro-batch, or an exchange between processes, can go
 in between:
 
-    forward   dispatch -> experts -> combine backward  combine_backward -> experts_dgrad ->
-    dispatch_backward, and experts_wgrad at any later time
+    forward   dispatch -> experts -> combine
+    backward  combine_backward -> experts_dgrad -> dispatch_backward, and experts_wgrad at any later time
 
 Quantised (DeepSeek-V3, section 3.3): tokens in 1x128 tiles with power-of-two scales, once, before they are
 copied to their experts; the product inside an expert; the output's gradient like the tokens. Kept for the
