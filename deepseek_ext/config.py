@@ -221,7 +221,13 @@ def _checked_yarn(scaling: Mapping[str, Any]) -> dict[str, Any]:
     for key in ("factor", "original_max_position_embeddings"):
         if not scaling.get(key, 0) > 0:
             raise ValueError(f"ModelConfig: rope_scaling needs a positive {key!r}, got {scaling.get(key)!r}")
-    return {**_YARN_DEFAULTS, **scaling}
+    settings = {**_YARN_DEFAULTS, **{key: value for key, value in scaling.items() if value is not None}}
+    known = {"type", "factor", "original_max_position_embeddings", *_YARN_DEFAULTS}
+    if unknown := sorted(settings.keys() - known):
+        raise ValueError(
+            f"ModelConfig: rope_scaling has unknown settings {unknown}; choose from {sorted(known)}"
+        )
+    return settings
 
 
 _TINY = {

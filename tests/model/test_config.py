@@ -112,6 +112,10 @@ def test_both_spellings_of_the_rotary_settings_mean_the_same() -> None:
         ({"initializer_range": -1.0}, "initializer_range must not be negative"),
         ({"balance_alpha": float("nan")}, "balance_alpha must not be negative, got nan"),
         ({"rope_scaling": {"type": "linear"}}, "type must be .yarn., got 'linear'; write None"),
+        (
+            {"rope_scaling": {**YARN, "attention_factor": 2.0}},
+            "unknown settings .'attention_factor'.; choose",
+        ),
         ({"rope_scaling": {"type": "yarn"}}, "needs a positive 'factor', got None"),
     ],
 )
