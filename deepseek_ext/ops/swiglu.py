@@ -85,6 +85,14 @@ def _swiglu_fake(gate_up: Tensor, weights: Tensor | None = None) -> Tensor:
     return gate_up.new_empty(gate_up.shape[0], gate_up.shape[1] // 2)
 
 
+def _swiglu(gate_up: Tensor, weights: Tensor | None = None) -> Tensor:
+    out = _swiglu_fake(gate_up, weights)
+    with torch.no_grad():
+        for rows in _pieces(gate_up):
+            out[rows] = reference.swiglu(gate_up[rows], None if weights is None else weights[rows])
+    return out
+
+
 def _swiglu_quantize(
     gate_up: Tensor, weights: Tensor | None = None, *, power_of_2: bool = False, cache: bool = False
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
@@ -178,7 +186,7 @@ def _swiglu_gradient(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None]:
     return grad_gate_up.to(gate_up.dtype), None if weights is None else grad_weights
 
 
-serve_by_reference("swiglu(Tensor gate_up, Tensor? weights=None) -> Tensor", reference.swiglu, _swiglu_fake)
+serve_by_reference("swiglu(Tensor gate_up, Tensor? weights=None) -> Tensor", _swiglu, _swiglu_fake)
 serve_by_reference(
     "swiglu_quantize(Tensor gate_up, Tensor? weights=None, *, bool power_of_2=False, bool cache=False) "
     "-> (Tensor codes, Tensor scales, Tensor? gate_up_codes, Tensor? gate_up_scales)",
