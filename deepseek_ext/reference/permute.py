@@ -9,6 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+PIECE = 1 << 17  # elements, 512 KiB in FP32: a sum over top-k then stays in the cache
+
 
 def expert_order(indices: Tensor, num_experts: int) -> tuple[Tensor, Tensor, Tensor]:
     """Stable sort of the (token, k) pairs by expert: rows [T*K], slots [T, K], and ends offs [E]."""
@@ -47,15 +49,18 @@ def combine_rows(
     rows_out: Tensor, slots: Tensor, weights: Tensor | None = None, residual: Tensor | None = None
 ) -> Tensor:
     """FP32 sum over k, in order, of a token's rows_out [M, H] times weights [T, K]; plus residual [T, H]."""
-    wide = torch.promote_types(rows_out.dtype, torch.float32)
-    total = rows_out.new_zeros(slots.shape[0], rows_out.shape[1], dtype=wide)
-    padded = torch.cat([rows_out, rows_out.new_zeros(1, rows_out.shape[1])])
-    for k, slot in enumerate(torch.where(slots < 0, rows_out.shape[0], slots).T.contiguous()):
-        row = padded.index_select(0, slot)  # widened where it is added or multiplied
-        total += row if weights is None else row * weights[:, k, None]
-    if residual is not None:
-        total += residual
-    return total.to(rows_out.dtype)
+    tokens, hidden = slots.shape[0], rows_out.shape[1]
+    padded = torch.cat([rows_out, rows_out.new_zeros(1, hidden)])
+    slots = torch.where(slots < 0, rows_out.shape[0], slots)
+    out = rows_out.new_empty(tokens, hidden)
+    step = max(1, PIECE // max(1, hidden))
+    for t in (slice(start, start + step) for start in range(0, tokens, step)):
+        total = torch.zeros_like(out[t], dtype=torch.promote_types(out.dtype, torch.float32))
+        for k, slot in enumerate(slots[t].unbind(1)):
+            row = padded.index_select(0, slot)  # widened where it is added or multiplied
+            total += row if weights is None else row * weights[t, k, None]
+        out[t] = total if residual is None else total + residual[t]
+    return out
 
 
 def _rows_or(x: Tensor, index: Tensor, missing: float) -> Tensor:
