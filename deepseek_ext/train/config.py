@@ -133,7 +133,7 @@ class TrainConfig:
     def _pace(self) -> tuple[int, float]:
         """Sequences a step and peak learning rate."""
         hidden = self._shape()[0]
-        return self.sequences or self.micro_sequences or 8, self.lr or 3e-3 * (256 / hidden) ** 0.5
+        return self.sequences or self.micro_sequences or 8, self.lr or 2e-3 * (256 / hidden) ** 0.5
 
     def model_config(self) -> ModelConfig:
         """The shape of the model."""

@@ -141,7 +141,7 @@ def scaled(
 ) -> Schedules:
     """The shapes of `deepseek_v3` squeezed into a budget of `total` tokens, at a batch that stays constant.
 
-    The breakpoints keep their share of the whole run; only the warm-up takes more of it, 2 %, since 2000
+    The breakpoints keep their share of the whole run; only the warm-up takes more of it, 4 %, since 2000
     steps would be longer than a short run.
     """
 
@@ -152,7 +152,7 @@ def scaled(
     return Schedules(
         lr=LearningRate(
             peak=lr,
-            warmup=at(0.02),
+            warmup=at(0.04),
             constant_until=stable,
             cosine_until=decayed,
             final=lr / 10,

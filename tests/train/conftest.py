@@ -1,32 +1,11 @@
-"""A tiny run that finishes in seconds, and a folder of text to train it on."""
+"""A folder of text for the tiny run, and its flags."""
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-
-ROOT = Path(__file__).resolve().parents[2]
-
-# 2 layers, one dense and one MoE; 128 tokens a step.
-TINY = {
-    "depth": "2",
-    "hidden-size": "64",
-    "heads": "2",
-    "experts": "8",
-    "expert-size": "64",
-    "vocab-size": "384",
-    "seq-len": "32",
-    "sequences": "4",
-    "tokens": "1280",
-    "precision": "fp32",
-    "threads": "1",
-    "prompts": "the ",
-}
+from tiny_run import Flags, tiny_flags  # type: ignore[import-not-found]
 
 
 @pytest.fixture(scope="session")
@@ -40,28 +19,11 @@ def text_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-Flags = Callable[..., list[str]]
-
-
 @pytest.fixture
 def flags(text_folder: Path, tmp_path: Path) -> Flags:
-    """The flags of the tiny run, with changes by keyword (checkpoint_every=3)."""
+    """The flags of a tiny run in this test's folder, with changes by keyword."""
 
     def make(**changes: object) -> list[str]:
-        settings: dict[str, object] = {**TINY, "run-dir": tmp_path / "run", "data": text_folder}
-        settings.update({name.replace("_", "-"): value for name, value in changes.items()})
-        return [word for name, value in settings.items() for word in (f"--{name}", str(value))]
+        return tiny_flags(**{"run_dir": tmp_path / "run", "data": text_folder, **changes})
 
     return make
-
-
-def start_example(args: list[str]) -> subprocess.Popen[str]:
-    """examples/pretrain.py in a process of its own."""
-    return subprocess.Popen(
-        [sys.executable, str(ROOT / "examples" / "pretrain.py"), *args],
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, Flags, start_example  # type: ignore[import-not-found]
+from tiny_run import ROOT, Flags, start_example  # type: ignore[import-not-found]
 
 from deepseek_ext import cli
 from deepseek_ext.train import TrainConfig

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import Flags, start_example  # type: ignore[import-not-found]
+from tiny_run import Flags, start_example, tiny_flags  # type: ignore[import-not-found]
 
 from deepseek_ext import cli
 from deepseek_ext.train import TrainConfig, checkpoint
@@ -56,16 +56,10 @@ def assert_same_tensors(a: Path, b: Path) -> None:
 def uninterrupted(tmp_path_factory: pytest.TempPathFactory, text_folder: Path) -> tuple[Path, str]:
     """The tiny run in one go, and what it printed."""
     run = tmp_path_factory.mktemp("whole") / "run"
-    process = start_example([*_flags(text_folder, run), "--checkpoint-every", "4"])
+    process = start_example(tiny_flags(data=text_folder, run_dir=run, checkpoint_every=4))
     out, err = process.communicate(timeout=300)
     assert process.returncode == 0, err
     return run, out
-
-
-def _flags(text: Path, run: Path) -> list[str]:
-    from conftest import TINY
-
-    return [w for k, v in {**TINY, "data": text, "run-dir": run}.items() for w in (f"--{k}", str(v))]
 
 
 def test_it_learns_and_reports(uninterrupted: tuple[Path, str]) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import TINY  # type: ignore[import-not-found]
+from tiny_run import TINY  # type: ignore[import-not-found]
 
 from deepseek_ext import DeepseekV3
 from deepseek_ext.train import TrainConfig, checkpoint

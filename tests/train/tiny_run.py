@@ -1,0 +1,47 @@
+"""The smallest run that is still the whole recipe, and the example in a process of its own."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+Flags = Callable[..., list[str]]
+
+# 2 layers, one dense and one MoE; 128 tokens a step.
+TINY = {
+    "depth": "2",
+    "hidden-size": "64",
+    "heads": "2",
+    "experts": "8",
+    "expert-size": "64",
+    "vocab-size": "384",
+    "seq-len": "32",
+    "sequences": "4",
+    "tokens": "1280",
+    "precision": "fp32",
+    "threads": "1",
+    "prompts": "the ",
+}
+
+
+def tiny_flags(**changes: object) -> list[str]:
+    """The flags of the tiny run, with changes by keyword (checkpoint_every=3)."""
+    settings: dict[str, object] = {**TINY}
+    settings.update({name.replace("_", "-"): value for name, value in changes.items()})
+    return [word for name, value in settings.items() for word in (f"--{name}", str(value))]
+
+
+def start_example(args: list[str]) -> subprocess.Popen[str]:
+    """examples/pretrain.py in a process of its own."""
+    return subprocess.Popen(
+        [sys.executable, str(ROOT / "examples" / "pretrain.py"), *args],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
