@@ -212,10 +212,9 @@ def describe(config: TrainConfig) -> str:
     s = c.schedules()
     return (
         f"--depth {c.depth}: {m.num_hidden_layers} layers of width {m.hidden_size}, "
-        f"{m.num_attention_heads} heads, "
-        f"{m.n_routed_experts} experts of width {m.moe_intermediate_size} (top-{m.num_experts_per_tok} in "
-        f"{m.topk_group} of {m.n_group} groups, {m.n_shared_experts} shared), MTP depth "
-        f"{m.num_nextn_predict_layers}; "
-        f"{c.sequences} sequences of {c.seq_len} tokens a step, peak learning rate {s.lr.peak:.2g} after "
+        f"{m.num_attention_heads} heads, {m.n_routed_experts} experts of width {m.moe_intermediate_size} "
+        f"(top-{m.num_experts_per_tok} in {m.topk_group} of {m.n_group} groups, {m.n_shared_experts} "
+        f"shared), MTP depth {m.num_nextn_predict_layers}; {c.sequences} sequences of {c.seq_len} tokens "
+        f"a step, peak learning rate {s.lr.peak:.2g} after "
         f"{s.lr.warmup:,} tokens"
     )

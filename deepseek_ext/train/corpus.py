@@ -173,8 +173,7 @@ def _read_file(path: Path, name: str, on_empty: Callable[[Path], None]) -> Itera
     except UnicodeDecodeError as error:
         raise ValueError(
             f"{path} is not UTF-8 (byte {error.start}); convert it, for instance with iconv, or choose "
-            "files by a "
-            f"glob that leaves it out"
+            "files by a glob that leaves it out"
         ) from error
     if not text.strip():
         on_empty(path)
@@ -225,7 +224,7 @@ def describe(corpus: Corpus) -> str:
     python = ".".join(map(str, sys.version_info[:3]))
     return (
         f"{', '.join(source.name for source in corpus.sources)}: {len(corpus.train)} documents, "
-        f"{train / 1e6:.2f} MB; "
-        f"held out {len(corpus.held_out)}, {len(corpus.held_out_bytes()) / 1e6:.3f} MB; "
+        f"{train / 1e6:.2f} MB; held out {len(corpus.held_out)}, "
+        f"{len(corpus.held_out_bytes()) / 1e6:.3f} MB; "
         f"manifest {corpus.manifest_hash()[:16]}, Python {python}"
     )

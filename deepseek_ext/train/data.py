@@ -63,7 +63,10 @@ def prepare_data(config: TrainConfig, *, tokenizer: Tokenizer | None = None) -> 
     eos = eos_id(tokenizer)
     encoded = [cached_encoding(tokenizer, source.train, manifest, cache) for source in corpus.sources]
     held_out = cached_encoding(tokenizer, corpus.held_out, manifest, cache)
-    packed = [PackedSequences(tokens, config.seq_len, eos=eos, seed=config.seed) for tokens in encoded]
+    packed = [
+        PackedSequences(tokens, config.seq_len, eos=eos, seed=config.seed, name=source.name)
+        for source, tokens in zip(corpus.sources, encoded, strict=True)
+    ]
     train_bytes = sum(len(document.text.encode()) for document in corpus.train)
     return RunData(
         corpus=corpus,

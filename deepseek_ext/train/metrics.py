@@ -23,7 +23,10 @@ class MetricsFile:
         self._file.write(json.dumps(clean) + "\n")
         self._file.flush()
 
-    def close(self) -> None:
+    def __enter__(self) -> MetricsFile:
+        return self
+
+    def __exit__(self, *_: object) -> None:
         self._file.close()
 
 

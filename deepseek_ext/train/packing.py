@@ -24,7 +24,9 @@ class PackedSequences:
     documents.
     """
 
-    def __init__(self, documents: Sequence[Tokens], seq_len: int, *, eos: int, seed: int) -> None:
+    def __init__(
+        self, documents: Sequence[Tokens], seq_len: int, *, eos: int, seed: int, name: str = "the text"
+    ) -> None:
         self.documents = list(documents)
         self.seq_len = seq_len
         self.eos = eos
@@ -32,8 +34,8 @@ class PackedSequences:
         self.tokens_per_epoch = sum(len(document) for document in self.documents)
         if self.tokens_per_epoch < seq_len:
             raise ValueError(
-                f"the training text has {self.tokens_per_epoch} tokens, less than one sequence of {seq_len}; "
-                f"give more text with --data, or a smaller --seq-len"
+                f"{name} has {self.tokens_per_epoch} tokens to train on, less than one sequence of "
+                f"{seq_len}; give more text with --data, or a smaller --seq-len"
             )
         self._streams: dict[int, Tokens] = {}
         self._order: tuple[int, torch.Tensor] | None = None

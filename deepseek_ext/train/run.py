@@ -114,8 +114,7 @@ def _resumed(config: TrainConfig) -> Trainer | None:
         if different := differences(stored, config):
             raise ValueError(
                 f"{config.run_dir} holds another run ({'; '.join(different)}); choose another --run-dir, "
-                "or write "
-                f"--resume never to begin anew"
+                "or write --resume never to begin anew"
             )
         trainer = Trainer(_with_budget(config, stored), _same_data(config, state))
         try:
@@ -138,8 +137,7 @@ def _with_budget(config: TrainConfig, stored: TrainConfig) -> TrainConfig:
         if config.minutes != stored.minutes:
             raise ValueError(
                 f"--minutes {config.minutes:g}: this run's length is already fixed at {stored.tokens} "
-                "tokens; leave "
-                f"--minutes out and write --tokens to change it"
+                "tokens; leave --minutes out and write --tokens to change it"
             )
         return replace(config, tokens=stored.tokens)
     if config.tokens != stored.tokens:
@@ -160,8 +158,7 @@ def _same_data(config: TrainConfig, state: dict[str, Any]) -> Any:
     if data.manifest != state["manifest"]:
         raise ValueError(
             f"the text has changed since the run in {config.run_dir} began (manifest "
-            f"{data.manifest[:16]}, then "
-            f"{state['manifest'][:16]}); restore it, or choose another --run-dir"
+            f"{data.manifest[:16]}, then {state['manifest'][:16]}); restore it, or choose another --run-dir"
         )
     return data
 
@@ -222,8 +219,7 @@ def _say_start(trainer: Trainer) -> None:
         print(f"  {notice}")
     print(
         f"tokenizer: {trainer.data.tokenizer.get_vocab_size()} tokens, "
-        f"{trainer.data.bytes_per_token:.2f} bytes a "
-        f"token, sha256 {trainer.data.tokenizer_hash[:16]}"
+        f"{trainer.data.bytes_per_token:.2f} bytes a token, sha256 {trainer.data.tokenizer_hash[:16]}"
     )
     print(f"run: {trainer.schedules.total:,} tokens, written to {config.run_dir}", flush=True)
 

@@ -75,8 +75,7 @@ class BatchRamp:
         if self.quantum < 1 or self.start % self.quantum or self.end % self.quantum or self.start < 1:
             raise ValueError(
                 f"batch ramp: {self.start} and {self.end} sequences must be positive multiples of the "
-                "quantum "
-                f"{self.quantum}; change them or the quantum"
+                f"quantum {self.quantum}; change them or the quantum"
             )
 
     def __call__(self, tokens: int) -> int:

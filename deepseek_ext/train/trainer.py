@@ -99,24 +99,23 @@ class Trainer:
 
     def train(self, progress: Progress, stop: Stop) -> Outcome:
         """Steps until the budget is spent or a stop is asked for; validates, samples, saves on the way."""
-        metrics = MetricsFile(self.config.run_dir / "metrics.jsonl")
-        saved_at = self.step
-        while not self.finished and not stop.requested:
-            row = self.train_step()
-            if self.step % self.validate_every == 0 or self.finished:
-                row |= self.validate(progress, stop)
-            self.seconds = progress.elapsed
-            self.last_row = row
-            metrics.write(row)
-            progress.show(row)
-            if row["not_finite"]:
-                self.refuse_to_go_on(progress)
-            # A state that may be about to fail pushes out no good one.
-            if self.step % self.config.checkpoint_every == 0 and not self.not_finite:
-                saved_at = self.save(progress) or saved_at
-        metrics.close()
+        saved_at = self.step if self.last_checkpoint else None
+        with MetricsFile(self.config.run_dir / "metrics.jsonl") as metrics:
+            while not self.finished and not stop.requested:
+                row = self.train_step()
+                if self.step % self.validate_every == 0 or self.finished:
+                    row |= self.validate(progress, stop)
+                self.seconds = progress.elapsed
+                self.last_row = row
+                metrics.write(row)
+                progress.show(row)
+                if row["not_finite"]:
+                    self.refuse_to_go_on(progress)
+                # A state that may be about to fail pushes out no good one.
+                if self.step % self.config.checkpoint_every == 0 and not self.not_finite:
+                    saved_at = self.save(progress)
         if saved_at != self.step:
-            saved_at = self.save(progress) or saved_at
+            saved_at = self.save(progress)
         return Outcome(self.finished, saved_at == self.step, self.last_row)
 
     def train_step(self) -> dict[str, Any]:
@@ -202,8 +201,7 @@ class Trainer:
         )
         raise RunStopped(
             f"loss or gradient was not finite {self.not_finite} steps in a row, up to step {self.step}; "
-            f"{good}; "
-            f"try a lower --lr or another --precision"
+            f"{good}; try a lower --lr or another --precision"
         )
 
     def save(self, progress: Progress) -> int | None:

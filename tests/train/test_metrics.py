@@ -14,10 +14,9 @@ from deepseek_ext.train.metrics import MetricsFile, cut_back, read_metrics
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     path = tmp_path / "run" / "metrics.jsonl"
-    metrics = MetricsFile(path)
-    for step in range(1, 6):
-        metrics.write({"step": step, "loss": 7.0 - step})
-    metrics.close()
+    with MetricsFile(path) as metrics:
+        for step in range(1, 6):
+            metrics.write({"step": step, "loss": 7.0 - step})
     return path
 
 
@@ -26,16 +25,14 @@ def steps(path: Path) -> list[int]:
 
 
 def test_rows_are_readable_at_once(tmp_path: Path) -> None:
-    metrics = MetricsFile(tmp_path / "metrics.jsonl")
-    metrics.write({"step": 1, "loss": 2.5})
-    assert read_metrics(tmp_path / "metrics.jsonl") == [{"step": 1, "loss": 2.5}]
-    metrics.close()
+    with MetricsFile(tmp_path / "metrics.jsonl") as metrics:
+        metrics.write({"step": 1, "loss": 2.5})
+        assert read_metrics(tmp_path / "metrics.jsonl") == [{"step": 1, "loss": 2.5}]
 
 
 def test_no_nan_in_json(tmp_path: Path) -> None:
-    metrics = MetricsFile(tmp_path / "metrics.jsonl")
-    metrics.write({"step": 1, "loss": math.nan, "grad_norm": math.inf})
-    metrics.close()
+    with MetricsFile(tmp_path / "metrics.jsonl") as metrics:
+        metrics.write({"step": 1, "loss": math.nan, "grad_norm": math.inf})
     assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 1, "loss": null, "grad_norm": null}\n'
 
 
@@ -52,9 +49,8 @@ def test_a_torn_last_line_goes(path: Path, tail: str) -> None:
         file.write(tail)
     assert [row["step"] for row in read_metrics(path)] == [1, 2, 3, 4, 5]
     cut_back(path, 4)
-    metrics = MetricsFile(path)
-    metrics.write({"step": 5})
-    metrics.close()
+    with MetricsFile(path) as metrics:
+        metrics.write({"step": 5})
     assert steps(path) == [1, 2, 3, 4, 5]
 
 

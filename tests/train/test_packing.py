@@ -110,7 +110,9 @@ def test_batches_are_int64_and_shifted_by_one() -> None:
 
 
 def test_text_shorter_than_a_sequence_is_refused() -> None:
-    with pytest.raises(ValueError, match="has 6 tokens, less than one sequence of 32; give more text"):
+    with pytest.raises(
+        ValueError, match="the text has 6 tokens to train on, less than one sequence of 32; give more text"
+    ):
         PackedSequences(numbered([5]), 32, eos=EOS, seed=0)
 
 
