@@ -172,8 +172,8 @@ def test_strided_input(rng: torch.Generator) -> None:
 
 
 def test_opcheck(rng: torch.Generator) -> None:
-    """Without test_schema, which compares inputs, and test_aot_dispatch_dynamic, which sums outputs: torch does
-    neither in FP8. The next test stands for the latter."""
+    """Without test_schema, which compares inputs, and test_aot_dispatch_dynamic, which sums outputs: torch
+    does neither in FP8. The next test stands for the latter."""
     for dtype in DTYPES:
         x, weight, _ = inputs(rng, dtype, (5, 300), 20)
         arguments = (x, weight, *ops.quantize_blocks(weight.detach()), False)
