@@ -1,8 +1,8 @@
 """What the accumulator of a tensor core costs: max |D - D64| / max |D64| of an FP8 product, promoted to FP32
 every 128 products or never, modelled as the reference's "h800".
 
-The paper (section 3.3.2) gives "nearly 2 %" for K = 4096 without promotion, for unnamed random matrices. Inputs
-here are 32 x K, drawn from N(0, 1) and U(0, 1), quantised with one scale for each matrix.
+The paper (section 3.3.2) gives "nearly 2 %" for K = 4096 without promotion, for unnamed random matrices.
+Inputs here are 32 x K, drawn from N(0, 1) and U(0, 1), quantised with one scale for each matrix.
 """
 
 from __future__ import annotations

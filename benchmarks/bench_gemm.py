@@ -1,7 +1,7 @@
-"""The gemm family against torch's matmuls, operands ready in the rival's dtype: dense, grouped, a whole Linear.
+"""The gemm family against torch's matmuls, operands ready in the rival's dtype: dense, grouped, whole Linear.
 
-Shapes are (M, N, K). On tier avx512_bf16 the rival that a user would pick is torch's bf16 matmul, on the lower
-tiers its fp32 matmul.
+Shapes are (M, N, K). On tier avx512_bf16 the rival that a user would pick is torch's bf16 matmul, on the
+lower tiers its fp32 matmul.
 """
 
 from __future__ import annotations

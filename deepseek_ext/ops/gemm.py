@@ -11,8 +11,8 @@ other rows nor on M within M <= 8, nor within M > 8 (grouped: within M <= 64, an
 its row or column NaN.
 
 Shapes: M rows, N columns, K depth, E experts, KB = ceil(K/128). Codes are torch.float8_e4m3fn, scales
-torch.float32 of any strides. Codes with stride 1 along either of their last two dimensions are read in
-place (the transposed view of a weight's codes and scales is its transpose, at no cost); codes of other
+torch.float32 of any strides. Codes with stride 1 along K, those of b also with stride 1 along N, are read in
+place: the transposed views of a weight's codes and scales are its transpose, at no cost. Codes of other
 strides are copied first.
 """
 
