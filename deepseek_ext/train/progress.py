@@ -1,4 +1,4 @@
-"""The progress line: one line that renews itself on a terminal, plain lines elsewhere."""
+"""The progress line: it renews itself on a terminal; elsewhere there are plain lines, at intervals."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class Progress:
     def show(self, row: dict[str, Any]) -> None:
         """Renews the line; elsewhere than on a terminal prints one at most every ten seconds."""
         if self._live:
-            self._live.update(Text(self.line(row), no_wrap=True, overflow="ellipsis"), refresh=True)
+            self._live.update(Text(self.line(row)), refresh=True)
         elif time.perf_counter() >= self._next_plain or row["tokens"] >= self.total_tokens:
             self.say(self.line(row))
             self._next_plain = time.perf_counter() + _SECONDS_BETWEEN_PLAIN_LINES

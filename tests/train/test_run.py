@@ -132,6 +132,17 @@ def test_a_killed_run_goes_on_from_its_checkpoint(
     assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["step-00000008", "step-00000010"]
 
 
+@pytest.mark.parametrize("precision", ["fp8", "bf16"])
+def test_low_precision_goes_on_bit_for_bit(precision: str, flags: Flags, tmp_path: Path) -> None:
+    changes = {"precision": precision, "checkpoint_every": 5}
+    assert cli.train(TrainConfig(), flags(**changes), program="test") == 0
+    run = tmp_path / "copy"
+    shutil.copytree(tmp_path / "run", run)
+    shutil.rmtree(checkpoint.list_checkpoints(run / "checkpoints")[-1])
+    assert cli.train(TrainConfig(), flags(**changes, run_dir=run), program="test") == 0
+    assert_same_run(run, tmp_path / "run")
+
+
 def test_a_damaged_checkpoint_is_named_and_the_one_before_used(
     uninterrupted: tuple[Path, str], flags: Flags, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -196,3 +197,27 @@ def test_clock(seconds: float, text: str) -> None:
 
 def test_families_are_all_named() -> None:
     assert set(families()) == {"quantize", "gemm", "swiglu", "routing", "permute", "optimizer"}
+
+
+def test_the_first_interrupt_asks_and_the_second_stops() -> None:
+    before = signal.getsignal(signal.SIGINT)
+    with Stop().listening() as stop:
+        signal.raise_signal(signal.SIGINT)
+        assert stop.requested
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    with Stop().listening() as stop:
+        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)
+        assert stop.requested
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_a_stop_before_the_first_step_is_saved_too(config: TrainConfig) -> None:
+    trainer = Trainer(config, prepare_data(config))
+    config.run_dir.mkdir()
+    stop = Stop()
+    stop.requested = True
+    outcome = trainer.train(quiet_progress(trainer), stop)
+    assert outcome == Outcome(finished=False, saved=True, row={})
+    assert [p.name for p in checkpoint.list_checkpoints(config.run_dir / "checkpoints")] == ["step-00000000"]
