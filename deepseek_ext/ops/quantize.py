@@ -253,12 +253,12 @@ def _new_scales(x: Tensor, *shape: int) -> Tensor:
     """Contiguous on the CPU; on CUDA M-major, the stride of the last dimension padded to 4 for TMA."""
     if x.device.type != "cuda":
         return x.new_empty(shape, dtype=torch.float32)
-    *lead, tiles = shape
+    strides = []
     rows = 1
-    for n in lead:
-        rows *= n
-    storage = x.new_empty((tiles, (rows + 3) // 4 * 4), dtype=torch.float32)
-    return storage[:, :rows].T.unflatten(0, lead) if lead else storage[:, 0]
+    for size in reversed(shape[:-1]):
+        strides.insert(0, rows)
+        rows *= size
+    return x.new_empty_strided(shape, (*strides, (rows + 3) // 4 * 4), dtype=torch.float32)
 
 
 def _new_transposed(x: Tensor, m: int, k: int, offs: Tensor | None) -> tuple[Tensor, Tensor]:
