@@ -253,7 +253,7 @@ def _new_scales(x: Tensor, *shape: int) -> Tensor:
     """Contiguous on the CPU; on CUDA M-major, the stride of the last dimension padded to 4 for TMA."""
     if x.device.type != "cuda":
         return x.new_empty(shape, dtype=torch.float32)
-    strides = []
+    strides: list[int] = []
     rows = 1
     for size in reversed(shape[:-1]):
         strides.insert(0, rows)
