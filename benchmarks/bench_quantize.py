@@ -74,7 +74,7 @@ class Measure:
             rivals,
             bytes_moved=moved,
             ceiling=ceiling,
-            ceiling_name=f"copy (goal {goal or 0:.0%})",
+            ceiling_name=f"copy (goal {goal:.0%})" if goal else "copy",
             goal=goal,
         )
         row.notes["share_of_copy_bandwidth"] = row.rate()[0] / ceiling
