@@ -7,18 +7,9 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from cpu_tiers import CPU_TIERS, host_has
 
 from deepseek_ext import _native, ops
-
-CPU_TIERS = ["generic", "avx2", "avx512-novbmi", "avx512", "avx512_bf16-novbmi", "avx512_bf16"]
-
-
-def host_has(tier: str) -> bool:
-    try:
-        _native.check_capability(tier)
-    except ValueError:
-        return False
-    return True
 
 
 @pytest.fixture(params=CPU_TIERS)

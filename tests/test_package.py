@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import CPU_TIERS, host_has
+from cpu_tiers import CPU_TIERS, host_has
 
 ROOT = Path(__file__).parent.parent
 
