@@ -69,10 +69,11 @@ class Progress:
         rate = row["tokens_per_second"]
         done = row["tokens"] - self.tokens_before
         spent = time.perf_counter() - self.started
-        remaining = (self.total_tokens - row["tokens"]) * spent / done if done > 0 else 0.0
+        left = max(0, self.total_tokens - row["tokens"])  # the last step may go past the budget
+        remaining = left * spent / done if done > 0 else 0.0
         parts = [
             f"step {row['step']}",
-            f"{100 * row['tokens'] / self.total_tokens:.1f} %",
+            f"{100 * min(1.0, row['tokens'] / self.total_tokens):.1f} %",
             f"loss {row['loss']:.3f}",
             f"{row['bits_per_byte']:.3f} bits/byte",
             f"lr {row['lr']:.2e}",

@@ -188,6 +188,14 @@ def test_plain_lines_are_few(config: TrainConfig) -> None:
     assert "\x1b" not in said
 
 
+def test_progress_line_of_a_step_past_the_budget(config: TrainConfig) -> None:
+    trainer = Trainer(config, prepare_data(config))
+    row = trainer.train_step() | {"tokens": trainer.schedules.total + 100}
+    line = quiet_progress(trainer).line(row)
+    assert "100.0 %" in line
+    assert line.endswith("< 0:00")
+
+
 @pytest.mark.parametrize(
     ("seconds", "text"), [(0, "0:00"), (61.4, "1:01"), (3600, "1:00:00"), (7325, "2:02:05")]
 )
