@@ -22,7 +22,7 @@ def test_there_are_examples() -> None:
 
 def test_make_targets_exist() -> None:
     makefile = (ROOT / "Makefile").read_text()
-    targets = set(re.findall(r"`?make ([a-z][a-z-]+)", README))
+    targets = set(re.findall(r"(?:`|^)make ([a-z][a-z-]+)", README, re.M))
     assert targets
     for target in targets:
         assert re.search(rf"^{target}:", makefile, re.M), (

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ._checks import dtype_of, shape_of
+
 _ops = torch.ops.deepseek_ext
 
 
@@ -37,23 +39,19 @@ def _check(x: Tensor, weight: Tensor, codes: Tensor) -> None:
     for name, tensor in (("x", x), ("weight", weight)):
         if tensor.dtype not in (torch.bfloat16, torch.float32):
             raise ValueError(
-                f"fp8_linear: {name} must be bfloat16 or float32, got {_dtype(tensor)}; convert it first"
+                f"fp8_linear: {name} must be bfloat16 or float32, got {dtype_of(tensor)}; convert it first"
             )
     if weight.dim() != 2:
-        raise ValueError(f"fp8_linear: weight must be [N, K], got shape {list(weight.shape)}")
+        raise ValueError(f"fp8_linear: weight must be [N, K], got shape {shape_of(weight)}")
     if x.dim() == 0 or x.shape[-1] != weight.shape[1]:
         raise ValueError(
-            f"fp8_linear: x must be [..., K], K = {weight.shape[1]} as in weight, got shape {list(x.shape)}"
+            f"fp8_linear: x must be [..., K], K = {weight.shape[1]} as in weight, got shape {shape_of(x)}"
         )
     if codes.shape != weight.shape:
         raise ValueError(
-            f"fp8_linear: codes must have weight's shape {list(weight.shape)}, got {list(codes.shape)}; "
+            f"fp8_linear: codes must have weight's shape {shape_of(weight)}, got {shape_of(codes)}; "
             "make them with quantize_blocks(weight)"
         )
-
-
-def _dtype(tensor: Tensor) -> str:
-    return str(tensor.dtype).removeprefix("torch.")
 
 
 def _forward(

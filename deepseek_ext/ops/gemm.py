@@ -21,7 +21,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-TILE = 128
+from ._checks import TILE, dtype_of, num_tiles, require, shape_of
 
 
 def gemm(
@@ -93,121 +93,76 @@ def grouped_gemm_wgrad_accumulate_(
 # Checks, in the words of csrc/ops/gemm.h: the fakes raise what the kernels raise (a test compares them).
 
 
-def _require(condition: bool, *message: object) -> None:
-    if not condition:
-        raise ValueError("".join(str(part) for part in message))
-
-
-def _shape(x: Tensor) -> str:
-    return "[" + ", ".join(str(size) for size in x.shape) + "]"
-
-
-def _dtype(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
-
-
 def _check_codes(op: str, name: str, x: Tensor, layout: str, remedy: str) -> None:
     ndim = layout.count(",") + 1
-    _require(x.dim() == ndim, op, ": ", name, " must be ", layout, ", got shape ", _shape(x))
-    is_codes = x.dtype == torch.float8_e4m3fn
-    _require(
-        is_codes,
-        op,
-        ": ",
-        name,
-        " must hold float8_e4m3fn codes, got ",
-        _dtype(x.dtype),
-        "; make them with ",
-        remedy,
+    require(x.dim() == ndim, f"{op}: {name} must be {layout}, got shape {shape_of(x)}")
+    require(
+        x.dtype == torch.float8_e4m3fn,
+        f"{op}: {name} must hold float8_e4m3fn codes, got {dtype_of(x)}; make them with {remedy}",
     )
 
 
 def _check_scales(op: str, name: str, scales: Tensor, layout: str, wanted: list[int], codes: str) -> None:
-    _require(scales.dtype == torch.float32, op, ": ", name, " must be float32, got ", _dtype(scales.dtype))
-    sizes = ", ".join(str(size) for size in wanted)
-    _require(
+    require(
+        scales.dtype == torch.float32,
+        f"{op}: {name} must be float32, got {dtype_of(scales)}",
+    )
+    require(
         list(scales.shape) == wanted,
-        *(
-            op,
-            ": ",
-            name,
-            " must be ",
-            layout,
-            " = [",
-            sizes,
-            "], one scale for each tile or block of ",
-            codes,
-        ),
-        *(", got ", _shape(scales), "; pass the scales that came with ", codes),
+        f"{op}: {name} must be {layout} = {wanted}, one scale for each tile or block of {codes}, "
+        f"got {shape_of(scales)}; pass the scales that came with {codes}",
     )
 
 
 def _check_depth(op: str, a_name: str, a: Tensor, b_name: str, b: Tensor, letter: str) -> None:
-    _require(
+    require(
         a.shape[-1] == b.shape[-1],
-        *(
-            op,
-            ": ",
-            a_name,
-            " and ",
-            b_name,
-            " must agree in their last dimension ",
-            letter,
-            ", got ",
-            _shape(a),
-        ),
-        *(" and ", _shape(b), "; transpose the one that has ", letter, " elsewhere"),
+        f"{op}: {a_name} and {b_name} must agree in their last dimension {letter}, got {shape_of(a)} and "
+        f"{shape_of(b)}; transpose the one that has {letter} elsewhere",
     )
 
 
 def _check_out_dtype(op: str, dtype: torch.dtype) -> None:
-    _require(
+    require(
         dtype in (torch.bfloat16, torch.float32),
-        *(
-            op,
-            ": out_dtype must be bfloat16 or float32, got ",
-            _dtype(dtype),
-            "; convert the result afterwards",
-        ),
+        f"{op}: out_dtype must be bfloat16 or float32, got {dtype_of(dtype)}; convert the result afterwards",
     )
 
 
 def _check_out(op: str, out: Tensor, layout: str, wanted: list[int]) -> None:
-    _require(out.dtype == torch.float32, op, ": out must be float32, got ", _dtype(out.dtype))
-    sizes = ", ".join(str(size) for size in wanted)
-    _require(list(out.shape) == wanted, op, ": out must be ", layout, " = [", sizes, "], got ", _shape(out))
-    _require(
+    require(out.dtype == torch.float32, f"{op}: out must be float32, got {dtype_of(out)}")
+    require(list(out.shape) == wanted, f"{op}: out must be {layout} = {wanted}, got {shape_of(out)}")
+    require(
         out.shape[-1] <= 1 or out.stride(-1) == 1,
-        *(op, ": out must have stride 1 along its last dimension, got ", out.stride(-1)),
-        "; accumulate into a contiguous tensor",
+        f"{op}: out must have stride 1 along its last dimension, got {out.stride(-1)}; "
+        "accumulate into a contiguous tensor",
     )
 
 
 def _check_offs(op: str, offs: Tensor, experts: int | None) -> None:
-    _require(offs.dtype == torch.int32, op, ": offs must be int32, got ", _dtype(offs.dtype))
-    _require(
-        offs.dim() == 1, op, ": offs must be [E], the end of each expert's rows, got shape ", _shape(offs)
+    require(offs.dtype == torch.int32, f"{op}: offs must be int32, got {dtype_of(offs)}")
+    require(
+        offs.dim() == 1,
+        f"{op}: offs must be [E], the end of each expert's rows, got shape {shape_of(offs)}",
     )
     if experts is not None:
-        _require(
+        require(
             offs.shape[0] == experts,
-            *(op, ": offs must hold one end for each of the ", experts, " experts of b, got ", offs.shape[0]),
+            f"{op}: offs must hold one end for each of the {experts} experts of b, got {offs.shape[0]}",
         )
-
-
-def _tiles(k: int) -> int:
-    return (k + TILE - 1) // TILE
 
 
 def _check_operands(op: str, a: Tensor, a_scales: Tensor, b: Tensor, b_scales: Tensor) -> None:
     _check_codes(op, "a", a, "[M, K]", "quantize_tiles")
     _check_codes(op, "b", b, "[N, K]", "quantize_blocks or quantize_tiles")
     _check_depth(op, "a", a, "b", b, "K")
-    depth = _tiles(a.shape[1])
+    depth = num_tiles(a.shape[1])
     _check_scales(op, "a_scales", a_scales, "[M, ceil(K/128)]", [a.shape[0], depth], "a")
     in_tiles = b_scales.dim() == 2 and b_scales.shape[0] == b.shape[0]
     rows, layout = (
-        (b.shape[0], "[N, ceil(K/128)]") if in_tiles else (_tiles(b.shape[0]), "[ceil(N/128), ceil(K/128)]")
+        (b.shape[0], "[N, ceil(K/128)]")
+        if in_tiles
+        else (num_tiles(b.shape[0]), "[ceil(N/128), ceil(K/128)]")
     )
     _check_scales(op, "b_scales", b_scales, layout, [rows, depth], "b")
 
@@ -216,9 +171,9 @@ def _check_grouped(op: str, a: Tensor, a_scales: Tensor, b: Tensor, b_scales: Te
     _check_codes(op, "a", a, "[M, K]", "quantize_tiles")
     _check_codes(op, "b", b, "[E, N, K]", "quantize_blocks")
     _check_depth(op, "a", a, "b", b, "K")
-    depth = _tiles(a.shape[1])
+    depth = num_tiles(a.shape[1])
     _check_scales(op, "a_scales", a_scales, "[M, ceil(K/128)]", [a.shape[0], depth], "a")
-    wanted = [b.shape[0], _tiles(b.shape[1]), depth]
+    wanted = [b.shape[0], num_tiles(b.shape[1]), depth]
     _check_scales(op, "b_scales", b_scales, "[E, ceil(N/128), ceil(K/128)]", wanted, "b")
     _check_offs(op, offs, b.shape[0])
 
@@ -229,10 +184,10 @@ def _check_wgrad(
     _check_codes(op, "a_t", a_t, "[N, M']", "quantize_tiles_transposed")
     _check_codes(op, "b_t", b_t, "[K, M']", "quantize_tiles_transposed or retile")
     _check_depth(op, "a_t", a_t, "b_t", b_t, "M'")
-    _require(
+    require(
         a_t.shape[1] % TILE == 0,
-        *(op, ": a_t must have M' columns, a multiple of 128, got ", a_t.shape[1]),
-        "; make it with quantize_tiles_transposed(x, offs)",
+        f"{op}: a_t must have M' columns, a multiple of 128, got {a_t.shape[1]}; "
+        "make it with quantize_tiles_transposed(x, offs)",
     )
     depth = a_t.shape[1] // TILE
     _check_scales(op, "a_scales_t", a_scales_t, "[N, M'/128]", [a_t.shape[0], depth], "a_t")

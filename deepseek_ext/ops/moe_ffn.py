@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ._checks import dtype_of, shape_of
 from ._library import NAMESPACE
 
 _ops = torch.ops.deepseek_ext
@@ -141,45 +142,41 @@ def dispatch_backward(grad_rows: Tensor, grad_weights: Tensor, slots: Tensor) ->
     return _ops.combine_rows.default(grad_rows, slots), by_slot.view(slots.shape)
 
 
-def _dtype(x: Tensor) -> str:
-    return str(x.dtype).removeprefix("torch.")
-
-
 def _check(
     x: Tensor, weights: Tensor, indices: Tensor, gate_up: Tensor, down: Tensor, codes: WeightCodes
 ) -> None:
     for name, tensor in (("x", x), ("gate_up", gate_up), ("down", down)):
         if tensor.dtype not in (torch.bfloat16, torch.float32):
-            raise ValueError(f"moe_ffn: {name} must be bfloat16 or float32, got {_dtype(tensor)}")
+            raise ValueError(f"moe_ffn: {name} must be bfloat16 or float32, got {dtype_of(tensor)}")
     if x.dim() != 2:
         raise ValueError(
-            f"moe_ffn: x must be [T, H], got shape {list(x.shape)}; flatten the leading dimensions"
+            f"moe_ffn: x must be [T, H], got shape {shape_of(x)}; flatten the leading dimensions"
         )
     if indices.dtype != torch.int32:
-        raise ValueError(f"moe_ffn: indices must be int32, got {_dtype(indices)}; pass the indices of route")
+        raise ValueError(
+            f"moe_ffn: indices must be int32, got {dtype_of(indices)}; pass the indices of route"
+        )
     if indices.dim() != 2 or indices.shape[0] != x.shape[0]:
-        raise ValueError(f"moe_ffn: indices must be [T, K] with T = {x.shape[0]}, got {list(indices.shape)}")
+        raise ValueError(f"moe_ffn: indices must be [T, K] with T = {x.shape[0]}, got {shape_of(indices)}")
     if weights.dtype != torch.float32:
         raise ValueError(
-            f"moe_ffn: weights must be float32, got {_dtype(weights)}; pass the weights of route"
+            f"moe_ffn: weights must be float32, got {dtype_of(weights)}; pass the weights of route"
         )
     if weights.shape != indices.shape:
-        raise ValueError(
-            f"moe_ffn: weights must be [T, K] = {list(indices.shape)}, got {list(weights.shape)}"
-        )
+        raise ValueError(f"moe_ffn: weights must be [T, K] = {shape_of(indices)}, got {shape_of(weights)}")
     hidden = x.shape[1]
     if gate_up.dim() != 3 or gate_up.shape[1] % 2 != 0 or gate_up.shape[2] != hidden:
         raise ValueError(
-            f"moe_ffn: gate_up must be [E, 2I, H], H = {hidden} as in x, got {list(gate_up.shape)}"
+            f"moe_ffn: gate_up must be [E, 2I, H], H = {hidden} as in x, got {shape_of(gate_up)}"
         )
     wanted = [gate_up.shape[0], hidden, gate_up.shape[1] // 2]
     if list(down.shape) != wanted:
-        raise ValueError(f"moe_ffn: down must be [E, H, I] = {wanted}, got {list(down.shape)}")
+        raise ValueError(f"moe_ffn: down must be [E, H, I] = {wanted}, got {shape_of(down)}")
     for name, weight, (weight_codes, _) in (("gate_up", gate_up, codes[0]), ("down", down, codes[1])):
         if weight_codes.shape != weight.shape:
             raise ValueError(
-                f"moe_ffn: codes of {name} must have its shape {list(weight.shape)}, "
-                f"got {list(weight_codes.shape)}; make them with quantize_blocks({name})"
+                f"moe_ffn: codes of {name} must have its shape {shape_of(weight)}, "
+                f"got {shape_of(weight_codes)}; make them with quantize_blocks({name})"
             )
 
 

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from ..reference import permute as reference
+from ._checks import dtype_of, num_tiles, shape_of
 from ._library import NAMESPACE, serve_by_reference
 
-TILE = 128
 _ops = torch.ops.deepseek_ext
 
 
@@ -70,15 +70,11 @@ def combine_rows(
     return _ops.combine_rows.default(rows_out, slots, weights, residual)
 
 
-def _dtype(x: Tensor) -> str:
-    return str(x.dtype).removeprefix("torch.")
-
-
 def _check_index(op: str, name: str, x: Tensor, layout: str) -> None:
     if x.dtype != torch.int32:
-        raise ValueError(f"{op}: {name} must be int32, got {_dtype(x)}; convert it with .int()")
+        raise ValueError(f"{op}: {name} must be int32, got {dtype_of(x)}; convert it with .int()")
     if x.dim() != layout.count(",") + 1:
-        raise ValueError(f"{op}: {name} must be {layout}, got shape {list(x.shape)}")
+        raise ValueError(f"{op}: {name} must be {layout}, got shape {shape_of(x)}")
 
 
 def _check_values(op: str, name: str, x: Tensor, end: int) -> None:
@@ -92,10 +88,10 @@ def _check_values(op: str, name: str, x: Tensor, end: int) -> None:
 def _check_matrix(op: str, name: str, x: Tensor, layout: str) -> None:
     if x.dim() != 2:
         raise ValueError(
-            f"{op}: {name} must be {layout}, got shape {list(x.shape)}; flatten the leading dimensions"
+            f"{op}: {name} must be {layout}, got shape {shape_of(x)}; flatten the leading dimensions"
         )
     if x.dtype not in (torch.bfloat16, torch.float16, torch.float32, torch.float64):
-        raise ValueError(f"{op}: {name} must be bfloat16, float16 or float32, got {_dtype(x)}")
+        raise ValueError(f"{op}: {name} must be bfloat16, float16 or float32, got {dtype_of(x)}")
 
 
 def _check_top_k(op: str, top_k: int) -> None:
@@ -125,18 +121,18 @@ def _gather_tiles_fake(codes: Tensor, scales: Tensor, rows: Tensor, top_k: int) 
     op = "gather_tiles"
     if codes.dtype != torch.float8_e4m3fn:
         raise ValueError(
-            f"{op}: codes must be float8_e4m3fn, got {_dtype(codes)}; make them with quantize_tiles"
+            f"{op}: codes must be float8_e4m3fn, got {dtype_of(codes)}; make them with quantize_tiles"
         )
     if codes.dim() != 2:
         raise ValueError(
-            f"{op}: codes must be [T, H], got shape {list(codes.shape)}; flatten the leading dimensions"
+            f"{op}: codes must be [T, H], got shape {shape_of(codes)}; flatten the leading dimensions"
         )
     if scales.dtype != torch.float32:
-        raise ValueError(f"{op}: scales must be float32, got {_dtype(scales)}")
-    tiles = (codes.shape[1] + TILE - 1) // TILE
+        raise ValueError(f"{op}: scales must be float32, got {dtype_of(scales)}")
+    tiles = num_tiles(codes.shape[1])
     if scales.dim() != 2 or scales.shape[0] != codes.shape[0] or scales.shape[1] != tiles:
         raise ValueError(
-            f"{op}: scales must be [T, ceil(H/128)] = [{codes.shape[0]}, {tiles}], got {list(scales.shape)}; "
+            f"{op}: scales must be [T, ceil(H/128)] = [{codes.shape[0]}, {tiles}], got {shape_of(scales)}; "
             "pass the scales that came with codes"
         )
     _check_index(op, "rows", rows, "[M]")
@@ -172,19 +168,19 @@ def _combine_rows_fake(
     if weights is not None:
         if weights.dtype != torch.promote_types(rows_out.dtype, torch.float32):
             raise ValueError(
-                f"{op}: weights must be float32, got {_dtype(weights)}; convert it with .float()"
+                f"{op}: weights must be float32, got {dtype_of(weights)}; convert it with .float()"
             )
         if weights.shape != slots.shape:
-            raise ValueError(f"{op}: weights must be [T, K] = {list(slots.shape)}, got {list(weights.shape)}")
+            raise ValueError(f"{op}: weights must be [T, K] = {shape_of(slots)}, got {shape_of(weights)}")
     tokens, hidden = slots.shape[0], rows_out.shape[1]
     if residual is not None:
         if residual.dtype != rows_out.dtype:
             raise ValueError(
-                f"{op}: residual must be {_dtype(rows_out)} like rows_out, got {_dtype(residual)}"
+                f"{op}: residual must be {dtype_of(rows_out)} like rows_out, got {dtype_of(residual)}"
             )
         if residual.dim() != 2 or residual.shape[0] != tokens or residual.shape[1] != hidden:
             raise ValueError(
-                f"{op}: residual must be [T, H] = [{tokens}, {hidden}], got {list(residual.shape)}"
+                f"{op}: residual must be [T, H] = [{tokens}, {hidden}], got {shape_of(residual)}"
             )
     return rows_out.new_empty(tokens, hidden)
 

@@ -16,9 +16,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from ._checks import TILE, dtype_of, num_tiles, require, shape_of
 from ._library import NAMESPACE, _fragment
 
-TILE = 128
 _ops = torch.ops.deepseek_ext
 _E4M3 = torch.float8_e4m3fn
 _FLOATS = (torch.bfloat16, torch.float16, torch.float32)
@@ -143,68 +143,51 @@ def retile_e5m6(packed: Tensor, scales: Tensor, k: int, *, power_of_2: bool = Tr
 # Fakes. They state the same requirements as the kernels, in the same words.
 
 
-def _num_tiles(k: int) -> int:
-    return (k + TILE - 1) // TILE
-
-
-def _shape(x: Tensor) -> str:
-    return str(list(x.shape))
-
-
-def _dtype(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
-
-
-def _require(condition: bool, message: str) -> None:
-    if not condition:
-        raise ValueError(message)
-
-
 def _check_x(op: str, name: str, x: Tensor) -> None:
-    _require(
+    require(
         x.dtype in _FLOATS,
-        f"{op}: {name} must be bfloat16, float16 or float32, got {_dtype(x.dtype)}; convert it with .float()",
+        f"{op}: {name} must be bfloat16, float16 or float32, got {dtype_of(x)}; convert it with .float()",
     )
 
 
 def _check_rows(op: str, name: str, x: Tensor) -> None:
-    _require(x.dim() >= 1, f"{op}: {name} must be [..., K], got a scalar; reshape it to [1]")
+    require(x.dim() >= 1, f"{op}: {name} must be [..., K], got a scalar; reshape it to [1]")
 
 
 def _check_matrix(op: str, name: str, x: Tensor) -> None:
-    _require(
+    require(
         x.dim() == 2,
-        f"{op}: {name} must be [M, K], got {_shape(x)}; flatten the leading dimensions into M",
+        f"{op}: {name} must be [M, K], got {shape_of(x)}; flatten the leading dimensions into M",
     )
 
 
 def _check_weight(op: str, name: str, w: Tensor) -> None:
-    _require(
+    require(
         w.dim() in (2, 3),
-        f"{op}: {name} must be [N, K] or [E, N, K], got {_shape(w)}; reshape it to one of them",
+        f"{op}: {name} must be [N, K] or [E, N, K], got {shape_of(w)}; reshape it to one of them",
     )
 
 
 def _check_offs(op: str, offs: Tensor | None) -> None:
     if offs is not None:
-        _require(
+        require(
             offs.dtype == torch.int32 and offs.dim() == 1 and offs.shape[0] >= 1,
-            f"{op}: offs must be int32 [E] with E >= 1, got {_dtype(offs.dtype)} {_shape(offs)}; "
+            f"{op}: offs must be int32 [E] with E >= 1, got {dtype_of(offs)} {shape_of(offs)}; "
             "give the end offset of each group",
         )
 
 
 def _check_codes(op: str, codes: Tensor) -> None:
-    _require(
+    require(
         codes.dtype == _E4M3,
-        f"{op}: codes must be float8_e4m3fn, got {_dtype(codes.dtype)}; quantise first",
+        f"{op}: codes must be float8_e4m3fn, got {dtype_of(codes)}; quantise first",
     )
 
 
 def _check_scales(op: str, scales: Tensor, expected: list[int], of: str) -> None:
-    _require(
+    require(
         scales.dtype == torch.float32 and list(scales.shape) == expected,
-        f"{op}: scales must be float32 {expected} for {of}, got {_dtype(scales.dtype)} {_shape(scales)}; "
+        f"{op}: scales must be float32 {expected} for {of}, got {dtype_of(scales)} {shape_of(scales)}; "
         "pass the scales that were made with them",
     )
 
@@ -212,37 +195,39 @@ def _check_scales(op: str, scales: Tensor, expected: list[int], of: str) -> None
 def _check_tiles(op: str, codes: Tensor, scales: Tensor) -> None:
     _check_rows(op, "codes", codes)
     _check_codes(op, codes)
-    expected = [*codes.shape[:-1], _num_tiles(codes.shape[-1])]
-    _check_scales(op, scales, expected, f"codes {_shape(codes)} in tiles of 128")
+    expected = [*codes.shape[:-1], num_tiles(codes.shape[-1])]
+    _check_scales(op, scales, expected, f"codes {shape_of(codes)} in tiles of 128")
 
 
 def _check_blocks(op: str, codes: Tensor, scales: Tensor) -> None:
     _check_weight(op, "codes", codes)
     _check_codes(op, codes)
-    expected = [*codes.shape[:-2], _num_tiles(codes.shape[-2]), _num_tiles(codes.shape[-1])]
-    _check_scales(op, scales, expected, f"codes {_shape(codes)} in blocks of 128x128")
+    expected = [*codes.shape[:-2], num_tiles(codes.shape[-2]), num_tiles(codes.shape[-1])]
+    _check_scales(op, scales, expected, f"codes {shape_of(codes)} in blocks of 128x128")
 
 
 def _check_target(op: str, dtype: torch.dtype) -> None:
-    _require(
+    require(
         dtype in _FLOATS,
-        f"{op}: dtype must be bfloat16, float16 or float32, got {_dtype(dtype)}; convert the result instead",
+        f"{op}: dtype must be bfloat16, float16 or float32, got {dtype_of(dtype)}; "
+        "convert the result instead",
     )
 
 
 def _check_packed(op: str, packed: Tensor, scales: Tensor, k: int) -> None:
     _check_rows(op, "packed", packed)
-    _require(
+    require(
         packed.dtype == torch.uint8,
-        f"{op}: packed must be uint8, got {_dtype(packed.dtype)}; use quantize_e5m6",
+        f"{op}: packed must be uint8, got {dtype_of(packed)}; use quantize_e5m6",
     )
-    _require(k >= 0, f"{op}: k must not be negative, got {k}; give the row length before packing")
+    require(k >= 0, f"{op}: k must not be negative, got {k}; give the row length before packing")
     expected = [*packed.shape[:-1], 12 * ((k + 7) // 8)]
-    _require(
+    require(
         list(packed.shape) == expected,
-        f"{op}: packed must be {expected} for k = {k}, got {_shape(packed)}; give k as it was before packing",
+        f"{op}: packed must be {expected} for k = {k}, got {shape_of(packed)}; "
+        "give k as it was before packing",
     )
-    _check_scales(op, scales, [*packed.shape[:-1], _num_tiles(k)], f"k = {k} in tiles of 128")
+    _check_scales(op, scales, [*packed.shape[:-1], num_tiles(k)], f"k = {k} in tiles of 128")
 
 
 def _new_codes(x: Tensor, *shape: int) -> Tensor:
@@ -262,14 +247,14 @@ def _new_scales(x: Tensor, *shape: int) -> Tensor:
 
 
 def _new_transposed(x: Tensor, m: int, k: int, offs: Tensor | None) -> tuple[Tensor, Tensor]:
-    tiles = _num_tiles(m) if offs is None else m // TILE + offs.shape[0]
+    tiles = num_tiles(m) if offs is None else m // TILE + offs.shape[0]
     return _new_codes(x, k, TILE * tiles), _new_scales(x, k, tiles)
 
 
 def _fake_quantize_tiles(x: Tensor, *, power_of_2: bool = False) -> tuple[Tensor, Tensor]:
     _check_rows("quantize_tiles", "x", x)
     _check_x("quantize_tiles", "x", x)
-    return _new_codes(x, *x.shape), _new_scales(x, *x.shape[:-1], _num_tiles(x.shape[-1]))
+    return _new_codes(x, *x.shape), _new_scales(x, *x.shape[:-1], num_tiles(x.shape[-1]))
 
 
 def _fake_quantize_tiles_transposed(
@@ -288,20 +273,20 @@ def _fake_quantize_tiles_both(
     _check_x("quantize_tiles_both", "x", x)
     _check_offs("quantize_tiles_both", offs)
     m, k = x.shape
-    return _new_codes(x, m, k), _new_scales(x, m, _num_tiles(k)), *_new_transposed(x, m, k, offs)
+    return _new_codes(x, m, k), _new_scales(x, m, num_tiles(k)), *_new_transposed(x, m, k, offs)
 
 
 def _fake_quantize_blocks(w: Tensor, *, power_of_2: bool = False) -> tuple[Tensor, Tensor]:
     _check_weight("quantize_blocks", "w", w)
     _check_x("quantize_blocks", "w", w)
     *lead, n, k = w.shape
-    return _new_codes(w, *w.shape), _new_scales(w, *lead, _num_tiles(n), _num_tiles(k))
+    return _new_codes(w, *w.shape), _new_scales(w, *lead, num_tiles(n), num_tiles(k))
 
 
 def _fake_transpose_blocks(codes: Tensor, scales: Tensor) -> tuple[Tensor, Tensor]:
     _check_blocks("transpose_blocks", codes, scales)
     *lead, n, k = codes.shape
-    return _new_codes(codes, *lead, k, n), _new_scales(codes, *lead, _num_tiles(k), _num_tiles(n))
+    return _new_codes(codes, *lead, k, n), _new_scales(codes, *lead, num_tiles(k), num_tiles(n))
 
 
 def _fake_dequantize_tiles(codes: Tensor, scales: Tensor, dtype: torch.dtype) -> Tensor:
@@ -330,7 +315,7 @@ def _fake_quantize_e5m6(x: Tensor) -> tuple[Tensor, Tensor]:
     _check_x("quantize_e5m6", "x", x)
     *lead, k = x.shape
     packed = x.new_empty((*lead, 12 * ((k + 7) // 8)), dtype=torch.uint8)
-    return packed, _new_scales(x, *lead, _num_tiles(k))
+    return packed, _new_scales(x, *lead, num_tiles(k))
 
 
 def _fake_dequantize_e5m6(packed: Tensor, scales: Tensor, k: int, dtype: torch.dtype) -> Tensor:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..reference import routing as reference
+from ._checks import dtype_of, shape_of
 from ._library import NAMESPACE, serve_by_reference
 
 _ops = torch.ops.deepseek_ext
@@ -85,16 +86,14 @@ def sequence_balance_loss(
     )
 
 
-def _dtype(x: Tensor) -> str:
-    return str(x.dtype).removeprefix("torch.")
-
-
 def _check_logits(op: str, logits: Tensor) -> None:
     if logits.dtype not in (torch.float32, torch.float64):
-        raise ValueError(f"{op}: logits must be float32, got {_dtype(logits)}; compute the router in float32")
+        raise ValueError(
+            f"{op}: logits must be float32, got {dtype_of(logits)}; compute the router in float32"
+        )
     if logits.dim() != 2:
         raise ValueError(
-            f"{op}: logits must be [T, E], got shape {list(logits.shape)}; flatten the leading dimensions"
+            f"{op}: logits must be [T, E], got shape {shape_of(logits)}; flatten the leading dimensions"
         )
 
 
@@ -102,9 +101,9 @@ def _check_valid(op: str, valid: Tensor | None, tokens: int) -> None:
     if valid is None:
         return
     if valid.dtype != torch.bool:
-        raise ValueError(f"{op}: valid must be bool, got {_dtype(valid)}")
+        raise ValueError(f"{op}: valid must be bool, got {dtype_of(valid)}")
     if valid.dim() != 1 or valid.shape[0] != tokens:
-        raise ValueError(f"{op}: valid must be [T] = [{tokens}], one for each token, got {list(valid.shape)}")
+        raise ValueError(f"{op}: valid must be [T] = [{tokens}], one for each token, got {shape_of(valid)}")
 
 
 def _route_fake(
@@ -122,10 +121,10 @@ def _route_fake(
     tokens, experts = logits.shape
     if bias.dtype != torch.float32 and bias.dtype != logits.dtype:
         raise ValueError(
-            f"route: bias must be float32, got {_dtype(bias)}; keep the router's bias in float32"
+            f"route: bias must be float32, got {dtype_of(bias)}; keep the router's bias in float32"
         )
     if bias.dim() != 1 or bias.shape[0] != experts:
-        raise ValueError(f"route: bias must be [E] = [{experts}], got {list(bias.shape)}")
+        raise ValueError(f"route: bias must be [E] = [{experts}], got {shape_of(bias)}")
     if n_groups < 1 or experts % n_groups != 0:
         raise ValueError(
             f"route: n_groups must divide the {experts} experts into groups of equal size, got {n_groups}"
@@ -150,14 +149,16 @@ def _route_fake(
 def _update_router_bias_fake(bias: Tensor, load: Tensor, rate: float) -> None:
     op = "update_router_bias_"
     if bias.dtype != torch.float32:
-        raise ValueError(f"{op}: bias must be float32, got {_dtype(bias)}; keep the router's bias in float32")
+        raise ValueError(
+            f"{op}: bias must be float32, got {dtype_of(bias)}; keep the router's bias in float32"
+        )
     if load.dtype not in (torch.int32, torch.int64):
         raise ValueError(
-            f"{op}: load must be int32 or int64, got {_dtype(load)}; pass the token counts of route"
+            f"{op}: load must be int32 or int64, got {dtype_of(load)}; pass the token counts of route"
         )
     if bias.dim() < 1 or load.shape != bias.shape:
         raise ValueError(
-            f"{op}: load must have bias's shape [..., E], got {list(load.shape)} and {list(bias.shape)}"
+            f"{op}: load must have bias's shape [..., E], got {shape_of(load)} and {shape_of(bias)}"
         )
 
 
@@ -168,10 +169,10 @@ def _balance_fake(
     _check_logits(op, logits)
     tokens = logits.shape[0]
     if indices.dtype != torch.int32:
-        raise ValueError(f"{op}: indices must be int32, got {_dtype(indices)}; pass the indices of route")
+        raise ValueError(f"{op}: indices must be int32, got {dtype_of(indices)}; pass the indices of route")
     if indices.dim() != 2 or indices.shape[0] != tokens:
         raise ValueError(
-            f"{op}: indices must be [T, K] with T = {tokens} as in logits, got {list(indices.shape)}"
+            f"{op}: indices must be [T, K] with T = {tokens} as in logits, got {shape_of(indices)}"
         )
     if num_sequences < 1 or tokens % num_sequences != 0:
         raise ValueError(

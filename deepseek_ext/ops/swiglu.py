@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from ..reference import swiglu as reference
+from ._checks import dtype_of, num_tiles, shape_of
 from ._library import NAMESPACE, serve_by_reference
 
-TILE = 128
 PIECE = 1 << 18  # elements of gate_up, 1 MiB in FP32
 _ops = torch.ops.deepseek_ext
 _FLOATS = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
@@ -57,26 +57,20 @@ def swiglu_backward(
     return _ops.swiglu_backward.default(grad, gate_up_codes, gate_up_scales, weights)
 
 
-def _dtype(x: Tensor) -> str:
-    return str(x.dtype).removeprefix("torch.")
-
-
 def _check_gate_up(op: str, gate_up: Tensor, dtypes: tuple[torch.dtype, ...]) -> None:
     if gate_up.dtype not in dtypes:
-        raise ValueError(f"{op}: gate_up must be bfloat16, float16 or float32, got {_dtype(gate_up)}")
+        raise ValueError(f"{op}: gate_up must be bfloat16, float16 or float32, got {dtype_of(gate_up)}")
     if gate_up.dim() != 2 or gate_up.shape[1] % 2 != 0:
-        raise ValueError(
-            f"{op}: gate_up must be [M, 2I], gate first, then up; got shape {list(gate_up.shape)}"
-        )
+        raise ValueError(f"{op}: gate_up must be [M, 2I], gate first, then up; got shape {shape_of(gate_up)}")
 
 
 def _check_weights(op: str, weights: Tensor | None, rows: int, dtype: torch.dtype) -> None:
     if weights is None:
         return
     if weights.dtype != dtype:
-        raise ValueError(f"{op}: weights must be float32, got {_dtype(weights)}; convert it with .float()")
+        raise ValueError(f"{op}: weights must be float32, got {dtype_of(weights)}; convert it with .float()")
     if weights.dim() != 1 or weights.shape[0] != rows:
-        raise ValueError(f"{op}: weights must be [M] = [{rows}], one for each row, got {list(weights.shape)}")
+        raise ValueError(f"{op}: weights must be [M] = [{rows}], one for each row, got {shape_of(weights)}")
 
 
 def _swiglu_fake(gate_up: Tensor, weights: Tensor | None = None) -> Tensor:
@@ -145,24 +139,24 @@ def _swiglu_backward_fake(
     op = "swiglu_backward"
     if gate_up_codes.dtype != torch.float8_e4m3fn:
         raise ValueError(
-            f"{op}: gate_up_codes must be float8_e4m3fn, got {_dtype(gate_up_codes)}; "
+            f"{op}: gate_up_codes must be float8_e4m3fn, got {dtype_of(gate_up_codes)}; "
             "make them with swiglu_quantize(..., cache=True)"
         )
     if gate_up_codes.dim() != 2 or gate_up_codes.shape[1] % 2 != 0:
-        raise ValueError(f"{op}: gate_up_codes must be [M, 2I], got shape {list(gate_up_codes.shape)}")
+        raise ValueError(f"{op}: gate_up_codes must be [M, 2I], got shape {shape_of(gate_up_codes)}")
     rows, columns = gate_up_codes.shape
-    tiles = (columns + TILE - 1) // TILE
+    tiles = num_tiles(columns)
     if gate_up_scales.dtype != torch.float32:
-        raise ValueError(f"{op}: gate_up_scales must be float32, got {_dtype(gate_up_scales)}")
+        raise ValueError(f"{op}: gate_up_scales must be float32, got {dtype_of(gate_up_scales)}")
     if gate_up_scales.dim() != 2 or gate_up_scales.shape[0] != rows or gate_up_scales.shape[1] != tiles:
         raise ValueError(
             f"{op}: gate_up_scales must be [M, ceil(2I/128)] = [{rows}, {tiles}], "
-            f"got {list(gate_up_scales.shape)}; pass the scales that came with gate_up_codes"
+            f"got {shape_of(gate_up_scales)}; pass the scales that came with gate_up_codes"
         )
     if grad.dtype not in (torch.bfloat16, torch.float16, torch.float32):
-        raise ValueError(f"{op}: grad must be bfloat16, float16 or float32, got {_dtype(grad)}")
+        raise ValueError(f"{op}: grad must be bfloat16, float16 or float32, got {dtype_of(grad)}")
     if grad.dim() != 2 or grad.shape[0] != rows or grad.shape[1] != columns // 2:
-        raise ValueError(f"{op}: grad must be [M, I] = [{rows}, {columns // 2}], got {list(grad.shape)}")
+        raise ValueError(f"{op}: grad must be [M, I] = [{rows}, {columns // 2}], got {shape_of(grad)}")
     _check_weights(op, weights, rows, torch.float32)
     return (
         grad.new_empty(rows, columns, dtype=torch.bfloat16),
@@ -173,7 +167,7 @@ def _swiglu_backward_fake(
 
 def _new_tiles(x: Tensor, rows: int, columns: int) -> tuple[Tensor, Tensor]:
     codes = x.new_empty(rows, columns, dtype=torch.float8_e4m3fn)
-    return codes, x.new_empty(rows, (columns + TILE - 1) // TILE, dtype=torch.float32)
+    return codes, x.new_empty(rows, num_tiles(columns), dtype=torch.float32)
 
 
 def _swiglu_setup(ctx: Any, inputs: tuple[Tensor, Tensor | None], output: Tensor) -> None:
