@@ -130,11 +130,7 @@ void run(const GemmProduct* products, int64_t count, bool dot, const ParallelFor
             }
         }
     };
-    if (threads == 1) {
-        work_off(0, 1);
-    } else {
-        parallel_for(threads, 1, work_off);
-    }
+    parallel_for(threads, 1, work_off);
 }
 
 }  // namespace

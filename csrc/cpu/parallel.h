@@ -3,7 +3,30 @@
 #pragma once
 #include <cstdint>
 
+#if defined(__x86_64__)
+#include <xmmintrin.h>
+#endif
+
 namespace dse::cpu {
+
+// IEEE arithmetic while it lives: rounding to nearest, subnormals kept, whatever the caller's thread is set
+// to (torch.set_flush_denormal would otherwise change the bits of a result).
+class IeeeScope {
+  public:
+#if defined(__x86_64__)
+    IeeeScope() : before_(_mm_getcsr()) { _mm_setcsr(kIeee); }
+    ~IeeeScope() { _mm_setcsr(before_); }
+
+  private:
+    static constexpr unsigned kIeee = 0x1f80;  // all exceptions masked, round to nearest, no FTZ, no DAZ
+    unsigned before_;
+#else
+    IeeeScope() {}
+    ~IeeeScope() {}
+#endif
+    IeeeScope(const IeeeScope&) = delete;
+    IeeeScope& operator=(const IeeeScope&) = delete;
+};
 
 class ParallelFor {
   public:
@@ -17,16 +40,18 @@ class ParallelFor {
     // The number of threads that may work at once.
     int threads() const { return threads_; }
 
-    // Calls f(begin, end) over disjoint ranges that cover [0, count).
+    // Calls f(begin, end) over disjoint ranges that cover [0, count), in IEEE arithmetic.
     template <class F>
     void operator()(int64_t count, int64_t grain, const F& f) const {
-        if (count <= 0) return;
-        run_(
-            count, grain < 1 ? 1 : grain,
-            [](const void* context, int64_t begin, int64_t end) {
-                (*static_cast<const F*>(context))(begin, end);
-            },
-            &f);
+        const Body body = [](const void* context, int64_t begin, int64_t end) {
+            const IeeeScope ieee;
+            (*static_cast<const F*>(context))(begin, end);
+        };
+        if (count == 1) {
+            body(&f, 0, 1);
+        } else if (count > 1) {
+            run_(count, grain < 1 ? 1 : grain, body, &f);
+        }
     }
 
   private:
