@@ -6,6 +6,7 @@
 #endif
 
 #include <cstring>
+#include <type_traits>
 #include <vector>
 
 #include "cpu/cache.h"
@@ -31,6 +32,21 @@ struct RowResults {
     uint8_t* codes = nullptr;
     float* scales = nullptr;
 };
+
+// |code| as BF16 at the code's low seven bits, in two bytes. Filled here, in code for any x86-64, when the
+// library loads.
+struct Bf16Bytes {
+    Bf16Bytes() {
+        for (int c = 0; c < 128; ++c) {
+            const uint32_t bits = float_bits(E4M3::decode(static_cast<uint8_t>(c)));
+            low[c] = static_cast<uint8_t>(bits >> 16);
+            high[c] = static_cast<uint8_t>(bits >> 24);
+        }
+    }
+    alignas(64) uint8_t low[128];
+    alignas(64) uint8_t high[128];
+};
+const Bf16Bytes kMagnitudes;
 
 std::vector<RowTile> row_tiles(int64_t rows, const Groups& groups) {
     std::vector<RowTile> tiles;
