@@ -2,7 +2,7 @@
 
 Bytes are those that must move: the input read once, codes and scales written once. The goals, as shares of
 the measured copy bandwidth for as many bytes: quantising 85 % beyond the last-level cache and 50 % inside,
-retiling 35 % beyond.
+retiling 35 % beyond. Neither the copy nor the operators pay for page faults (see keep_freed_memory).
 """
 
 from __future__ import annotations
