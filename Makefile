@@ -29,7 +29,7 @@ setup: build
 $(STAMPS)/torch: $(if $(SYSTEM),,.venv/bin/python)
 	@mkdir -p $(@D)
 ifdef SYSTEM
-	@$(PYTHON) -c "import torch" || { echo "SYSTEM=1 uses the active environment: install torch >= 2.11 there first"; exit 1; }
+	@$(PYTHON) -c "import torch" 2>/dev/null || { echo "SYSTEM=1 uses the active environment: install torch >= 2.11 there first"; exit 1; }
 	$(PYTHON) -m pip install -q "setuptools>=77" wheel ninja
 else
 	$(PYTHON) -m pip install -q "setuptools>=77" wheel ninja "$(TORCH)"

@@ -130,6 +130,29 @@ def test_grouped_gemm_wgrad(
     )
 
 
+@pytest.mark.parametrize("shape", EXPERT_SHAPES, ids=str)
+def test_grouped_gemm_wgrad_accumulate(
+    tier: str, threads: int, shape: tuple[int, int], versus: Callable[..., Any]
+) -> None:
+    """Into an FP32 gradient that exists, as micro-batches after the first do: no fresh memory to fault in."""
+    n, k = shape
+    loads = expert_loads()
+    offs = torch.tensor(loads).cumsum(0).to(torch.int32)
+    grad, x = torch.randn(sum(loads), n), torch.randn(sum(loads), k)
+    operands = (*ops.quantize_tiles_transposed(grad, offs), *ops.quantize_tiles_transposed(x, offs), offs)
+    out = torch.zeros(EXPERTS, n, k)
+
+    def loop(grad: Tensor, x: Tensor) -> None:
+        for total, g, rows in zip(out, grad.split(loads), x.split(loads), strict=True):
+            total += g.t() @ rows
+
+    versus(
+        lambda: ops.grouped_gemm_wgrad_accumulate_(out, *operands),
+        rivals(tier, loop, grad, x),
+        flops=2 * sum(loads) * n * k,
+    )
+
+
 @pytest.mark.parametrize("shape", [(2048, 256, 256), (2048, 1024, 512)], ids=lambda s: "x".join(map(str, s)))
 def test_linear_forward_and_backward(
     tier: str, threads: int, shape: tuple[int, int, int], versus: Callable[..., Any]
