@@ -67,3 +67,12 @@ def test_no_stub_is_left_in_the_sources() -> None:
             if file.suffix in {".py", ".cpp", ".h", ".inc", ".cu", ".cuh"}:
                 text = file.read_text()
                 assert not any(mark in text for mark in marks), file
+
+
+def test_make_bench_finds_the_benchmarks() -> None:
+    command = [sys.executable, "-m", "pytest", "benchmarks", "--collect-only", "-q"]
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    run = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=120)
+    assert run.returncode == 0, run.stdout
+    for family in ("gemm", "quantize", "swiglu", "routing", "permute", "optimizer", "accumulation"):
+        assert f"benchmarks/bench_{family}.py::" in run.stdout
