@@ -107,15 +107,21 @@ def test_grouped_gemm(tier: str, threads: int, shape: tuple[int, int], versus: C
     )
 
 
+def wgrad_inputs(n: int, k: int) -> tuple[list[int], Tensor, Tensor, tuple[Tensor, ...]]:
+    """Loads, the output's gradient and the input of every row, and both as grouped_gemm_wgrad takes them."""
+    loads = expert_loads()
+    offs = torch.tensor(loads).cumsum(0).to(torch.int32)
+    grad, x = torch.randn(sum(loads), n), torch.randn(sum(loads), k)
+    operands = (*ops.quantize_tiles_transposed(grad, offs), *ops.quantize_tiles_transposed(x, offs), offs)
+    return loads, grad, x, operands
+
+
 @pytest.mark.parametrize("shape", EXPERT_SHAPES, ids=str)
 def test_grouped_gemm_wgrad(
     tier: str, threads: int, shape: tuple[int, int], versus: Callable[..., Any]
 ) -> None:
     n, k = shape
-    loads = expert_loads()
-    offs = torch.tensor(loads).cumsum(0).to(torch.int32)
-    grad, x = torch.randn(sum(loads), n), torch.randn(sum(loads), k)
-    operands = (*ops.quantize_tiles_transposed(grad, offs), *ops.quantize_tiles_transposed(x, offs), offs)
+    loads, grad, x, operands = wgrad_inputs(n, k)
 
     def loop(grad: Tensor, x: Tensor) -> Tensor:
         pairs = zip(grad.split(loads), x.split(loads), strict=True)
@@ -134,12 +140,9 @@ def test_grouped_gemm_wgrad(
 def test_grouped_gemm_wgrad_accumulate(
     tier: str, threads: int, shape: tuple[int, int], versus: Callable[..., Any]
 ) -> None:
-    """Into an FP32 gradient that exists, as micro-batches after the first do: no fresh memory to fault in."""
+    """Into an FP32 gradient that exists, as micro-batches after the first do."""
     n, k = shape
-    loads = expert_loads()
-    offs = torch.tensor(loads).cumsum(0).to(torch.int32)
-    grad, x = torch.randn(sum(loads), n), torch.randn(sum(loads), k)
-    operands = (*ops.quantize_tiles_transposed(grad, offs), *ops.quantize_tiles_transposed(x, offs), offs)
+    loads, grad, x, operands = wgrad_inputs(n, k)
     out = torch.zeros(EXPERTS, n, k)
 
     def loop(grad: Tensor, x: Tensor) -> None:

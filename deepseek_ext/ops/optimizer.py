@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ..reference import optimizer as reference
+from ._checks import dtype_of, shape_of
 from ._library import serve_by_reference
 
 _ops = torch.ops.deepseek_ext
@@ -59,13 +60,12 @@ def _check_list(
         )
     for i, (tensor, param) in enumerate(zip(tensors, params, strict=True)):
         if tensor.dtype not in dtypes:
-            wanted = " or ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
-            given = str(tensor.dtype).removeprefix("torch.")
-            raise ValueError(f"adamw_step_: {name}[{i}] must be {wanted}, got {given}")
+            wanted = " or ".join(dtype_of(dtype) for dtype in dtypes)
+            raise ValueError(f"adamw_step_: {name}[{i}] must be {wanted}, got {dtype_of(tensor)}")
         if tensor.shape != param.shape:
             raise ValueError(
-                f"adamw_step_: {name}[{i}] must have the shape of params[{i}], {list(param.shape)}, "
-                f"got {list(tensor.shape)}"
+                f"adamw_step_: {name}[{i}] must have the shape of params[{i}], {shape_of(param)}, "
+                f"got {shape_of(tensor)}"
             )
 
 
