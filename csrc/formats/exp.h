@@ -1,0 +1,44 @@
+// exp and sigmoid in FP32, the only ones of this package: the same bits on every CPU tier and on a GPU, since
+// every operation is an IEEE one and a fused multiply-add happens exactly where it is written. The formulas
+// and their error bounds are in formats/exp.inc; here are their operations on one float.
+#pragma once
+#include "formats/bits.h"
+
+namespace dse {
+
+// Adding 1.5 * 2^23 rounds to an integer, which the low bits of the sum then hold.
+inline constexpr float kExpShift = 0x1.8p23f;
+// exp is 0 from here down, and infinite from here up.
+inline constexpr float kExpZero = -104.5f;
+inline constexpr float kExpInfinity = 89.0f;
+
+// Where the target has no such instruction, the C library's function: slow, and rounded once all the same.
+DSE_FN float multiply_add(float a, float b, float c) {
+#if defined(__CUDA_ARCH__)
+    return __fmaf_rn(a, b, c);
+#else
+    return __builtin_fmaf(a, b, c);
+#endif
+}
+DSE_FN float constant(float c) { return c; }
+DSE_FN float negated(float x) { return -x; }
+DSE_FN float clamped(float x, float low, float high) { return x < low ? low : x > high ? high : x; }
+DSE_FN float negative_magnitude(float x) { return bits_float(float_bits(x) | 0x80000000u); }
+DSE_FN float where_negative(float x, float a, float b) { return float_bits(x) >> 31 ? a : b; }
+
+// In two steps, of which the first is exact: x is between 0.5 and 2, n between -151 and 128.
+DSE_FN float times_power_of_2(float x, float shifted) {
+    const int32_t n = static_cast<int32_t>(float_bits(shifted) - float_bits(kExpShift));
+    const int32_t half = n >> 1;
+    const float first = bits_float(static_cast<uint32_t>(half + 127) << 23);
+    const float second = bits_float(static_cast<uint32_t>(n - half + 127) << 23);
+    return x * first * second;
+}
+
+#define DSE_EXP_FLOATS float
+#define DSE_EXP_FN DSE_FN
+#include "formats/exp.inc"
+#undef DSE_EXP_FLOATS
+#undef DSE_EXP_FN
+
+}  // namespace dse
