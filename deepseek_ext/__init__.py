@@ -13,12 +13,18 @@ from . import ops
 
 if TYPE_CHECKING:
     from .config import ModelConfig
+    from .convert import Float8Linear, convert_linears
     from .model import DeepseekV3
 
 __version__ = "0.1.0"
-__all__ = ["DeepseekV3", "ModelConfig", "__version__", "ops"]
+__all__ = ["DeepseekV3", "Float8Linear", "ModelConfig", "__version__", "convert_linears", "ops"]
 
-_LAZY = {"ModelConfig": "config", "DeepseekV3": "model"}
+_LAZY = {
+    "DeepseekV3": "model",
+    "Float8Linear": "convert",
+    "ModelConfig": "config",
+    "convert_linears": "convert",
+}
 
 
 def __getattr__(name: str) -> Any:

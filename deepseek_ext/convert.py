@@ -1,0 +1,131 @@
+"""FP8 for a model that is already there: nn.Linear layers become Float8Linear, in place.
+
+The three products of such a layer (fprop, dgrad, wgrad) run in E4M3 as `ops.fp8_linear` describes
+(DeepSeek-V3, section 3.3). Parameters stay what and where they were, in FP32 or BF16.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.optim.optimizer import register_optimizer_step_post_hook
+
+from . import ops
+from .nn.linear import Derived
+
+_DTYPES = (torch.float32, torch.bfloat16)
+
+
+class _Steps:
+    """Counts the steps of every torch.optim optimizer of the process.
+
+    A fused optimizer writes parameters without raising their version counters, and FSDP2 gathers written
+    shards into a parameter whose counter it restores: neither leaves another trace.
+    """
+
+    count: ClassVar[int] = 0
+
+    @classmethod
+    def add(cls, *_: Any) -> None:
+        cls.count += 1
+
+
+register_optimizer_step_post_hook(_Steps.add)
+
+
+class Float8Linear(nn.Linear, Derived):
+    """nn.Linear whose products run in FP8: x [..., in_features] -> [..., out_features] in x's dtype.
+
+    x and the weight are bfloat16 or float32 each; the bias, if any, is added to the product in x's dtype.
+    Under torch.autocast x is first cast to autocast's dtype, as nn.Linear does. Gradients have the dtypes of
+    x, weight and bias. Shapes and errors are those of ops.fp8_linear.
+
+    The weight's codes are kept from call to call, and made anew after any step of any torch.optim optimizer,
+    any in-place write that autograd can see, and whenever the weight is another tensor or lies elsewhere. A
+    write through `weight.data[...]` or by another process shows nowhere: call `weights_changed()` after it.
+    Copies and pickles leave the codes out. Inside torch.compile nothing is kept: the codes are made in the
+    graph, once a call, which adds one pass over the weight.
+    """
+
+    _derived: Any = None
+    _versions: tuple[int, ...] = ()
+    _source: Callable[[], Tensor | None] = staticmethod(lambda: None)
+    _mark: tuple[int, int] = (-1, -1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        device = x.device.type
+        if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+            x = x.to(torch.get_autocast_dtype(device))
+        codes = None if torch.compiler.is_compiling() else self._codes()
+        y = ops.fp8_linear(x, self.weight, codes=codes)
+        return y if self.bias is None else y + self.bias.to(y.dtype)
+
+    def _codes(self) -> tuple[Tensor, Tensor]:
+        mark = (_Steps.count, self.weight.data_ptr())
+        if self._source() is not self.weight or self._mark != mark:
+            self.weights_changed()
+            self._source, self._mark = weakref.ref(self.weight), mark
+        return self.derive(ops.quantize_blocks, self.weight)
+
+    def __getstate__(self) -> dict[str, Any]:
+        kept_for_speed = ("_derived", "_versions", "_source", "_mark")
+        return {name: value for name, value in self.__dict__.items() if name not in kept_for_speed}
+
+
+def convert_linears(
+    module: nn.Module,
+    filter: Callable[[str, nn.Linear], bool] | None = None,
+    *,
+    precision: Literal["fp8"] = "fp8",
+) -> list[str]:
+    """Turns the nn.Linear layers of `module` into Float8Linear in place; returns their names.
+
+    filter(name, linear) says which, by the layer's name as in named_modules(); None takes all. A layer that
+    is used under several names is converted once, if the filter accepts each of them, and returned under the
+    first. The paper keeps embedding, output head and router in high precision:
+
+        convert_linears(model, lambda name, linear: name != "lm_head")
+
+    Layers stay the same objects, and so do their parameters, hooks and tied weights: an optimizer made
+    before stays valid, the state dict is unchanged, and `module` may itself be a layer. Subclasses of
+    nn.Linear compute something of their own and are left alone, and so is what was converted before.
+
+    Raises ValueError, before anything is changed, for a precision other than "fp8", and for an accepted layer
+    whose weight is neither float32 nor bfloat16 or whose forward was replaced. Source: section 3.3.
+    """
+    if precision != "fp8":
+        raise ValueError(
+            f'convert_linears: precision must be "fp8", got {precision!r}; for bfloat16 or float32 leave the '
+            "layers as they are, under torch.autocast or not"
+        )
+    names: dict[nn.Linear, list[str]] = {}
+    for name, layer in module.named_modules(remove_duplicate=False):
+        if type(layer) is nn.Linear:
+            names.setdefault(layer, []).append(name)
+    accepted = {
+        layer: aliases[0]
+        for layer, aliases in names.items()
+        if filter is None or all(filter(name, layer) for name in aliases)
+    }
+    for layer, name in accepted.items():
+        _check(name, layer)
+    for layer in accepted:
+        layer.__class__ = Float8Linear
+    return list(accepted.values())
+
+
+def _check(name: str, layer: nn.Linear) -> None:
+    if layer.weight.dtype not in _DTYPES:
+        raise ValueError(
+            f"convert_linears: the weight of {name!r} must be float32 or bfloat16, got "
+            f"{str(layer.weight.dtype).removeprefix('torch.')}; convert the module first, or filter it out"
+        )
+    if "forward" in vars(layer):
+        raise ValueError(
+            f"convert_linears: the forward of {name!r} was replaced, which would hide the FP8 one; convert "
+            "before what replaces it (offloading, for instance), or filter it out"
+        )
