@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from ..reference import optimizer as reference
 from ._checks import dtype_of, shape_of
-from ._library import serve_by_reference
+from ._library import NAMESPACE, _fragment
 
 _ops = torch.ops.deepseek_ext
 
@@ -31,12 +32,16 @@ def adamw_step_(
     g = grad_scale * grad, m = beta1 m + (1 - beta1) g, v = beta2 v + (1 - beta2) g^2,
     p = (1 - lr weight_decay) p - lr / (1 - beta1^step) * m / (sqrt(v) / sqrt(1 - beta2^step) + eps).
 
-    params, grads: float32, any shape; grads are not changed. exp_avgs (m), exp_avg_sqs (v): bfloat16 or
-    float32, the parameter's shape; computed in FP32 and rounded to nearest even when stored, the update
-    taking them unrounded. step counts from 1. Raises ValueError for lists or numbers that do not fit.
-    Source: section 3.3.3, low-precision optimizer states.
+    params, grads: float32, any shape and strides; grads are not changed. exp_avgs (m), exp_avg_sqs (v):
+    bfloat16 or float32, the parameter's shape; computed in FP32 and rounded to nearest even when stored, the
+    update taking them unrounded. No tensor may be named twice, and those written to must not share memory.
+    step counts from 1. Counts as an in-place change for autograd, and is never differentiated through.
+    Raises ValueError for lists or numbers that do not fit. Source: section 3.3.3, low-precision optimizer
+    states.
     """
-    _ops.adamw_step_.default(
+    # Empty lists name no device, so that torch would find no kernel for them.
+    run = _ops.adamw_step_.default if params or grads or exp_avgs or exp_avg_sqs else _check
+    run(
         params,
         grads,
         exp_avgs,
@@ -52,7 +57,7 @@ def adamw_step_(
 
 
 def _check_list(
-    name: str, tensors: list[Tensor], params: list[Tensor], dtypes: tuple[torch.dtype, ...]
+    name: str, tensors: list[Tensor], params: list[Tensor], dtypes: tuple[torch.dtype, ...], written: bool
 ) -> None:
     if len(tensors) != len(params):
         raise ValueError(
@@ -67,9 +72,15 @@ def _check_list(
                 f"adamw_step_: {name}[{i}] must have the shape of params[{i}], {shape_of(param)}, "
                 f"got {shape_of(tensor)}"
             )
+        strides = tensor.stride()
+        if written and any(n > 1 and s == 0 for n, s in zip(tensor.shape, strides, strict=True)):
+            raise ValueError(
+                f"adamw_step_: {name}[{i}] must not share memory between its elements, "
+                f"got strides {list(strides)} for shape {shape_of(tensor)}; pass a .clone()"
+            )
 
 
-def _fake(
+def _check(
     params: list[Tensor],
     grads: list[Tensor],
     exp_avgs: list[Tensor],
@@ -83,23 +94,30 @@ def _fake(
     step: int,
     grad_scale: float = 1.0,
 ) -> None:
-    _check_list("params", params, params, (torch.float32,))
-    _check_list("grads", grads, params, (torch.float32,))
-    _check_list("exp_avgs", exp_avgs, params, (torch.bfloat16, torch.float32))
-    _check_list("exp_avg_sqs", exp_avg_sqs, params, (torch.bfloat16, torch.float32))
+    _check_list("params", params, params, (torch.float32,), True)
+    _check_list("grads", grads, params, (torch.float32,), False)
+    _check_list("exp_avgs", exp_avgs, params, (torch.bfloat16, torch.float32), True)
+    _check_list("exp_avg_sqs", exp_avg_sqs, params, (torch.bfloat16, torch.float32), True)
     for name, beta in (("beta1", beta1), ("beta2", beta2)):
         if not 0.0 <= beta < 1.0:
             raise ValueError(f"adamw_step_: {name} must lie in [0, 1), got {beta}")
-    if eps < 0.0:
+    if not eps >= 0.0:
         raise ValueError(f"adamw_step_: eps must not be negative, got {eps}")
     if step < 1:
         raise ValueError(f"adamw_step_: step must be at least 1, got {step}; count the first step as 1")
 
 
-serve_by_reference(
-    "adamw_step_(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] exp_avgs, Tensor(c!)[] exp_avg_sqs, *, "
-    "float lr, float beta1, float beta2, float eps, float weight_decay, SymInt step, "
-    "float grad_scale=1.0) -> ()",
-    reference.adamw_step_,
-    _fake,
-)
+def _count_as_changed(keyset: Any, *lists: list[Tensor], **options: float) -> None:
+    """Runs the kernel, then raises the version counters of what it wrote, which C++ operators do not do.
+
+    Autograd then notices a change of a tensor it has saved, and a cache made from a weight that it is stale.
+    """
+    _ops.adamw_step_.default.redispatch(keyset & torch._C._after_ADInplaceOrView_keyset, *lists, **options)
+    params, _, exp_avgs, exp_avg_sqs = lists
+    for tensors in (params, exp_avgs, exp_avg_sqs):
+        torch.autograd.graph.increment_version([x for x in tensors if not x.is_inference()])
+
+
+torch.library.register_fake(f"{NAMESPACE}::adamw_step_", _check)
+_fragment.impl("adamw_step_", torch.library.fallthrough_kernel, "Autograd")
+_fragment.impl("adamw_step_", _count_as_changed, "ADInplaceOrView", with_keyset=True)

@@ -1,0 +1,91 @@
+// What the optimizer family requires of its arguments, on every device. The fake in
+// deepseek_ext/ops/optimizer.py states the same requirements in the same words; a test compares the two.
+#pragma once
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+
+#include <algorithm>
+#include <charconv>
+#include <cmath>
+#include <string>
+#include <vector>
+
+#include "ops/check.h"
+#include "ops/describe.h"
+
+namespace dse::optimizer {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+using TensorList = std::vector<Tensor>;
+
+// The shortest decimal number that reads back as x, written as Python writes it.
+inline std::string describe_number(double x) {
+    char text[32];
+    const auto written = [&](std::chars_format format) {
+        return std::string(text, std::to_chars(text, text + sizeof text, x, format).ptr);
+    };
+    if (!std::isfinite(x)) return std::isnan(x) ? "nan" : x < 0 ? "-inf" : "inf";
+    const std::string scientific = written(std::chars_format::scientific);
+    const int exponent = std::stoi(scientific.substr(scientific.find('e') + 1));
+    if (exponent < -4 || exponent >= 16) return scientific;
+    const std::string fixed = written(std::chars_format::fixed);
+    return fixed.find('.') == std::string::npos ? fixed + ".0" : fixed;
+}
+
+inline std::vector<int64_t> strides_of(const Tensor& x) {
+    const auto strides = x.strides();
+    return {strides.begin(), strides.end()};
+}
+
+inline bool same_shape(const Tensor& a, const Tensor& b) {
+    const auto s = a.sizes(), t = b.sizes();
+    return std::equal(s.begin(), s.end(), t.begin(), t.end());
+}
+
+// Whether some elements surely share their place in memory.
+inline bool overlaps(const Tensor& x) {
+    const auto sizes = x.sizes(), strides = x.strides();
+    for (size_t d = 0; d < sizes.size(); ++d)
+        if (sizes[d] > 1 && strides[d] == 0) return true;
+    return false;
+}
+
+enum class Stored { kFloat, kFloatOrBf16 };
+
+inline void check_list(const char* name, const TensorList& tensors, const TensorList& params, Stored as,
+                       bool written) {
+    DSE_REQUIRE(tensors.size() == params.size(), "adamw_step_: ", name, " must hold ", params.size(),
+                " tensors like params, got ", tensors.size());
+    for (size_t i = 0; i < tensors.size(); ++i) {
+        const Tensor& x = tensors[i];
+        const ScalarType dtype = x.scalar_type();
+        const bool right =
+            dtype == ScalarType::Float || (as == Stored::kFloatOrBf16 && dtype == ScalarType::BFloat16);
+        DSE_REQUIRE(right, "adamw_step_: ", name, "[", i, "] must be ",
+                    as == Stored::kFloat ? "float32" : "bfloat16 or float32", ", got ", describe(dtype));
+        DSE_REQUIRE(same_shape(x, params[i]), "adamw_step_: ", name, "[", i,
+                    "] must have the shape of params[", i, "], ", describe(params[i]), ", got ", describe(x));
+        DSE_REQUIRE(!written || !overlaps(x), "adamw_step_: ", name, "[", i,
+                    "] must not share memory between its elements, got strides ", describe(strides_of(x)),
+                    " for shape ", describe(x), "; pass a .clone()");
+    }
+}
+
+inline void check_adamw(const TensorList& params, const TensorList& grads, const TensorList& exp_avgs,
+                        const TensorList& exp_avg_sqs, double beta1, double beta2, double eps, int64_t step) {
+    check_list("params", params, params, Stored::kFloat, true);
+    check_list("grads", grads, params, Stored::kFloat, false);
+    check_list("exp_avgs", exp_avgs, params, Stored::kFloatOrBf16, true);
+    check_list("exp_avg_sqs", exp_avg_sqs, params, Stored::kFloatOrBf16, true);
+    const auto check_beta = [](const char* name, double beta) {
+        DSE_REQUIRE(beta >= 0 && beta < 1, "adamw_step_: ", name, " must lie in [0, 1), got ",
+                    describe_number(beta));
+    };
+    check_beta("beta1", beta1);
+    check_beta("beta2", beta2);
+    DSE_REQUIRE(eps >= 0, "adamw_step_: eps must not be negative, got ", describe_number(eps));
+    DSE_REQUIRE(step >= 1, "adamw_step_: step must be at least 1, got ", step, "; count the first step as 1");
+}
+
+}  // namespace dse::optimizer
