@@ -8,6 +8,7 @@ are FP32.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal, TypeVar
 
 import torch
@@ -15,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import ops
+from ..ops.wgrad import accumulation, weight_gradient
 
 Precision = Literal["fp8", "bf16", "fp32"]
 PRECISIONS: tuple[Precision, ...] = ("fp8", "bf16", "fp32")
@@ -68,12 +70,20 @@ class _StandIn(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, value: Tensor, *weights: Tensor) -> Tensor:
         ctx.rows = [weight.shape[0] for weight in weights]
+        ctx.accumulation = accumulation()
         return value.view_as(value)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        grad = grad.float()
-        return (None, grad) if len(ctx.rows) == 1 else (None, *grad.split(ctx.rows))
+        parts = [grad] if len(ctx.rows) == 1 else grad.split(ctx.rows)
+        return None, *(
+            weight_gradient(ctx, edge, ctx.accumulation, partial(_add_or_widen, part))
+            for edge, part in enumerate(parts, start=1)
+        )
+
+
+def _add_or_widen(grad: Tensor, into: Tensor | None) -> Tensor:
+    return grad.float() if into is None else into.add_(grad)
 
 
 def stand_in(value: Tensor, *weights: Tensor) -> Tensor:

@@ -27,8 +27,10 @@ from .quantize import (
 )
 from .routing import route, sequence_balance_loss, update_router_bias_
 from .swiglu import swiglu, swiglu_backward, swiglu_quantize
+from .wgrad import accumulate_weight_gradients
 
 __all__ = [
+    "accumulate_weight_gradients",
     "adamw_step_",
     "combine_rows",
     "cpu_capability",

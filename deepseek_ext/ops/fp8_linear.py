@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ._checks import dtype_of, shape_of
+from .wgrad import accumulation, weight_gradient
 
 _ops = torch.ops.deepseek_ext
 
@@ -27,8 +28,9 @@ def fp8_linear(
 
     Of x only the tiles are saved. Backward quantises the gradient once in both directions, reads the same
     weight codes transposed, and re-tiles x's codes for the weight gradient, which is summed in FP32.
-    Gradients have the dtypes of x and weight; one that is not needed is not computed. Raises ValueError for
-    arguments that do not fit.
+    Gradients have the dtypes of x and weight; one that is not needed is not computed. Under
+    accumulate_weight_gradients the weight's is added straight to its `.grad`. Raises ValueError for arguments
+    that do not fit.
     """
     if codes is None:
         codes = _ops.quantize_blocks.default(weight.detach())
@@ -70,6 +72,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(tiles, tile_scales, codes, scales)
     ctx.x_shape, ctx.x_dtype, ctx.weight_dtype = x.shape, x.dtype, weight.dtype
+    ctx.accumulation = accumulation()
 
 
 def _backward(ctx: Any, grad: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
@@ -89,10 +92,15 @@ def _backward(ctx: Any, grad: Tensor | None, *_: None) -> tuple[Tensor | None, .
         grad_x = _ops.gemm.default(grad_tiles, grad_scales, codes.t(), scales.t(), out_dtype=ctx.x_dtype)
         grad_x = grad_x.view(ctx.x_shape)
     if needs_weight:
-        tiles_t, tile_scales_t = _ops.retile.default(tiles, tile_scales)
-        grad_weight = _ops.gemm.default(
-            grad_tiles_t, grad_scales_t, tiles_t, tile_scales_t, out_dtype=ctx.weight_dtype
-        )
+
+        def wgrad(into: Tensor | None) -> Tensor:
+            operands = grad_tiles_t, grad_scales_t, *_ops.retile.default(tiles, tile_scales)
+            if into is None:
+                return _ops.gemm.default(*operands, out_dtype=ctx.weight_dtype)
+            _ops.gemm_accumulate_.default(into, *operands)
+            return into
+
+        grad_weight = weight_gradient(ctx, 1, ctx.accumulation, wgrad)
     return grad_x, grad_weight, None, None, None
 
 

@@ -5,7 +5,8 @@ compositions of operators, cut where work of another micro-batch, or an exchange
 in between:
 
     forward   dispatch -> experts -> combine
-    backward  combine_backward -> experts_dgrad -> dispatch_backward, and experts_wgrad at any later time
+    backward  combine_backward -> experts_dgrad -> dispatch_backward,
+              and gate_up_wgrad and down_wgrad at any later time
 
 Quantised (DeepSeek-V3, section 3.3): tokens in 1x128 tiles with power-of-two scales, once, before they are
 copied to their experts; the product inside an expert; the output's gradient like the tokens. Kept for the
@@ -22,6 +23,7 @@ from torch import Tensor
 
 from ._checks import dtype_of, shape_of
 from ._library import NAMESPACE
+from .wgrad import accumulation, weight_gradient
 
 _ops = torch.ops.deepseek_ext
 WeightCodes = tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -44,7 +46,8 @@ def moe_ffn(
     their (codes, scales) from quantize_blocks, gate_up's pair first, for a layer that quantises once a
     step, and are made here if None. The result has x's dtype. Differentiable in x, weights, gate_up and
     down: weight gradients are summed in FP32, have their weight's dtype, and are not computed where not
-    needed; experts without tokens get exact zeros. exchange is for experts on several processes and must be
+    needed (under accumulate_weight_gradients they are added straight to `.grad`); experts without tokens get
+    exact zeros. exchange is for experts on several processes and must be
     None. Raises ValueError for arguments that do not fit. Source: sections 2.1.2 and 3.3.
     """
     if exchange is not None:
@@ -111,7 +114,7 @@ def experts_dgrad(
     codes: WeightCodes,
     dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor, WgradOperands]:
-    """Gradients of the rows [M, H] in `dtype` and of their gate weights [M], and what experts_wgrad needs."""
+    """Gradients of the rows [M, H] in `dtype` and of their gate weights [M], and what the wgrads multiply."""
     (gate_up_codes, gate_up_scales), (down_codes, down_scales) = codes
     grad_product = _ops.grouped_gemm.default(
         *grad, down_codes.transpose(1, 2), down_scales.transpose(1, 2), offs, out_dtype=torch.bfloat16
@@ -125,15 +128,26 @@ def experts_dgrad(
     return grad_rows, grad_weights, WgradOperands(output_t, (tiles_t, scales_t))
 
 
-def experts_wgrad(
-    grad: tuple[Tensor, Tensor], rows: Rows, operands: WgradOperands, offs: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Gradients of gate_up [E, 2I, H] and down [E, H, I], in FP32."""
+def gate_up_wgrad(rows: Rows, operands: WgradOperands, offs: Tensor, into: Tensor | None = None) -> Tensor:
+    """Gradient of gate_up [E, 2I, H] in FP32, added to `into` if that is given."""
     rows_t = _ops.retile.default(rows.codes, rows.scales, offs)
-    grad_t = _ops.retile.default(*grad, offs)
-    grad_gate_up = _ops.grouped_gemm_wgrad.default(*operands.grad_gate_up, *rows_t, offs)
-    grad_down = _ops.grouped_gemm_wgrad.default(*grad_t, *operands.output, offs)
-    return grad_gate_up, grad_down
+    return _grouped_wgrad(operands.grad_gate_up, rows_t, offs, into)
+
+
+def down_wgrad(
+    grad: tuple[Tensor, Tensor], operands: WgradOperands, offs: Tensor, into: Tensor | None = None
+) -> Tensor:
+    """Gradient of down [E, H, I] in FP32, added to `into` if that is given."""
+    return _grouped_wgrad(_ops.retile.default(*grad, offs), operands.output, offs, into)
+
+
+def _grouped_wgrad(
+    grad_t: tuple[Tensor, Tensor], x_t: tuple[Tensor, Tensor], offs: Tensor, into: Tensor | None
+) -> Tensor:
+    if into is None:
+        return _ops.grouped_gemm_wgrad.default(*grad_t, *x_t, offs)
+    _ops.grouped_gemm_wgrad_accumulate_.default(into, *grad_t, *x_t, offs)
+    return into
 
 
 def dispatch_backward(grad_rows: Tensor, grad_weights: Tensor, slots: Tensor) -> tuple[Tensor, Tensor]:
@@ -206,6 +220,7 @@ def _setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, .
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(weights, *codes, *saved)
     ctx.dtypes = x.dtype, gate_up.dtype, down.dtype
+    ctx.accumulation = accumulation()
 
 
 def _backward(ctx: Any, grad: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
@@ -222,9 +237,18 @@ def _backward(ctx: Any, grad: Tensor | None, *_: None) -> tuple[Tensor | None, .
     )
     grad_x, grad_weights = dispatch_backward(grad_rows, grad_row_weights, slots)
     grad_gate_up = grad_down = None
-    if any(ctx.needs_input_grad[3:5]):
-        grad_gate_up, grad_down = experts_wgrad(grad_out, arrived, operands, offs)
-        grad_gate_up, grad_down = grad_gate_up.to(gate_up_dtype), grad_down.to(down_dtype)
+    if ctx.needs_input_grad[3]:
+
+        def for_gate_up(into: Tensor | None) -> Tensor:
+            return gate_up_wgrad(arrived, operands, offs, into).to(gate_up_dtype)
+
+        grad_gate_up = weight_gradient(ctx, 3, ctx.accumulation, for_gate_up)
+    if ctx.needs_input_grad[4]:
+
+        def for_down(into: Tensor | None) -> Tensor:
+            return down_wgrad(grad_out, operands, offs, into).to(down_dtype)
+
+        grad_down = weight_gradient(ctx, 4, ctx.accumulation, for_down)
     return grad_x, grad_weights, None, grad_gate_up, grad_down, None, None, None, None
 
 

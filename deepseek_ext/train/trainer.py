@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ..generate import generate
 from ..model import DeepseekV3
+from ..ops import accumulate_weight_gradients
 from . import checkpoint
 from .config import TrainConfig
 from .data import RunData, bits_per_byte
@@ -166,13 +167,14 @@ class Trainer:
         size = self.config.micro_sequences or sequences
         main, accepted = torch.zeros(()), torch.zeros(())
         for micro_tokens, micro_targets in zip(tokens.split(size), targets.split(size), strict=True):
-            loss = self.model.loss(
-                micro_tokens,
-                micro_targets,
-                num_targets=targets.numel(),
-                num_sequences=sequences,
-                mtp_weight=mtp_weight,
-            )
+            with accumulate_weight_gradients():
+                loss = self.model.loss(
+                    micro_tokens,
+                    micro_targets,
+                    num_targets=targets.numel(),
+                    num_sequences=sequences,
+                    mtp_weight=mtp_weight,
+                )
             loss.total.backward()
             main += loss.main.detach()
             if loss.acceptance:
