@@ -18,7 +18,7 @@ STAMPS := .venv/stamps
 BIN := .venv/bin/
 endif
 
-.PHONY: setup build pretrain test test-sanitized lint format bench bench-compare wheel clean
+.PHONY: setup build pretrain test test-sanitized docs lint format bench bench-compare wheel clean
 .DEFAULT_GOAL := setup
 
 setup: build
@@ -59,6 +59,10 @@ test: build
 # The torch-free kernels under AddressSanitizer and UndefinedBehaviorSanitizer.
 test-sanitized:
 	bash tests/sanitized/run.sh
+
+# docs/operators.md from the docstrings; a test holds the two together.
+docs: build
+	$(PYTHON) docs/generate_operators.py
 
 lint: $(STAMPS)/dev
 	$(PYTHON) -m ruff check .

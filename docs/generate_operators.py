@@ -1,0 +1,165 @@
+"""Writes docs/operators.md from the docstrings and schemas of deepseek_ext.ops: `make docs`.
+
+tests/test_docs.py compares the file with what this makes of the sources, so it cannot fall behind them.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from deepseek_ext import ops
+
+PAGE = Path(__file__).with_name("operators.md")
+WIDTH = 100  # of a signature, beyond which every argument gets its line
+HEAD = """\
+# Operators
+
+Every operator is a function of `deepseek_ext.ops` and, under the same name, `torch.ops.deepseek_ext.<name>`,
+whose schema is given below it. All of them work inside `torch.compile(fullgraph=True)` for any number of
+rows, give the same bits for any number of threads, and raise `ValueError` in one sentence for arguments that
+do not fit. A name that ends in an underscore writes into its arguments. [Numbers](numerics.md) says what the
+formats are and what is promised bit by bit. "Section" and "equation" without more refer to the DeepSeek-V3
+technical report (arXiv:2412.19437).
+
+`make docs` makes this page from the sources.
+"""
+
+
+def family_of(name: str) -> str:
+    """The family of a public operator: the module of deepseek_ext.ops that defines it."""
+    return str(getattr(ops, name).__module__).removeprefix("deepseek_ext.ops.")
+
+
+def families() -> dict[str, list[str]]:
+    """The public operators of each family, as the sources order them; what most users call comes first."""
+    first = ["fp8_linear", "moe_ffn", "quantize", "gemm", "swiglu", "routing", "permute", "optimizer"]
+    found = {family_of(name) for name in ops.__all__}
+    order = [name for name in first if name in found] + sorted(found - {*first, "_library"}) + ["_library"]
+
+    def line(name: str) -> int:
+        return inspect.getsourcelines(getattr(ops, name))[1]
+
+    return {
+        family: sorted((name for name in ops.__all__ if family_of(name) == family), key=line)
+        for family in order
+    }
+
+
+def is_operator(name: str) -> bool:
+    """Whether a public name is an operator of torch, not a plain function such as cpu_capability."""
+    return family_of(name) != "_library"
+
+
+def is_differentiable(name: str) -> bool:
+    """Whether autograd has a kernel for the operator; a fallthrough is what operators without have."""
+    kernels = torch._C._dispatch_dump(f"deepseek_ext::{name}").splitlines()
+    return any(line.startswith("Autograd") and "fallthrough" not in line for line in kernels)
+
+
+def phases(family: str) -> dict[str, Callable[..., Any]]:
+    """Documented functions of a family's module that are not exported by deepseek_ext.ops."""
+    module = importlib.import_module(f"deepseek_ext.ops.{family}")
+    return {
+        name: value
+        for name, value in vars(module).items()
+        if inspect.isfunction(value)
+        and value.__module__ == module.__name__
+        and not name.startswith("_")
+        and name not in ops.__all__
+        and inspect.getdoc(value)
+    }
+
+
+def signature(name: str, function: Callable[..., Any]) -> str:
+    """name(argument: type = default, ...) -> type, on several lines if long."""
+    shown = inspect.signature(function)
+    parts: list[str] = []
+    for p in shown.parameters.values():
+        if p.kind is p.KEYWORD_ONLY and "*" not in parts:
+            parts.append("*")
+        parts.append(re.sub(r"'([^']*)'", r"\1", str(p)) if p.annotation is not p.empty else str(p))
+    result = f" -> {shown.return_annotation}" if shown.return_annotation is not shown.empty else ""
+    short = f"{name}({', '.join(parts)}){result}"
+    if len(short) <= WIDTH:
+        return short
+    return f"{name}(\n" + "".join(f"    {part},\n" for part in parts) + f"){result}"
+
+
+def markdown(text: str) -> str:
+    """Plain text as Markdown that shows the same characters."""
+    pieces = text.split("`")  # odd ones are code already
+    pieces[::2] = [re.sub(r"([*<>|])", r"\\\1", piece) for piece in pieces[::2]]
+    return "`".join(pieces)
+
+
+def paragraphs(function: Any) -> list[str]:
+    """The paragraphs of a docstring, each on one line; an indented one stays as it is, in a code block."""
+    blocks = (inspect.getdoc(function) or "").split("\n\n")
+    return [
+        "```\n" + inspect.cleandoc(block) + "\n```"
+        if block.startswith("    ")
+        else markdown(" ".join(block.split()))
+        for block in blocks
+    ]
+
+
+def first_sentence(function: Any) -> str:
+    sentence = re.match(r".*?[.](?=\s|$)", paragraphs(function)[0])
+    assert sentence is not None, f"the docstring of {function.__name__} has no sentence"
+    return sentence.group()
+
+
+def table() -> list[str]:
+    lines = ["| family | operator | what it does | gradient |", "|---|---|---|---|"]
+    for family, names in families().items():
+        for name in filter(is_operator, names):
+            gradient = "yes" if is_differentiable(name) else ""
+            what = first_sentence(getattr(ops, name))
+            lines.append(f"| [{family}](#family-{family}) | [`{name}`](#{name}) | {what} | {gradient} |")
+    return lines
+
+
+def section(family: str, names: list[str]) -> list[str]:
+    if family == "_library":
+        lines = ["## CPU tiers", ""]
+    else:
+        module = importlib.import_module(f"deepseek_ext.ops.{family}")
+        where = f"[deepseek_ext/ops/{family}.py](../deepseek_ext/ops/{family}.py)"
+        if (PAGE.parent.parent / "deepseek_ext" / "reference" / f"{family}.py").exists():
+            where += f"; in plain PyTorch: [reference/{family}.py](../deepseek_ext/reference/{family}.py)"
+        lines = [f"## Family {family}", "", "\n\n".join(paragraphs(module)), "", f"Source: {where}.", ""]
+    for name in names:
+        function = getattr(ops, name)
+        lines += [f"### {name}", "", "```python", signature(name, function), "```", ""]
+        lines += ["\n\n".join(paragraphs(function)), ""]
+        if is_operator(name):
+            schema = str(getattr(torch.ops.deepseek_ext, name).default._schema)
+            schema = schema.removeprefix("deepseek_ext::")
+            gradient = "Differentiable" if is_differentiable(name) else "Not differentiable"
+            lines += [f"{gradient}. Schema: `{schema}`", ""]
+    if family != "_library" and (more := phases(family)):
+        lines += [f"Also in `deepseek_ext.ops.{family}`:", "", "| function | what it does |", "|---|---|"]
+        lines += [
+            f"| `{name}({', '.join(inspect.signature(function).parameters)})` | {first_sentence(function)} |"
+            for name, function in more.items()
+        ]
+        lines.append("")
+    return lines
+
+
+def page() -> str:
+    lines = [HEAD, *table(), ""]
+    for family, names in families().items():
+        lines += section(family, names)
+    return "\n".join(lines).rstrip() + "\n"
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(), encoding="utf-8")
