@@ -40,8 +40,9 @@ def family_of(name: str) -> str:
 def families() -> dict[str, list[str]]:
     """The public operators of each family, as the sources order them; what most users call comes first."""
     first = ["fp8_linear", "moe_ffn", "quantize", "gemm", "swiglu", "routing", "permute", "optimizer"]
+    last = ["wgrad", "_library"]
     found = {family_of(name) for name in ops.__all__}
-    order = [name for name in first if name in found] + sorted(found - {*first, "_library"}) + ["_library"]
+    order = [*first, *sorted(found - {*first, *last}), *last]
 
     def line(name: str) -> int:
         return inspect.getsourcelines(getattr(ops, name))[1]
@@ -53,8 +54,8 @@ def families() -> dict[str, list[str]]:
 
 
 def is_operator(name: str) -> bool:
-    """Whether a public name is an operator of torch, not a plain function such as cpu_capability."""
-    return family_of(name) != "_library"
+    """Whether a public name is an operator on tensors, not a plain function such as cpu_capability."""
+    return family_of(name) != "_library" and hasattr(torch.ops.deepseek_ext, name)
 
 
 def is_differentiable(name: str) -> bool:
@@ -130,11 +131,12 @@ def section(family: str, names: list[str]) -> list[str]:
     if family == "_library":
         lines = ["## CPU tiers", ""]
     else:
+        title = f"Family {family}" if any(map(is_operator, names)) else f"Module {family}"
         module = importlib.import_module(f"deepseek_ext.ops.{family}")
         where = f"[deepseek_ext/ops/{family}.py](../deepseek_ext/ops/{family}.py)"
         if (PAGE.parent.parent / "deepseek_ext" / "reference" / f"{family}.py").exists():
             where += f"; in plain PyTorch: [reference/{family}.py](../deepseek_ext/reference/{family}.py)"
-        lines = [f"## Family {family}", "", "\n\n".join(paragraphs(module)), "", f"Source: {where}.", ""]
+        lines = [f"## {title}", "", "\n\n".join(paragraphs(module)), "", f"Source: {where}.", ""]
     for name in names:
         function = getattr(ops, name)
         lines += [f"### {name}", "", "```python", signature(name, function), "```", ""]
