@@ -14,16 +14,28 @@ from . import ops
 if TYPE_CHECKING:
     from .config import ModelConfig
     from .convert import Float8Linear, convert_linears
+    from .hf import load_hf, save_hf
     from .model import DeepseekV3
 
 __version__ = "0.1.0"
-__all__ = ["DeepseekV3", "Float8Linear", "ModelConfig", "__version__", "convert_linears", "ops"]
+__all__ = [
+    "DeepseekV3",
+    "Float8Linear",
+    "ModelConfig",
+    "__version__",
+    "convert_linears",
+    "load_hf",
+    "ops",
+    "save_hf",
+]
 
 _LAZY = {
     "DeepseekV3": "model",
     "Float8Linear": "convert",
     "ModelConfig": "config",
     "convert_linears": "convert",
+    "load_hf": "hf",
+    "save_hf": "hf",
 }
 
 

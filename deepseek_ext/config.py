@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, Self, cast
+from typing import Any, Self
 
 _YARN_DEFAULTS = {"beta_fast": 32.0, "beta_slow": 1.0, "mscale": 1.0, "mscale_all_dim": 0.0}
 
@@ -101,9 +101,10 @@ class ModelConfig:
                 if not isinstance(value, int) or isinstance(value, bool) or value < (0 if may_be_zero else 1):
                     wanted = "an integer >= 0" if may_be_zero else "a positive integer"
                     raise ValueError(f"ModelConfig: {field.name} must be {wanted}, got {value!r}")
-        if self.q_lora_rank is not None and self.q_lora_rank < 1:
+        rank = self.q_lora_rank
+        if rank is not None and (not isinstance(rank, int) or isinstance(rank, bool) or rank < 1):
             raise ValueError(
-                f"ModelConfig: q_lora_rank must be positive, got {self.q_lora_rank}; "
+                f"ModelConfig: q_lora_rank must be a positive integer, got {rank!r}; "
                 "write None to project queries directly"
             )
         if self.qk_rope_head_dim % 2:
@@ -117,10 +118,10 @@ class ModelConfig:
                 f"num_hidden_layers ({self.num_hidden_layers}); write at most {self.num_hidden_layers}"
             )
         for name in ("rope_theta", "rms_norm_eps", "routed_scaling_factor"):
-            if not getattr(self, name) > 0:
+            if not (_is_number(getattr(self, name)) and getattr(self, name) > 0):
                 raise ValueError(f"ModelConfig: {name} must be positive, got {getattr(self, name)!r}")
         for name in ("balance_alpha", "mtp_weight", "initializer_range"):
-            if not getattr(self, name) >= 0:
+            if not (_is_number(getattr(self, name)) and getattr(self, name) >= 0):
                 raise ValueError(f"ModelConfig: {name} must not be negative, got {getattr(self, name)!r}")
         self._check_router()
         if self.rope_scaling is not None:
@@ -171,13 +172,10 @@ class ModelConfig:
 
         Both spellings of the rotary settings are read (rope_theta with rope_scaling, and rope_parameters).
         Keys that describe training or files are ignored. Raises ValueError where the configuration asks for
-        something this model is not, or where the folder has no config.json.
+        something this model is not, or where the folder has no config.json that can be read.
         """
         if isinstance(source, str | Path):
-            path = Path(source) / "config.json"
-            if not path.is_file():
-                raise ValueError(f"ModelConfig.from_hf: {path} does not exist; give the folder that holds it")
-            source = cast("Mapping[str, Any]", json.loads(path.read_text(encoding="utf-8")))
+            source = read_hf_config(Path(source))
         for key, accepted, meaning in _FIXED_IN_HF:
             if key in source and source[key] not in accepted:
                 raise ValueError(f"ModelConfig.from_hf: {key} = {source[key]!r} is not supported: {meaning}")
@@ -191,15 +189,57 @@ class ModelConfig:
         values: dict[str, Any] = {name: source[name] for name in names if name in source}
         if values.get("n_shared_experts", 1) is None:
             values["n_shared_experts"] = 0
+        if "num_mtp_layers" in source:  # another name that transformers has for it
+            values.setdefault("num_nextn_predict_layers", source["num_mtp_layers"])
         values.update(_read_rope(source))
         return cls(**values)
+
+    def to_hf(self) -> dict[str, Any]:
+        """The Hugging Face configuration, for transformers' DeepseekV3ForCausalLM: what json can hold.
+
+        Rotary settings are in the released spelling, rope_theta with rope_scaling. from_hf reads it back to
+        an equal configuration, except for initializer_range, which neither of them deals in: what released
+        files say there is not what the model was trained from.
+        """
+        values = {key: value for key, value in asdict(self).items() if key != "initializer_range"}
+        return {
+            "architectures": ["DeepseekV3ForCausalLM"],
+            "model_type": "deepseek_v3",
+            **{key: accepted[0] for key, accepted, _ in _FIXED_IN_HF},
+            **values,
+            "num_key_value_heads": self.num_attention_heads,
+            "use_cache": True,
+        }
+
+
+def read_hf_config(folder: Path) -> dict[str, Any]:
+    """The settings in a folder's config.json; raises ValueError, naming the file, if it cannot be read."""
+    path = folder / "config.json"
+    if not path.is_file():
+        raise ValueError(f"ModelConfig.from_hf: {path} does not exist; give the folder that holds it")
+    try:
+        settings = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"ModelConfig.from_hf: {path} is not JSON that can be read ({error})") from error
+    if not isinstance(settings, dict):
+        raise ValueError(
+            f"ModelConfig.from_hf: {path} must hold a JSON object, it holds a {type(settings).__name__}"
+        )
+    return settings
 
 
 _MAY_BE_ZERO = {"first_k_dense_replace", "n_shared_experts", "num_nextn_predict_layers"}
 
 
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
 def _read_rope(source: Mapping[str, Any]) -> dict[str, Any]:
-    rope = dict(source.get("rope_parameters") or source.get("rope_scaling") or {})
+    settings = source.get("rope_parameters") or source.get("rope_scaling") or {}
+    if not isinstance(settings, Mapping):
+        raise ValueError(f"ModelConfig.from_hf: rotary settings must be an object, got {settings!r}")
+    rope = dict(settings)
     found: dict[str, Any] = {"rope_scaling": None}
     for theta in (rope.pop("rope_theta", None), source.get("rope_theta")):
         if theta is not None:
@@ -219,9 +259,11 @@ def _checked_yarn(scaling: Mapping[str, Any]) -> dict[str, Any]:
             "write None for plain rotary embedding"
         )
     for key in ("factor", "original_max_position_embeddings"):
-        if not scaling.get(key, 0) > 0:
+        if not (_is_number(scaling.get(key)) and scaling[key] > 0):
             raise ValueError(f"ModelConfig: rope_scaling needs a positive {key!r}, got {scaling.get(key)!r}")
     settings = {**_YARN_DEFAULTS, **{key: value for key, value in scaling.items() if value is not None}}
+    if wrong := {key: settings[key] for key in _YARN_DEFAULTS if not _is_number(settings[key])}:
+        raise ValueError(f"ModelConfig: rope_scaling settings must be numbers, got {wrong}")
     known = {"type", "factor", "original_max_position_embeddings", *_YARN_DEFAULTS}
     if unknown := sorted(settings.keys() - known):
         raise ValueError(

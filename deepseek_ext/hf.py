@@ -1,0 +1,416 @@
+"""Hugging Face checkpoints: safetensors with the names and config.json of the released models, both ways.
+
+docs/checkpoints.md says what is written and what is read.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import warnings
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from . import ops
+from .config import ModelConfig, read_hf_config
+from .hf_layout import Entry, block_size, entries, layer_of, quantise_weight, stored_dtype
+from .model import DeepseekV3
+from .nn.linear import Precision
+
+Dtype = Literal["bfloat16", "float32", "fp8"]
+
+_INDEX, _CONFIG = "model.safetensors.index.json", "config.json"
+_FLOATS = ("F64", "F32", "F16", "BF16")
+_SCALES = ("F32", "BF16", "F8_E8M0")
+_NAMED = 8  # names that an error lists before it counts the others
+
+
+def save_hf(
+    model: DeepseekV3,
+    path: str | Path,
+    dtype: Dtype = "bfloat16",
+    include_mtp: bool = True,
+    *,
+    power_of_2: bool = False,
+    max_shard_size: int = 5_000_000_000,
+    tokenizer: Any = None,
+    eos_token_id: int | None = None,
+) -> None:
+    """Writes the model as a Hugging Face checkpoint, which transformers loads as DeepseekV3ForCausalLM.
+
+    path: a folder that is new or empty. dtype: "bfloat16", "float32", or "fp8": projections in float8_e4m3fn
+    with an FP32 scale per 128x128 block, rounded up to powers of two if power_of_2 (scale_fmt "ue8m0"), all
+    else in BF16; router biases are FP32 in all three. include_mtp=False leaves the MTP modules out.
+    max_shard_size: bytes of a file, which only a single larger tensor exceeds. tokenizer: of the `tokenizers`
+    package, written along with the end-of-document token eos_token_id, so that AutoTokenizer reads them.
+
+    Beyond the model this takes the memory of one file. config.json is written last: a folder without it is
+    no checkpoint. What a failed save has written is deleted again. An FP8 checkpoint that is loaded and saved
+    again gives the same bytes.
+
+    Raises ValueError for a folder with files in it and for arguments that do not fit, OSError where the disk
+    refuses.
+    """
+    folder = Path(path)
+    if dtype not in get_args(Dtype):
+        raise ValueError(f"save_hf: dtype must be one of {', '.join(get_args(Dtype))}, got {dtype!r}")
+    if power_of_2 and dtype != "fp8":
+        raise ValueError(
+            f'save_hf: power_of_2 is about scales, which dtype "{dtype}" has none of; write "fp8"'
+        )
+    if max_shard_size < 1:
+        raise ValueError(f"save_hf: max_shard_size must be a positive number of bytes, got {max_shard_size}")
+    if any(tensor.is_meta for tensor in model.state_dict().values()):
+        raise ValueError("save_hf: the model is on the meta device and has no values to save")
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ValueError(f"save_hf: {folder} is not empty; name a folder that is new or empty")
+
+    config = model.config if include_mtp else replace(model.config, num_nextn_predict_layers=0)
+    settings = {**config.to_hf(), "torch_dtype": "float32" if dtype == "float32" else "bfloat16"}
+    if dtype == "fp8":
+        settings["quantization_config"] = _quantization_settings(power_of_2)
+    if eos_token_id is not None:
+        settings |= {"bos_token_id": None, "eos_token_id": eos_token_id}
+
+    shards = _shards(list(entries(model, include_mtp=include_mtp)), dtype, max_shard_size)
+    with _undone_on_failure(folder) as written:
+        weight_map: dict[str, str] = {}
+        total = 0
+        tensors = model.state_dict()
+        for number, shard in enumerate(shards, start=1):
+            name = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+            contents = _encoded(shard, tensors, dtype, power_of_2)
+            weight_map |= dict.fromkeys(contents, name)
+            total += sum(tensor.nbytes for tensor in contents.values())
+            written.append(folder / name)
+            _write_shard(folder / name, contents)
+            del contents  # before the next file's tensors are made
+        files = {_INDEX: {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}}
+        if tokenizer is not None:
+            files |= _tokenizer_files(tokenizer, eos_token_id, config)
+        for name, content in (files | {_CONFIG: settings}).items():
+            written.append(folder / name)
+            _write_json(folder / name, content)
+
+
+def load_hf(
+    path: str | Path,
+    precision: Precision = "fp8",
+    *,
+    precision_overrides: Mapping[str, Precision] | None = None,
+    device: torch.device | str | None = None,
+) -> DeepseekV3:
+    """Reads a Hugging Face checkpoint: a folder with config.json and safetensors, one file or many.
+
+    Weights may be BF16, FP16, FP32, or E4M3 with a scale per 128x128 block (FP32, or powers of two, which may
+    be stored as E8M0); they become the model's FP32 parameters, from which `precision` makes what it
+    multiplies by. precision, precision_overrides and device are DeepseekV3's. The model is in training mode,
+    like any that was just made.
+
+    A checkpoint without MTP modules gives a model without, and a warning if its config.json speaks of some.
+    Tensors are read one by one, so this takes the memory of the model and little more.
+
+    Raises ValueError for files that cannot be read, and in one message for all tensors that are missing,
+    unexpected or of another shape or dtype.
+    """
+    folder = Path(path)
+    if not folder.is_dir():
+        raise ValueError(f"load_hf: {folder} is no folder; name the one that holds config.json")
+    settings = read_hf_config(folder)
+    _check_quantization(folder, settings.get("quantization_config"))
+    found = _scan(folder)
+    config = _with_modules_of(folder, ModelConfig.from_hf(settings), found)
+    model = DeepseekV3(config, precision=precision, precision_overrides=precision_overrides, device="meta")
+    wanted = list(entries(model))
+    _check_tensors(folder, wanted, found)
+
+    model.to_empty(device=torch.get_default_device() if device is None else device)
+    persistent = model.state_dict()
+    for name, buffer in model.named_buffers():
+        if name not in persistent:
+            buffer.zero_()  # the routers' counts
+    _fill(persistent, wanted, found)
+    model.weights_changed()
+    return model
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """A tensor of a checkpoint, as the header of its file describes it."""
+
+    file: Path
+    dtype: str
+    shape: tuple[int, ...]
+
+
+@dataclass(slots=True)
+class _Misfits:
+    """What does not fit between a checkpoint and its configuration, to be said in one sentence."""
+
+    missing: list[str] = field(default_factory=list)
+    unexpected: list[str] = field(default_factory=list)
+    misshaped: list[str] = field(default_factory=list)
+    mistyped: list[str] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        kinds = {
+            "missing": self.missing,
+            "unexpected": self.unexpected,
+            "of another shape": self.misshaped,
+            "of a dtype that is not read": self.mistyped,
+        }
+        return "; ".join(f"{len(names)} {kind}: {_listed(names)}" for kind, names in kinds.items() if names)
+
+
+def _listed(names: Collection[str]) -> str:
+    shown = sorted(names)[:_NAMED]
+    rest = len(names) - len(shown)
+    return ", ".join(shown) + (f" and {rest} more" if rest else "")
+
+
+def _quantization_settings(power_of_2: bool) -> dict[str, Any]:
+    settings: dict[str, Any] = {
+        "quant_method": "fp8",
+        "fmt": "e4m3",
+        "activation_scheme": "dynamic",
+        "weight_block_size": block_size(),
+    }
+    return settings | ({"scale_fmt": "ue8m0"} if power_of_2 else {})
+
+
+def _check_quantization(folder: Path, settings: Any) -> None:
+    if settings is None:
+        return
+    path = folder / _CONFIG
+    if not isinstance(settings, dict) or settings.get("quant_method") != "fp8":
+        method = settings.get("quant_method") if isinstance(settings, dict) else settings
+        raise ValueError(
+            f'load_hf: {path}: quant_method {method!r} is not read; "fp8" is, and no quantisation'
+        )
+    for key, wanted in (("weight_block_size", block_size()), ("fmt", "e4m3")):
+        if settings.get(key, wanted) != wanted:
+            raise ValueError(f"load_hf: {path}: {key} must be {wanted}, got {settings[key]!r}")
+
+
+def _shards(wanted: list[Entry], dtype: Dtype, max_size: int) -> list[list[Entry]]:
+    """The weights in their order, cut into files; a weight and its scales are in the same one."""
+    shards: list[list[Entry]] = []
+    size = 0
+    for entry in wanted:
+        stored = stored_dtype(entry, dtype)
+        bytes_of_it = torch.Size(entry.shape).numel() * stored.itemsize
+        if stored == torch.float8_e4m3fn:
+            bytes_of_it += torch.Size(entry.scale_shape).numel() * torch.float32.itemsize
+        if not shards or size + bytes_of_it > max_size:
+            shards.append([])
+            size = 0
+        shards[-1].append(entry)
+        size += bytes_of_it
+    return shards
+
+
+def _encoded(
+    shard: list[Entry], tensors: dict[str, Tensor], dtype: Dtype, power_of_2: bool
+) -> dict[str, Tensor]:
+    """The tensors of one file, by name."""
+    contents = {}
+    for entry in shard:
+        weight, stored = entry.of(tensors), stored_dtype(entry, dtype)
+        if stored == torch.float8_e4m3fn:
+            codes, scales = quantise_weight(weight, power_of_2=power_of_2)
+            contents[entry.name], contents[entry.scale_name] = codes.cpu(), scales.cpu().contiguous()
+        else:
+            # A copy also where the dtype is the parameter's: views of one storage cannot be saved.
+            contents[entry.name] = torch.empty(entry.shape, dtype=stored, device="cpu").copy_(weight)
+    return contents
+
+
+@contextmanager
+def _undone_on_failure(folder: Path) -> Iterator[list[Path]]:
+    """Makes the folder; if the body fails, deletes the files that it put on the list."""
+    new = not folder.exists()
+    folder.mkdir(parents=True, exist_ok=True)
+    written: list[Path] = []
+    try:
+        yield written
+        _fsync(folder)
+    except BaseException:
+        for file in written:
+            file.unlink(missing_ok=True)
+        if new:
+            with suppress(OSError):
+                folder.rmdir()
+        raise
+
+
+def _write_shard(file: Path, contents: dict[str, Tensor]) -> None:
+    try:
+        save_file(contents, file, metadata={"format": "pt"})
+    except SafetensorError as error:
+        raise OSError(f"save_hf: {file} cannot be written ({error})") from error
+    _fsync(file)
+
+
+def _write_json(file: Path, content: Any) -> None:
+    """Writes beside, then renames: the file is whole or not there."""
+    temporary = file.with_name(file.name + ".tmp")
+    try:
+        temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        _fsync(temporary)
+        temporary.replace(file)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _tokenizer_files(tokenizer: Any, eos: int | None, config: ModelConfig) -> dict[str, Any]:
+    settings = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "model_max_length": config.max_position_embeddings,
+        "clean_up_tokenization_spaces": False,
+    }
+    files = {"tokenizer.json": json.loads(tokenizer.to_str()), "tokenizer_config.json": settings}
+    if eos is not None:
+        settings["eos_token"] = tokenizer.id_to_token(eos)
+        files["generation_config.json"] = {"bos_token_id": None, "eos_token_id": eos}
+    return files
+
+
+def _scan(folder: Path) -> dict[str, _Found]:
+    """What the headers of the checkpoint's files say, by tensor name."""
+    index = folder / _INDEX
+    if index.is_file():
+        files = _files_of(index)
+    elif (folder / "model.safetensors").is_file():
+        files = [folder / "model.safetensors"]
+    else:
+        raise ValueError(f"load_hf: {folder} holds neither {_INDEX} nor model.safetensors")
+    found = {}
+    for file in files:
+        with _opened(file) as reader:
+            for name in reader.keys():  # noqa: SIM118 - not a dict
+                view = reader.get_slice(name)
+                found[name] = _Found(file, view.get_dtype(), tuple(view.get_shape()))
+    return found
+
+
+def _files_of(index: Path) -> list[Path]:
+    """The files that an index names, all of them there."""
+    try:
+        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        names = sorted(set(weight_map.values()))
+        plain = all(Path(name).name == name for name in names)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"load_hf: {index} is not an index that can be read ({error!r})") from error
+    if not plain or not names:
+        raise ValueError(f"load_hf: {index} must name files of its own folder, it names {_listed(names)}")
+    if absent := [name for name in names if not (index.parent / name).is_file()]:
+        raise ValueError(f"load_hf: {index} names {len(absent)} files that are missing: {_listed(absent)}")
+    return [index.parent / name for name in names]
+
+
+@contextmanager
+def _opened(file: Path) -> Iterator[Any]:
+    try:
+        with safe_open(file, framework="pt") as reader:
+            yield reader
+    except (SafetensorError, OSError) as error:
+        raise ValueError(
+            f"load_hf: {file} is truncated or no safetensors file ({error}); get it again"
+        ) from error
+
+
+def _with_modules_of(folder: Path, config: ModelConfig, found: Mapping[str, _Found]) -> ModelConfig:
+    """The configuration, without MTP modules if the checkpoint has none.
+
+    transformers saves none, and writes num_nextn_predict_layers = 1 all the same.
+    """
+    layers = (layer_of(name) for name in found)
+    if config.num_nextn_predict_layers == 0 or any(
+        layer is not None and layer >= config.num_hidden_layers for layer in layers
+    ):
+        return config
+    warnings.warn(
+        f"load_hf: {folder} has no tensor of its {config.num_nextn_predict_layers} MTP modules, so the model "
+        "has none (num_nextn_predict_layers = 0)",
+        stacklevel=3,
+    )
+    return replace(config, num_nextn_predict_layers=0)
+
+
+def _check_tensors(folder: Path, wanted: list[Entry], found: Mapping[str, _Found]) -> None:
+    misfits = _Misfits()
+
+    def check(name: str, shape: tuple[int, ...], dtypes: tuple[str, ...]) -> None:
+        stored = found.get(name)
+        if stored is None:
+            misfits.missing.append(name)
+        elif stored.shape != shape:
+            misfits.misshaped.append(f"{name} {list(stored.shape)} instead of {list(shape)}")
+        elif stored.dtype not in dtypes:
+            misfits.mistyped.append(f"{name} {stored.dtype}")
+
+    read = set()
+    for entry in wanted:
+        is_matrix = len(entry.shape) == 2
+        check(entry.name, entry.shape, (*_FLOATS, "F8_E4M3") if is_matrix else _FLOATS)
+        read.add(entry.name)
+        if is_matrix and entry.name in found and found[entry.name].dtype == "F8_E4M3":
+            check(entry.scale_name, entry.scale_shape, _SCALES)
+            read.add(entry.scale_name)
+    # Old checkpoints hold the rotary frequencies, which follow from the configuration.
+    misfits.unexpected = [
+        name for name in found if name not in read and not name.endswith("rotary_emb.inv_freq")
+    ]
+    if sentence := str(misfits):
+        raise ValueError(f"load_hf: the tensors in {folder} do not fit its {_CONFIG}: {sentence}")
+
+
+def _fill(tensors: dict[str, Tensor], wanted: list[Entry], found: Mapping[str, _Found]) -> None:
+    """Reads every weight into the model, one file after the other; copies are compared at the end."""
+    by_file: dict[Path, list[Entry]] = {}
+    scale_files: dict[Path, list[str]] = {}
+    for entry in sorted(wanted, key=lambda entry: entry.is_copy):
+        by_file.setdefault(found[entry.name].file, []).append(entry)
+        if found[entry.name].dtype == "F8_E4M3":
+            scale_files.setdefault(found[entry.scale_name].file, []).append(entry.scale_name)
+    # Scales first, for they may be in another file than their codes; they are 1/4096 of the model.
+    scales: dict[str, Tensor] = {}
+    for file, names in scale_files.items():
+        with _opened(file) as reader:
+            scales.update({name: reader.get_tensor(name).float() for name in names})
+    for copies in (False, True):
+        for file, there in by_file.items():
+            with _opened(file) as reader:
+                for entry in there:
+                    if entry.is_copy == copies:
+                        _read(reader, entry, entry.of(tensors), scales.get(entry.scale_name))
+
+
+def _read(reader: Any, entry: Entry, target: Tensor, scales: Tensor | None) -> None:
+    value = reader.get_tensor(entry.name)
+    if scales is not None:
+        value = ops.dequantize_blocks(value, scales)
+    if not entry.is_copy:
+        target.copy_(value)
+    # In parts: a copy in FP32 could be larger than a file.
+    elif not all(torch.equal(a, b.to(a)) for a, b in zip(target.split(1024), value.split(1024), strict=True)):
+        raise ValueError(
+            f"load_hf: {entry.name} differs from {entry.source}, of which it must be a copy; MTP modules "
+            "share embedding and head with the main model"
+        )
