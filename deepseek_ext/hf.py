@@ -8,29 +8,24 @@ from __future__ import annotations
 import json
 import os
 import warnings
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from . import ops
 from .config import ModelConfig, read_hf_config
-from .hf_layout import Entry, block_size, entries, layer_of, quantise_weight, stored_dtype
+from .hf_layout import CONFIG, INDEX, Entry, block_size, entries, layer_of, quantise_weight, stored_dtype
+from .hf_read import Found, check_tensors, fill, scan
 from .model import DeepseekV3
 from .nn.linear import Precision
 
 Dtype = Literal["bfloat16", "float32", "fp8"]
-
-_INDEX, _CONFIG = "model.safetensors.index.json", "config.json"
-_FLOATS = ("F64", "F32", "F16", "BF16")
-_SCALES = ("F32", "BF16", "F8_E8M0")
-_NAMED = 8  # names that an error lists before it counts the others
 
 
 def save_hf(
@@ -93,10 +88,10 @@ def save_hf(
             written.append(folder / name)
             _write_shard(folder / name, contents)
             del contents  # before the next file's tensors are made
-        files = {_INDEX: {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}}
+        files = {INDEX: {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}}
         if tokenizer is not None:
             files |= _tokenizer_files(tokenizer, eos_token_id, config)
-        for name, content in (files | {_CONFIG: settings}).items():
+        for name, content in (files | {CONFIG: settings}).items():
             written.append(folder / name)
             _write_json(folder / name, content)
 
@@ -126,54 +121,20 @@ def load_hf(
         raise ValueError(f"load_hf: {folder} is no folder; name the one that holds config.json")
     settings = read_hf_config(folder)
     _check_quantization(folder, settings.get("quantization_config"))
-    found = _scan(folder)
+    found = scan(folder)
     config = _with_modules_of(folder, ModelConfig.from_hf(settings), found)
     model = DeepseekV3(config, precision=precision, precision_overrides=precision_overrides, device="meta")
     wanted = list(entries(model))
-    _check_tensors(folder, wanted, found)
+    check_tensors(folder, wanted, found)
 
     model.to_empty(device=torch.get_default_device() if device is None else device)
     persistent = model.state_dict()
     for name, buffer in model.named_buffers():
         if name not in persistent:
             buffer.zero_()  # the routers' counts
-    _fill(persistent, wanted, found)
+    fill(persistent, wanted, found)
     model.weights_changed()
     return model
-
-
-@dataclass(frozen=True, slots=True)
-class _Found:
-    """A tensor of a checkpoint, as the header of its file describes it."""
-
-    file: Path
-    dtype: str
-    shape: tuple[int, ...]
-
-
-@dataclass(slots=True)
-class _Misfits:
-    """What does not fit between a checkpoint and its configuration, to be said in one sentence."""
-
-    missing: list[str] = field(default_factory=list)
-    unexpected: list[str] = field(default_factory=list)
-    misshaped: list[str] = field(default_factory=list)
-    mistyped: list[str] = field(default_factory=list)
-
-    def __str__(self) -> str:
-        kinds = {
-            "missing": self.missing,
-            "unexpected": self.unexpected,
-            "of another shape": self.misshaped,
-            "of a dtype that is not read": self.mistyped,
-        }
-        return "; ".join(f"{len(names)} {kind}: {_listed(names)}" for kind, names in kinds.items() if names)
-
-
-def _listed(names: Collection[str]) -> str:
-    shown = sorted(names)[:_NAMED]
-    rest = len(names) - len(shown)
-    return ", ".join(shown) + (f" and {rest} more" if rest else "")
 
 
 def _quantization_settings(power_of_2: bool) -> dict[str, Any]:
@@ -189,7 +150,7 @@ def _quantization_settings(power_of_2: bool) -> dict[str, Any]:
 def _check_quantization(folder: Path, settings: Any) -> None:
     if settings is None:
         return
-    path = folder / _CONFIG
+    path = folder / CONFIG
     if not isinstance(settings, dict) or settings.get("quant_method") != "fp8":
         method = settings.get("quant_method") if isinstance(settings, dict) else settings
         raise ValueError(
@@ -291,51 +252,7 @@ def _tokenizer_files(tokenizer: Any, eos: int | None, config: ModelConfig) -> di
     return files
 
 
-def _scan(folder: Path) -> dict[str, _Found]:
-    """What the headers of the checkpoint's files say, by tensor name."""
-    index = folder / _INDEX
-    if index.is_file():
-        files = _files_of(index)
-    elif (folder / "model.safetensors").is_file():
-        files = [folder / "model.safetensors"]
-    else:
-        raise ValueError(f"load_hf: {folder} holds neither {_INDEX} nor model.safetensors")
-    found = {}
-    for file in files:
-        with _opened(file) as reader:
-            for name in reader.keys():  # noqa: SIM118 - not a dict
-                view = reader.get_slice(name)
-                found[name] = _Found(file, view.get_dtype(), tuple(view.get_shape()))
-    return found
-
-
-def _files_of(index: Path) -> list[Path]:
-    """The files that an index names, all of them there."""
-    try:
-        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        names = sorted(set(weight_map.values()))
-        plain = all(Path(name).name == name for name in names)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"load_hf: {index} is not an index that can be read ({error!r})") from error
-    if not plain or not names:
-        raise ValueError(f"load_hf: {index} must name files of its own folder, it names {_listed(names)}")
-    if absent := [name for name in names if not (index.parent / name).is_file()]:
-        raise ValueError(f"load_hf: {index} names {len(absent)} files that are missing: {_listed(absent)}")
-    return [index.parent / name for name in names]
-
-
-@contextmanager
-def _opened(file: Path) -> Iterator[Any]:
-    try:
-        with safe_open(file, framework="pt") as reader:
-            yield reader
-    except (SafetensorError, OSError) as error:
-        raise ValueError(
-            f"load_hf: {file} is truncated or no safetensors file ({error}); get it again"
-        ) from error
-
-
-def _with_modules_of(folder: Path, config: ModelConfig, found: Mapping[str, _Found]) -> ModelConfig:
+def _with_modules_of(folder: Path, config: ModelConfig, found: Mapping[str, Found]) -> ModelConfig:
     """The configuration, without MTP modules if the checkpoint has none.
 
     transformers saves none, and writes num_nextn_predict_layers = 1 all the same.
@@ -351,66 +268,3 @@ def _with_modules_of(folder: Path, config: ModelConfig, found: Mapping[str, _Fou
         stacklevel=3,
     )
     return replace(config, num_nextn_predict_layers=0)
-
-
-def _check_tensors(folder: Path, wanted: list[Entry], found: Mapping[str, _Found]) -> None:
-    misfits = _Misfits()
-
-    def check(name: str, shape: tuple[int, ...], dtypes: tuple[str, ...]) -> None:
-        stored = found.get(name)
-        if stored is None:
-            misfits.missing.append(name)
-        elif stored.shape != shape:
-            misfits.misshaped.append(f"{name} {list(stored.shape)} instead of {list(shape)}")
-        elif stored.dtype not in dtypes:
-            misfits.mistyped.append(f"{name} {stored.dtype}")
-
-    read = set()
-    for entry in wanted:
-        is_matrix = len(entry.shape) == 2
-        check(entry.name, entry.shape, (*_FLOATS, "F8_E4M3") if is_matrix else _FLOATS)
-        read.add(entry.name)
-        if is_matrix and entry.name in found and found[entry.name].dtype == "F8_E4M3":
-            check(entry.scale_name, entry.scale_shape, _SCALES)
-            read.add(entry.scale_name)
-    # Old checkpoints hold the rotary frequencies, which follow from the configuration.
-    misfits.unexpected = [
-        name for name in found if name not in read and not name.endswith("rotary_emb.inv_freq")
-    ]
-    if sentence := str(misfits):
-        raise ValueError(f"load_hf: the tensors in {folder} do not fit its {_CONFIG}: {sentence}")
-
-
-def _fill(tensors: dict[str, Tensor], wanted: list[Entry], found: Mapping[str, _Found]) -> None:
-    """Reads every weight into the model, one file after the other; copies are compared at the end."""
-    by_file: dict[Path, list[Entry]] = {}
-    scale_files: dict[Path, list[str]] = {}
-    for entry in sorted(wanted, key=lambda entry: entry.is_copy):
-        by_file.setdefault(found[entry.name].file, []).append(entry)
-        if found[entry.name].dtype == "F8_E4M3":
-            scale_files.setdefault(found[entry.scale_name].file, []).append(entry.scale_name)
-    # Scales first, for they may be in another file than their codes; they are 1/4096 of the model.
-    scales: dict[str, Tensor] = {}
-    for file, names in scale_files.items():
-        with _opened(file) as reader:
-            scales.update({name: reader.get_tensor(name).float() for name in names})
-    for copies in (False, True):
-        for file, there in by_file.items():
-            with _opened(file) as reader:
-                for entry in there:
-                    if entry.is_copy == copies:
-                        _read(reader, entry, entry.of(tensors), scales.get(entry.scale_name))
-
-
-def _read(reader: Any, entry: Entry, target: Tensor, scales: Tensor | None) -> None:
-    value = reader.get_tensor(entry.name)
-    if scales is not None:
-        value = ops.dequantize_blocks(value, scales)
-    if not entry.is_copy:
-        target.copy_(value)
-    # In parts: a copy in FP32 could be larger than a file.
-    elif not all(torch.equal(a, b.to(a)) for a, b in zip(target.split(1024), value.split(1024), strict=True)):
-        raise ValueError(
-            f"load_hf: {entry.name} differs from {entry.source}, of which it must be a copy; MTP modules "
-            "share embedding and head with the main model"
-        )

@@ -19,8 +19,7 @@ from . import ops
 from .model import DeepseekV3
 from .ops._checks import TILE, num_tiles
 
-SCALE_SUFFIX = "_scale_inv"
-"""What a quantised weight's name ends with to name its scales."""
+CONFIG, INDEX = "config.json", "model.safetensors.index.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +49,7 @@ class Entry:
 
     @property
     def scale_name(self) -> str:
-        return self.name + SCALE_SUFFIX
+        return self.name + "_scale_inv"
 
     @property
     def scale_shape(self) -> tuple[int, ...]:
