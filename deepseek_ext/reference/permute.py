@@ -9,8 +9,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-PIECE = 1 << 17  # elements, 512 KiB in FP32: a sum over top-k then stays in the cache
-
 
 def expert_order(indices: Tensor, num_experts: int) -> tuple[Tensor, Tensor, Tensor]:
     """Stable sort of the (token, k) pairs by expert: rows [T*K], slots [T, K], and ends offs [E]."""
@@ -18,14 +16,11 @@ def expert_order(indices: Tensor, num_experts: int) -> tuple[Tensor, Tensor, Ten
     expert, order = torch.sort(torch.where(flat < 0, num_experts, flat), stable=True)
     experts = torch.arange(num_experts, dtype=expert.dtype, device=expert.device)
     offs = torch.searchsorted(expert, experts, right=True, out_int32=True)
-    here = expert < num_experts
-    rows = torch.where(here, order, -1).int()
-    count = torch.arange(flat.numel(), dtype=torch.int32, device=flat.device)
-    slots = torch.empty_like(rows).scatter_(0, order, torch.where(here, count, -1))
-    return rows, slots.view(indices.shape), offs
+    rows = torch.where(expert < num_experts, order, -1).int()
+    return rows, inverse_order(rows, flat.numel()).view(indices.shape), offs
 
 
-def inverse(places: Tensor, size: int) -> Tensor:
+def inverse_order(places: Tensor, size: int) -> Tensor:
     """int32 [size] with result[places[i]] = i, and -1 where no i leads; places -1 lead nowhere."""
     result = places.new_full((size + 1,), -1, dtype=torch.int32)
     count = torch.arange(places.numel(), dtype=torch.int32, device=places.device)
@@ -40,27 +35,37 @@ def gather_tiles(codes: Tensor, scales: Tensor, rows: Tensor, top_k: int) -> tup
     return row_codes, _rows_or(scales, token, 1)
 
 
-def gather_rows(x: Tensor, rows: Tensor, top_k: int) -> Tensor:
-    """Rows of x [T, H] in expert order, [M, H]; row -1 is zero."""
-    return _rows_or(x, rows.div(top_k, rounding_mode="floor"), 0)
+def gather_rows(x: Tensor, rows: Tensor, top_k: int, weights: Tensor | None = None) -> Tensor:
+    """Rows of x [T, H] in expert order, [M, H], times weights [T, K] if given; row -1 is zero."""
+    gathered = _rows_or(x, rows.div(top_k, rounding_mode="floor"), 0)
+    if weights is None:
+        return gathered
+    product = gathered * _rows_or(weights.reshape(-1, 1), rows, 0)
+    return product.to(x.dtype)
 
 
 def combine_rows(
     rows_out: Tensor, slots: Tensor, weights: Tensor | None = None, residual: Tensor | None = None
 ) -> Tensor:
-    """FP32 sum over k, in order, of a token's rows_out [M, H] times weights [T, K]; plus residual [T, H]."""
-    tokens, hidden = slots.shape[0], rows_out.shape[1]
-    padded = torch.cat([rows_out, rows_out.new_zeros(1, hidden)])
-    slots = torch.where(slots < 0, rows_out.shape[0], slots)
-    out = rows_out.new_empty(tokens, hidden)
-    step = max(1, PIECE // max(1, hidden))
-    for t in (slice(start, start + step) for start in range(0, tokens, step)):
-        total = torch.zeros_like(out[t], dtype=torch.promote_types(out.dtype, torch.float32))
-        for k, slot in enumerate(slots[t].unbind(1)):
-            row = padded.index_select(0, slot)  # widened where it is added or multiplied
-            total += row if weights is None else row * weights[t, k, None]
-        out[t] = total if residual is None else total + residual[t]
-    return out
+    """Sum over k, in order, of a token's rows_out [M, H] times weights [T, K]; plus residual [T, H].
+
+    In FP32 (FP64 for FP64 rows), rounded once at the end.
+    """
+    wide = torch.promote_types(rows_out.dtype, torch.float32)
+    total = rows_out.new_zeros(slots.shape[0], rows_out.shape[1], dtype=wide)
+    for k, slot in enumerate(slots.unbind(1)):
+        row = _rows_or(rows_out, slot, 0).to(wide)
+        if weights is not None:
+            row = row * weights[:, k, None]
+        total = total + torch.where(slot[:, None] < 0, 0, row)
+    return (total if residual is None else total + residual).to(rows_out.dtype)
+
+
+def row_dots(x: Tensor, rows_out: Tensor, slots: Tensor) -> Tensor:
+    """Inner products [T, K] of each token of x [T, H] with its rows of rows_out [M, H]; 0 for none."""
+    wide = torch.promote_types(x.dtype, torch.float32)
+    dots = [(x.to(wide) * _rows_or(rows_out, slot, 0)).sum(1) for slot in slots.unbind(1)]
+    return torch.where(slots < 0, 0, torch.stack(dots, 1))
 
 
 def _rows_or(x: Tensor, index: Tensor, missing: float) -> Tensor:

@@ -1,20 +1,32 @@
-"""expert_order, gather_tiles, gather_rows, combine_rows against loops over tokens in plain Python."""
+"""The permute family: the order against loops in plain Python, rows bit for bit against the reference."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+import itertools
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from permute_inputs import (
+    FLOATS,
+    WIDTHS,
+    any_bits,
+    assert_same_bits,
+    assert_same_numbers,
+    bits,
+    of_all_magnitudes,
+    on_one_and_two_threads,
+    routings,
+    some_indices,
+)
 from torch import Tensor
-from torch._subclasses import FakeTensorMode
 
 from deepseek_ext import ops
+from deepseek_ext.reference import permute as reference
 
 OPS = torch.ops.deepseek_ext
+Case = tuple[int, list[list[int]], int]
 
 
 def order_by_hand(indices: list[list[int]], experts: int) -> tuple[list[int], list[list[int]], list[int]]:
@@ -32,30 +44,9 @@ def order_by_hand(indices: list[list[int]], experts: int) -> tuple[list[int], li
     return rows + [-1] * (total - len(rows)), slots, offs
 
 
-def some_indices(rng: torch.Generator, tokens: int = 37, top_k: int = 3, experts: int = 9) -> Tensor:
-    """Without repetition in a token, some of them -1, expert 4 never chosen."""
-    choice = torch.rand(tokens, experts, generator=rng)
-    choice[:, 4] = -1
-    indices = choice.argsort(1, descending=True)[:, :top_k].int()
-    return indices.masked_fill(torch.rand(tokens, top_k, generator=rng) < 0.2, -1)
-
-
-routings = st.tuples(st.integers(1, 9), st.integers(1, 4), st.integers(0, 12)).flatmap(
-    lambda shape: st.tuples(
-        st.just(shape[0]),
-        st.lists(
-            st.lists(st.integers(-1, shape[0] - 1), min_size=shape[1], max_size=shape[1]),
-            min_size=shape[2],
-            max_size=shape[2],
-        ),
-        st.just(shape[1]),
-    )
-)
-
-
 @settings(max_examples=150, deadline=None)
 @given(routings)
-def test_expert_order_is_the_stable_counting_sort(case: tuple[int, list[list[int]], int]) -> None:
+def test_expert_order_is_the_stable_counting_sort(case: Case) -> None:
     experts, indices, top_k = case
     order = ops.expert_order(torch.tensor(indices, dtype=torch.int32).view(-1, top_k), experts)
     rows, slots, offs = order_by_hand(indices, experts)
@@ -67,13 +58,32 @@ def test_expert_order_is_the_stable_counting_sort(case: tuple[int, list[list[int
 
 @settings(max_examples=50, deadline=None)
 @given(routings)
-def test_rows_and_slots_are_inverse(case: tuple[int, list[list[int]], int]) -> None:
+def test_rows_and_slots_are_inverse(case: Case) -> None:
     experts, indices, top_k = case
     rows, slots, offs = ops.expert_order(torch.tensor(indices, dtype=torch.int32).view(-1, top_k), experts)
     used = int(offs[-1])
     assert torch.equal(slots.flatten()[rows[:used].long()], torch.arange(used, dtype=torch.int32))
     assert bool((rows[used:] == -1).all())
     assert int((slots >= 0).sum()) == used == sum(e >= 0 for token in indices for e in token)
+    assert torch.equal(OPS.inverse_order(rows, rows.numel()), slots.flatten())
+    assert torch.equal(OPS.inverse_order(slots.flatten(), rows.numel()), rows)
+
+
+@settings(max_examples=50, deadline=None)
+@given(routings, st.integers(0, 20))
+def test_combine_undoes_gather(case: Case, width: int) -> None:
+    """Every token comes back as often as it was sent, and weights of 1/count bring it back once."""
+    experts, indices, top_k = case
+    table = torch.tensor(indices, dtype=torch.int32).view(-1, top_k)
+    rows, slots, _ = ops.expert_order(table, experts)
+    x = torch.randint(-99, 100, (len(table), width)).float()
+    count = (table >= 0).sum(1, keepdim=True)
+    gathered = ops.gather_rows(x, rows, top_k)
+    assert torch.equal(ops.combine_rows(gathered, slots), x * count)
+    halves = torch.full(slots.shape, 0.5)
+    assert torch.equal(ops.combine_rows(gathered, slots, halves), x * count / 2)
+    assert torch.equal(ops.combine_rows(ops.gather_rows(x, rows, top_k, halves), slots), x * count / 2)
+    assert torch.equal(ops.combine_rows(gathered, slots, None, x), x * (count + 1))
 
 
 @pytest.mark.parametrize("case", ["all to one", "all absent", "last expert only"])
@@ -85,179 +95,215 @@ def test_expert_order_extremes(case: str) -> None:
     assert (rows.tolist(), slots.tolist(), offs.tolist()) == expected
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
-def test_gather_rows(dtype: torch.dtype, rng: torch.Generator) -> None:
-    indices = some_indices(rng)
-    rows, _, _ = ops.expert_order(indices, 9)
-    x = torch.randn(37, 40, generator=rng).to(dtype)
+@pytest.mark.parametrize("top_k", [1, 8])
+@pytest.mark.parametrize("experts", [1, 256])
+def test_expert_order_shared_between_threads(top_k: int, experts: int, rng: torch.Generator) -> None:
+    indices = torch.randint(-1, experts, (100_001 // top_k, top_k), generator=rng, dtype=torch.int32)
+    wanted = reference.expert_order(indices, experts)
+    for got in on_one_and_two_threads(lambda: ops.expert_order(indices, experts)):
+        for one, other in zip(got, wanted, strict=True):
+            assert torch.equal(one, other)
+
+
+def test_expert_order_of_strided_indices(rng: torch.Generator) -> None:
+    wide = torch.randint(0, 5, (6, 40), generator=rng, dtype=torch.int32)
+    for one, other in zip(
+        ops.expert_order(wide.T[:, ::2], 5), ops.expert_order(wide.T[:, ::2].contiguous(), 5), strict=True
+    ):
+        assert torch.equal(one, other)
+
+
+def views(x: Tensor) -> dict[str, Tensor]:
+    """x [T, H] as it is, with rows apart, and transposed in memory."""
+    return {
+        "contiguous": x,
+        "rows apart": torch.cat([x, x], 1)[:, : x.shape[1]],
+        "transposed": x.T.contiguous().T,
+    }
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+def test_gather_rows_copies_every_bit(dtype: torch.dtype, cpu_tier: str, rng: torch.Generator) -> None:
+    rows, _, _ = ops.expert_order(some_indices(rng), 9)
+    for width in WIDTHS:
+        x = any_bits(rng, 37, width, dtype=dtype)
+        wanted = reference.gather_rows(bits(x), rows, 3).view(dtype)
+        for view in views(x).values():
+            for got in on_one_and_two_threads(lambda view=view: ops.gather_rows(view, rows, 3)):
+                assert_same_bits(got, wanted)
+
+
+def test_gather_rows_by_hand(rng: torch.Generator) -> None:
+    rows, _, _ = ops.expert_order(some_indices(rng), 9)
+    x = torch.randn(37, 40, generator=rng)
     gathered = ops.gather_rows(x, rows, 3)
     for i, row in enumerate(rows.tolist()):
-        expected = torch.zeros(40, dtype=dtype) if row < 0 else x[row // 3]
-        assert torch.equal(gathered[i], expected), f"row {i} comes from {row}"
-    assert gathered.dtype == dtype
+        assert torch.equal(gathered[i], torch.zeros(40) if row < 0 else x[row // 3]), f"row {i} is {row}"
 
 
-def test_gather_tiles(rng: torch.Generator) -> None:
+def test_gather_rows_past_the_cache(cpu_tier: str, rng: torch.Generator) -> None:
+    """40 MiB: beyond the last-level cache of many CPUs, where stores bypass it."""
+    rows, _, _ = ops.expert_order(some_indices(rng, tokens=2048, top_k=4), 9)
+    x = any_bits(rng, 2048, 1024, dtype=torch.float32)
+    wanted = torch.where(rows[:, None] < 0, 0, bits(x)[rows.clamp(min=0) // 4])
+    for got in on_one_and_two_threads(lambda: ops.gather_rows(x, rows, 4)):
+        assert torch.equal(bits(got), wanted)
+
+
+def test_gather_rows_takes_rows_in_any_order_and_number(rng: torch.Generator) -> None:
+    x = torch.randn(5, 9, generator=rng)
+    rows = torch.tensor([9, 9, -1, 0, 3], dtype=torch.int32)
+    assert torch.equal(ops.gather_rows(x, rows, 2), torch.stack([x[4], x[4], x[0] * 0, x[0], x[1]]))
+    strided = torch.stack([rows, rows], 1)[:, 0]
+    assert torch.equal(ops.gather_rows(x, strided, 2), ops.gather_rows(x, rows, 2))
+
+
+@pytest.mark.parametrize("width", [1, 64, 128, 200])
+def test_gather_tiles(width: int, cpu_tier: str, rng: torch.Generator) -> None:
     rows, _, _ = ops.expert_order(some_indices(rng), 9)
-    codes = torch.randint(0, 256, (37, 200), generator=rng, dtype=torch.uint8)  # NaN codes included
-    scales = torch.rand(37, 2, generator=rng)
-    row_codes, row_scales = ops.gather_tiles(codes.view(torch.float8_e4m3fn), scales, rows, 3)
-    assert row_codes.dtype == torch.float8_e4m3fn
-    for i, row in enumerate(rows.tolist()):
-        expected = torch.zeros(200, dtype=torch.uint8) if row < 0 else codes[row // 3]
-        assert torch.equal(row_codes[i].view(torch.uint8), expected)
-        assert row_scales[i].tolist() == ([1, 1] if row < 0 else scales[row // 3].tolist())
+    codes = torch.randint(0, 256, (37, width), generator=rng, dtype=torch.uint8)  # NaN codes included
+    scales = torch.rand(37, (width + 127) // 128, generator=rng)
+    wanted = reference.gather_tiles(codes.view(torch.float8_e4m3fn), scales, rows, 3)
+    assert bool((wanted[1][rows < 0] == 1).all())
+    for code_view, scale_view in itertools.product(views(codes).values(), views(scales).values()):
+        got = ops.gather_tiles(code_view.view(torch.float8_e4m3fn), scale_view, rows, 3)
+        for one, other in zip(got, wanted, strict=True):
+            assert_same_bits(one, other)
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-@pytest.mark.parametrize("weighted", [False, True])
-@pytest.mark.parametrize("with_residual", [False, True])
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@pytest.mark.parametrize("weighted", [False, True], ids=["plain", "weighted"])
+@pytest.mark.parametrize("with_residual", [False, True], ids=["alone", "residual"])
 def test_combine_rows_bit_for_bit(
-    dtype: torch.dtype, weighted: bool, with_residual: bool, rng: torch.Generator
+    dtype: torch.dtype,
+    weighted: bool,
+    with_residual: bool,
+    cpu_tier: str,
+    rng: torch.Generator,
 ) -> None:
+    for width, top_k in zip(WIDTHS, (2, 3, 5, 1, 8, 4, 9), strict=True):
+        _, slots, _ = ops.expert_order(some_indices(rng, top_k=top_k, experts=10), 10)
+        rows_out = of_all_magnitudes(rng, slots.numel(), width, dtype=dtype)
+        weights = torch.randn(slots.shape, generator=rng) if weighted else None
+        residual = of_all_magnitudes(rng, 37, width, dtype=dtype) if with_residual else None
+        wanted = reference.combine_rows(rows_out, slots, weights, residual)
+        arguments = rows_out, slots, weights, residual
+        for got in on_one_and_two_threads(lambda arguments=arguments: ops.combine_rows(*arguments)):
+            assert_same_numbers(got, wanted)
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+def test_weighted_gather_bit_for_bit(dtype: torch.dtype, cpu_tier: str, rng: torch.Generator) -> None:
+    rows, _, _ = ops.expert_order(some_indices(rng), 9)
+    for width in WIDTHS:
+        x, weights = of_all_magnitudes(rng, 37, width, dtype=dtype), torch.randn(37, 3, generator=rng)
+        wanted = reference.gather_rows(x, rows, 3, weights)
+        arguments = x, rows, 3, weights
+        for got in on_one_and_two_threads(lambda arguments=arguments: ops.gather_rows(*arguments)):
+            assert_same_numbers(got, wanted)
+
+
+def test_combine_rows_in_numpy_s_order(rng: torch.Generator) -> None:
     """The order of the FP32 sum is part of the meaning, so numpy's FP32 in that order gives the same bits."""
-    indices = some_indices(rng, top_k=5)
-    _, slots, _ = ops.expert_order(indices, 9)
-    rows_out = (torch.randn(slots.numel(), 21, generator=rng) * 1e3).to(dtype)
-    weights = torch.rand(slots.shape, generator=rng) if weighted else None
-    residual = torch.randn(37, 21, generator=rng).to(dtype) if with_residual else None
+    _, slots, _ = ops.expert_order(some_indices(rng, top_k=5), 9)
+    rows_out = torch.randn(slots.numel(), 21, generator=rng) * 1e3
+    weights, residual = torch.rand(slots.shape, generator=rng), torch.randn(37, 21, generator=rng)
     combined = ops.combine_rows(rows_out, slots, weights, residual)
-    wide = rows_out.float().numpy()
     for t in range(37):
         total = torch.zeros(21).numpy()
         for k, slot in enumerate(slots[t].tolist()):
             if slot >= 0:
-                total = total + (wide[slot] if weights is None else wide[slot] * weights[t, k].numpy())
-        if residual is not None:
-            total = total + residual[t].float().numpy()
-        assert torch.equal(combined[t], torch.from_numpy(total).to(dtype)), f"token {t}"
+                total = total + rows_out[slot].numpy() * weights[t, k].numpy()
+        assert torch.equal(combined[t], torch.from_numpy(total + residual[t].numpy())), f"token {t}"
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+def test_combine_and_dots_take_any_strides(dtype: torch.dtype, cpu_tier: str, rng: torch.Generator) -> None:
+    _, slots, _ = ops.expert_order(some_indices(rng), 9)
+    rows_out = torch.randn(slots.numel(), 40, generator=rng).to(dtype)
+    x = torch.randn(37, 40, generator=rng).to(dtype)
+    weights = torch.rand(slots.shape, generator=rng)
+    wanted = ops.combine_rows(rows_out, slots, weights, x), OPS.row_dots(x, rows_out, slots)
+    layouts = (views(t).values() for t in (rows_out, slots, weights, x))
+    for r, s, w, y in zip(*layouts, strict=True):
+        assert_same_bits(ops.combine_rows(r, s, w, y), wanted[0])
+        assert_same_bits(OPS.row_dots(y, r, s), wanted[1])
 
 
 def test_a_missing_slot_adds_nothing_even_beside_nan() -> None:
     rows_out = torch.full((2, 3), float("nan"))
     slots = torch.tensor([[-1, -1]], dtype=torch.int32)
     assert ops.combine_rows(rows_out, slots).tolist() == [[0, 0, 0]]
+    weights = torch.tensor([[torch.nan, torch.inf]])
+    assert ops.combine_rows(rows_out, slots, weights).tolist() == [[0, 0, 0]]
+    assert reference.combine_rows(rows_out, slots, weights).tolist() == [[0, 0, 0]]
+    assert OPS.row_dots(torch.full((1, 3), torch.inf), rows_out, slots).tolist() == [[0, 0]]
 
 
-def test_no_rows_and_no_tokens() -> None:
+def test_a_row_that_is_not_finite_reaches_its_token_only(cpu_tier: str, rng: torch.Generator) -> None:
+    _, slots, _ = ops.expert_order(some_indices(rng), 9)
+    rows_out = torch.randn(slots.numel(), 40, generator=rng).bfloat16()
+    rows_out[7, 3] = torch.nan
+    token = int((slots == 7).any(1).nonzero())
+    bad = ops.combine_rows(rows_out, slots).isnan().nonzero().tolist()
+    assert bad == [[token, 3]]
+
+
+def test_no_rows_and_no_tokens(cpu_tier: str) -> None:
     nowhere = torch.tensor([[-1, -1], [-1, -1]], dtype=torch.int32)
     assert ops.combine_rows(torch.empty(0, 3), nowhere).tolist() == [[0, 0, 0]] * 2
+    assert OPS.row_dots(torch.ones(2, 3), torch.empty(0, 3), nowhere).tolist() == [[0, 0]] * 2
     rows, slots, offs = ops.expert_order(torch.empty(0, 2, dtype=torch.int32), 3)
     assert (rows.shape, slots.shape, offs.tolist()) == ((0,), (0, 2), [0, 0, 0])
     assert ops.gather_rows(torch.empty(0, 3), rows, 2).shape == (0, 3)
+    assert ops.combine_rows(torch.empty(4, 3), slots).shape == (0, 3)
+    tiles = ops.gather_tiles(torch.empty(0, 3).to(torch.float8_e4m3fn), torch.empty(0, 1), rows, 2)
+    assert [t.shape for t in tiles] == [(0, 3), (0, 1)]
+    absent = torch.full((3,), -1, dtype=torch.int32)
+    assert ops.gather_rows(torch.empty(0, 2), absent, 1).tolist() == [[0, 0]] * 3
 
 
-def test_combine_undoes_gather(rng: torch.Generator) -> None:
-    indices = some_indices(rng)
-    rows, slots, _ = ops.expert_order(indices, 9)
-    x = torch.randn(37, 8, generator=rng, dtype=torch.float64)
-    back = ops.combine_rows(ops.gather_rows(x, rows, 3), slots)
-    times = (indices >= 0).sum(1, keepdim=True)
-    torch.testing.assert_close(back, x * times, rtol=1e-15, atol=0)
+def dot_bound(x: Tensor, rows_out: Tensor, slots: Tensor) -> Tensor:
+    """64 partial sums of ceil(H/64) products each, added in pairs: ceil(H/64) + 7 roundings, one spare."""
+    width = x.shape[1]
+    magnitudes = reference.row_dots(x.double().abs(), rows_out.double().abs(), slots)
+    return (-(-width // 64) + 8) * 2.0**-24 * magnitudes + width * 2.0**-149
 
 
-def test_gradients(rng: torch.Generator) -> None:
-    rows, slots, _ = ops.expert_order(some_indices(rng, tokens=6), 9)
-    double = {"dtype": torch.float64, "generator": rng, "requires_grad": True}
-    x = torch.randn(6, 4, **double)
-    rows_out = torch.randn(18, 4, **double)
-    weights = torch.randn(6, 3, **double)
-    residual = torch.randn(6, 4, **double)
-    assert torch.autograd.gradcheck(lambda x: ops.gather_rows(x, rows, 3), (x,))
-    assert torch.autograd.gradcheck(
-        lambda r, w, s: ops.combine_rows(r, slots, w, s), (rows_out, weights, residual)
-    )
-    assert torch.autograd.gradcheck(lambda r: ops.combine_rows(r, slots), (rows_out,))
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+def test_row_dots_within_their_bound_and_the_same_on_every_tier(
+    dtype: torch.dtype, cpu_tier: str, rng: torch.Generator
+) -> None:
+    for width in WIDTHS:
+        _, slots, _ = ops.expert_order(some_indices(rng), 9)
+        x, rows_out = (torch.randn(n, width, generator=rng).to(dtype) for n in (37, slots.numel()))
+        dots, again = on_one_and_two_threads(lambda r=rows_out, x=x, s=slots: OPS.row_dots(x, r, s))
+        assert_same_bits(dots, again)
+        exact = reference.row_dots(x.double(), rows_out.double(), slots)
+        assert bool(((dots - exact).abs() <= dot_bound(x, rows_out, slots)).all())
+        with ops.using_cpu_capability("generic"):
+            assert_same_bits(dots, OPS.row_dots(x, rows_out, slots))
 
 
-@pytest.mark.parametrize("needs", [(True, False), (False, True)])
-def test_only_the_gradient_that_is_wanted(needs: tuple[bool, bool], rng: torch.Generator) -> None:
-    _, slots, _ = ops.expert_order(some_indices(rng), 9)
-    rows_out = torch.randn(slots.numel(), 8, generator=rng, requires_grad=needs[0])
-    weights = torch.randn(slots.shape, generator=rng, requires_grad=needs[1])
-    ops.combine_rows(rows_out, slots, weights).square().sum().backward()
-    assert (rows_out.grad is not None, weights.grad is not None) == needs
+def test_denormals_survive_where_the_caller_flushes_them(cpu_tier: str, rng: torch.Generator) -> None:
+    rows, slots, _ = ops.expert_order(some_indices(rng), 9)
+    x = torch.randn(37, 70, generator=rng) * 2.0**-130
+    factors = torch.randn(37, 70, generator=rng) * 2.0**-10
+    weights = torch.rand(slots.shape, generator=rng)
 
+    def results() -> list[Tensor]:
+        gathered = ops.gather_rows(x, rows, 3)
+        weighted = ops.gather_rows(x, rows, 3, weights)
+        combined = ops.combine_rows(gathered, slots, weights, x)
+        return [gathered, weighted, combined, OPS.row_dots(factors, gathered, slots)]
 
-def test_opcheck(rng: torch.Generator) -> None:
-    indices = some_indices(rng)
-    rows, slots, _ = ops.expert_order(indices, 9)
-    x = torch.randn(37, 256, generator=rng, requires_grad=True)
-    rows_out = torch.randn(slots.numel(), 16, generator=rng, dtype=torch.bfloat16, requires_grad=True)
-    weights = torch.rand(slots.shape, generator=rng, requires_grad=True)
-    residual = torch.randn(37, 16, generator=rng).bfloat16().requires_grad_()
-    torch.library.opcheck(OPS.expert_order.default, (indices, 9))
-    torch.library.opcheck(OPS.gather_rows.default, (x, rows, 3))
-    torch.library.opcheck(OPS.combine_rows.default, (rows_out, slots, weights, residual))
-    torch.library.opcheck(OPS.combine_rows.default, (rows_out, slots))
-    codes, scales = ops.quantize_tiles(x.detach())
-    # test_schema compares inputs before and after, which torch cannot do for FP8 tensors.
-    checks = ("test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic")
-    torch.library.opcheck(OPS.gather_tiles.default, (codes, scales, rows, 3), test_utils=checks)
-
-
-def int32(*shape: int) -> Tensor:
-    return torch.zeros(shape, dtype=torch.int32)
-
-
-def codes(*shape: int) -> Tensor:
-    return torch.zeros(shape, dtype=torch.float8_e4m3fn)
-
-
-ERRORS: list[tuple[Callable[[], Any], str]] = [
-    (lambda: ops.expert_order(int32(4, 2).long(), 3), "expert_order: indices must be int32, got int64"),
-    (lambda: ops.expert_order(int32(4), 3), r"expert_order: indices must be \[T, K\], got shape \[4\]"),
-    (lambda: ops.expert_order(int32(4, 2), 0), "expert_order: num_experts must be at least 1, got 0"),
-    (lambda: ops.gather_rows(torch.zeros(4), int32(8), 2), r"x must be \[T, H\], got shape \[4\]"),
-    (lambda: ops.gather_rows(int32(4, 8), int32(8), 2), "x must be bfloat16, float16 or float32, got int32"),
-    (lambda: ops.gather_rows(torch.zeros(4, 8), int32(8, 1), 2), r"rows must be \[M\], got shape \[8, 1\]"),
-    (lambda: ops.gather_rows(torch.zeros(4, 8), int32(8), 0), "top_k must be at least 1, got 0"),
-    (
-        lambda: ops.gather_tiles(torch.zeros(4, 8), torch.zeros(4, 1), int32(8), 2),
-        "make them with quantize_tiles",
-    ),
-    (lambda: ops.gather_tiles(codes(4), torch.zeros(4, 1), int32(8), 2), r"codes must be \[T, H\]"),
-    (lambda: ops.gather_tiles(codes(4, 200), torch.zeros(4, 1), int32(8), 2), r"= \[4, 2\], got \[4, 1\]"),
-    (
-        lambda: ops.gather_tiles(codes(4, 8), torch.zeros(4, 1).double(), int32(8), 2),
-        "scales must be float32",
-    ),
-    (lambda: ops.combine_rows(torch.zeros(8), int32(4, 2)), r"rows_out must be \[M, H\]"),
-    (lambda: ops.combine_rows(torch.zeros(8, 3), int32(8)), r"slots must be \[T, K\], got shape \[8\]"),
-    (
-        lambda: ops.combine_rows(torch.zeros(8, 3), int32(4, 2), torch.zeros(4)),
-        r"weights must be \[T, K\] = \[4, 2\]",
-    ),
-    (
-        lambda: ops.combine_rows(torch.zeros(8, 3), int32(4, 2), torch.zeros(4, 2).bfloat16()),
-        "weights must be float32, got bfloat16",
-    ),
-    (
-        lambda: ops.combine_rows(torch.zeros(8, 3), int32(4, 2), None, torch.zeros(4, 3).bfloat16()),
-        "residual must be float32 like rows_out, got bfloat16",
-    ),
-    (
-        lambda: ops.combine_rows(torch.zeros(8, 3), int32(4, 2), None, torch.zeros(8, 3)),
-        r"residual must be \[T, H\] = \[4, 3\], got \[8, 3\]",
-    ),
-]
-
-
-@pytest.mark.parametrize(("call", "message"), ERRORS)
-def test_argument_errors_are_the_same_from_real_and_fake(call: Callable[[], Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message) as real:
-        call()
-    with FakeTensorMode(), pytest.raises(ValueError, match=message) as fake:
-        call()
-    assert str(real.value) == str(fake.value)
-
-
-def test_values_out_of_range() -> None:
-    with pytest.raises(ValueError, match=r"expert_order: indices must lie in \[-1, 3\), got 3"):
-        ops.expert_order(torch.tensor([[0, 3]], dtype=torch.int32), 3)
-    with pytest.raises(ValueError, match=r"gather_rows: rows must lie in \[-1, 2\), got -2"):
-        ops.gather_rows(torch.zeros(1, 8), torch.tensor([-2, 1], dtype=torch.int32), 2)
-    with pytest.raises(ValueError, match=r"gather_tiles: rows must lie in \[-1, 2\), got 2"):
-        ops.gather_tiles(codes(1, 8), torch.zeros(1, 1), torch.tensor([2], dtype=torch.int32), 2)
-    with pytest.raises(ValueError, match=r"combine_rows: slots must lie in \[-1, 2\), got 5"):
-        ops.combine_rows(torch.zeros(2, 8), torch.tensor([[5]], dtype=torch.int32))
+    wanted = results()
+    if not torch.set_flush_denormal(True):
+        pytest.skip("this CPU cannot flush denormals")
+    try:
+        got = results()
+    finally:
+        torch.set_flush_denormal(False)
+    for one, other in zip(got, wanted, strict=True):
+        assert_same_bits(one, other)
+        assert bool(((one != 0) & (one.abs() < 2.0**-126)).any()), "the test needs denormals"

@@ -1,0 +1,146 @@
+#include "cpu/permute.h"
+
+#include <algorithm>
+#include <cstring>
+#include <vector>
+
+#if defined(__x86_64__)
+// avx512fintrin.h passes uninitialised vectors on purpose, as operands that are masked out.
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#pragma GCC diagnostic ignored "-Wuninitialized"
+#include <immintrin.h>
+#endif
+
+#include "cpu/cache.h"
+#include "formats/bf16.h"
+#include "formats/f16.h"
+
+namespace dse::cpu {
+namespace {
+
+// Elements that are worth waking a thread for.
+constexpr int64_t kGrain = 1 << 14;
+
+int64_t grain_of_rows(int64_t elements_a_row) {
+    return std::max<int64_t>(1, kGrain / std::max<int64_t>(1, elements_a_row));
+}
+
+// f called with a zero of the C++ type of `type`.
+template <class F>
+void with_type(FloatType type, const F& f) {
+    switch (type) {
+        case FloatType::kFloat32:
+            return f(float{});
+        case FloatType::kBfloat16:
+            return f(Bf16{});
+        case FloatType::kFloat16:
+            return f(F16{});
+    }
+}
+
+}  // namespace
+}  // namespace dse::cpu
+
+// BF16 instructions flush subnormals and would give other bits.
+#define DSE_BODY_WITHOUT_BF16
+#define DSE_BODY "cpu/permute.inc"
+#include "cpu/foreach_isa.h"
+
+namespace dse::cpu {
+
+int64_t first_outside(const int32_t* values, int64_t count, int64_t end) {
+    // Shifted by one, -1 is the smallest unsigned number and everything below it large.
+    const uint32_t limit = static_cast<uint32_t>(std::min<int64_t>(end, int64_t{1} << 31));
+    const auto outside = [limit](int32_t x) { return static_cast<uint32_t>(x) + 1u > limit; };
+    constexpr int64_t kPiece = 1024;  // looked at as a whole, without a branch for each value
+    for (int64_t begin = 0; begin < count; begin += kPiece) {
+        const int64_t stop = std::min(begin + kPiece, count);
+        uint32_t any = 0;
+        for (int64_t i = begin; i < stop; ++i) any |= outside(values[i]);
+        if (any) return std::find_if(values + begin, values + stop, outside) - values;
+    }
+    return -1;
+}
+
+void expert_order(const int32_t* indices, int64_t count, int64_t num_experts, int32_t* rows, int32_t* slots,
+                  int32_t* offs, const ParallelFor& parallel) {
+    // Each part of the choices counts its own; where a part's rows of an expert start then follows from the
+    // counts of all, and the order is the same for any number of parts.
+    const int64_t parts = std::clamp<int64_t>(count / kGrain, 1, parallel.threads());
+    std::vector<int32_t> table(parts * num_experts);
+    const auto in_part = [&](int64_t part, const auto& visit) {
+        int32_t* of_expert = table.data() + part * num_experts;
+        const int64_t end = count * (part + 1) / parts;
+        for (int64_t i = count * part / parts; i < end; ++i) visit(i, of_expert);
+    };
+    const auto in_parts = [&](const auto& visit) {
+        parallel(parts, 1, [&](int64_t begin, int64_t end) {
+            for (int64_t part = begin; part < end; ++part) in_part(part, visit);
+        });
+    };
+    in_parts([&](int64_t i, int32_t* counted) {
+        if (indices[i] >= 0) ++counted[indices[i]];
+    });
+    int32_t start = 0;
+    for (int64_t e = 0; e < num_experts; ++e) {
+        for (int64_t part = 0; part < parts; ++part) {
+            const int32_t counted = table[part * num_experts + e];
+            table[part * num_experts + e] = start;
+            start += counted;
+        }
+        offs[e] = start;
+    }
+    in_parts([&](int64_t i, int32_t* next) {
+        const int32_t slot = indices[i] < 0 ? -1 : next[indices[i]]++;
+        slots[i] = slot;
+        if (slot >= 0) rows[slot] = static_cast<int32_t>(i);
+    });
+    std::fill(rows + start, rows + count, -1);
+}
+
+int64_t inverse_order(const int32_t* places, int64_t count, int64_t size, int32_t* result) {
+    std::fill(result, result + size, -1);
+    for (int64_t i = 0; i < count; ++i) {
+        if (places[i] < 0) continue;
+        if (result[places[i]] >= 0) return i;
+        result[places[i]] = static_cast<int32_t>(i);
+    }
+    return -1;
+}
+
+void gather_bytes(const ByteMatrix& x, const RowOrder& order, uint8_t* out, const ParallelFor& parallel) {
+    DSE_SELECT(gather_bytes)(x, order, out, parallel);
+}
+
+void gather_scales(const float* scales, int64_t columns, int64_t row_stride, int64_t column_stride,
+                   const RowOrder& order, float* out, const ParallelFor& parallel) {
+    parallel(order.count, grain_of_rows(columns), [&](int64_t begin, int64_t end) {
+        for (int64_t i = begin; i < end; ++i) {
+            const int64_t row = order.rows[i];
+            float* to = out + i * columns;
+            if (row < 0) {
+                std::fill(to, to + columns, 1.0f);
+            } else {
+                const float* from = scales + row / order.top_k * row_stride;
+                for (int64_t c = 0; c < columns; ++c) to[c] = from[c * column_stride];
+            }
+        }
+    });
+}
+
+void gather_weighted(const FloatMatrix& x, const float* weights, const RowOrder& order, void* out,
+                     const ParallelFor& parallel) {
+    DSE_SELECT(gather_weighted)(x, weights, order, out, parallel);
+}
+
+void combine_rows(const FloatMatrix& x, const Slots& slots, const float* weights, const FloatMatrix& residual,
+                  void* out, const ParallelFor& parallel) {
+    DSE_SELECT(combine_rows)(x, slots, weights, residual, out, parallel);
+}
+
+void row_dots(const FloatMatrix& x, const FloatMatrix& y, const Slots& slots, float* out,
+              const ParallelFor& parallel) {
+    DSE_SELECT(row_dots)(x, y, slots, out, parallel);
+}
+
+}  // namespace dse::cpu

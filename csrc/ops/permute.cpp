@@ -1,0 +1,180 @@
+// Schemas of the permute family and its CPU kernels.
+#include "ops/permute.h"
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+
+#include <algorithm>
+#include <tuple>
+
+#include "cpu/permute.h"
+#include "ops/parallel.h"
+
+namespace dse::permute {
+namespace {
+
+Tensor adjacent(const Tensor& x) { return x.is_contiguous() ? x : torch::stable::contiguous(x); }
+
+// A matrix whose rows are in one piece each, else a copy.
+Tensor with_whole_rows(const Tensor& x) {
+    return x.size(1) <= 1 || x.stride(1) == 1 ? x : torch::stable::contiguous(x);
+}
+
+const int32_t* ints(const Tensor& x) { return static_cast<const int32_t*>(x.const_data_ptr()); }
+int32_t* new_ints(const Tensor& x) { return static_cast<int32_t*>(x.mutable_data_ptr()); }
+float* floats(const Tensor& x) { return static_cast<float*>(x.mutable_data_ptr()); }
+const float* floats_or_null(const std::optional<Tensor>& x) {
+    return x ? static_cast<const float*>(x->const_data_ptr()) : nullptr;
+}
+
+std::optional<Tensor> adjacent(const std::optional<Tensor>& x) {
+    if (!x) return std::nullopt;
+    return adjacent(*x);
+}
+
+cpu::FloatType float_type(ScalarType dtype) {
+    switch (dtype) {
+        case ScalarType::Float:
+            return cpu::FloatType::kFloat32;
+        case ScalarType::BFloat16:
+            return cpu::FloatType::kBfloat16;
+        case ScalarType::Half:
+            return cpu::FloatType::kFloat16;
+        default:
+            fail("permute: no kernel for ", describe(dtype));
+    }
+}
+
+cpu::FloatMatrix float_matrix(const Tensor& x) {
+    return {x.const_data_ptr(), float_type(x.scalar_type()), x.size(0), x.size(1), x.stride(0)};
+}
+
+cpu::ByteMatrix byte_matrix(const Tensor& x) {
+    const int64_t size = x.element_size();
+    return {static_cast<const uint8_t*>(x.const_data_ptr()), x.size(0), x.size(1) * size, x.stride(0) * size};
+}
+
+// The values of a contiguous tensor, so that no kernel leaves its memory; `remedy` says where right ones come
+// from.
+void check_values(const char* op, const char* name, const Tensor& x, int64_t end, const char* remedy) {
+    const int64_t at = cpu::first_outside(ints(x), x.numel(), end);
+    DSE_REQUIRE(at < 0, op, ": ", name, " must lie in [-1, ", end, "), got ", ints(x)[at], " at position ",
+                at, "; ", remedy);
+}
+
+cpu::RowOrder row_order(const char* op, const Tensor& rows, int64_t tokens, int64_t top_k) {
+    check_values(op, "rows", rows, tokens * std::min(top_k, kMaxChoices),
+                 "pass the rows that expert_order made for these tokens");
+    return {ints(rows), rows.size(0), top_k};
+}
+
+cpu::Slots token_slots(const char* op, const Tensor& slots, int64_t rows) {
+    check_values(op, "slots", slots, rows, "pass the slots that expert_order made for these rows");
+    return {ints(slots), slots.size(0), slots.size(1)};
+}
+
+std::tuple<Tensor, Tensor, Tensor> expert_order(const Tensor& indices, int64_t num_experts) {
+    check_expert_order(indices, num_experts);
+    const Tensor choices = adjacent(indices);
+    check_values("expert_order", "indices", choices, num_experts,
+                 "pass the indices of route, or -1 for a choice that is not here");
+    const int64_t count = choices.numel();
+    Tensor rows = torch::stable::new_empty(indices, {count});
+    Tensor slots = torch::stable::new_empty(indices, shape_of(indices));
+    Tensor offs = torch::stable::new_empty(indices, {num_experts});
+    cpu::expert_order(ints(choices), count, num_experts, new_ints(rows), new_ints(slots), new_ints(offs),
+                      torch_threads());
+    return {rows, slots, offs};
+}
+
+Tensor inverse_order(const Tensor& places, int64_t size) {
+    check_inverse_order(places, size);
+    const Tensor list = adjacent(places);
+    check_values("inverse_order", "places", list, size, "pass rows or slots of expert_order");
+    Tensor result = torch::stable::new_empty(places, {size});
+    const int64_t twice = cpu::inverse_order(ints(list), list.numel(), size, new_ints(result));
+    DSE_REQUIRE(twice < 0, "inverse_order: places must not name a place twice, got ", ints(list)[twice],
+                " again at position ", twice, "; pass rows or slots of expert_order");
+    return result;
+}
+
+std::tuple<Tensor, Tensor> gather_tiles(const Tensor& codes, const Tensor& scales, const Tensor& rows,
+                                        int64_t top_k) {
+    check_gather_tiles(codes, scales, rows, top_k);
+    const Tensor list = adjacent(rows), source = with_whole_rows(codes);
+    const cpu::RowOrder order = row_order("gather_tiles", list, codes.size(0), top_k);
+    Tensor row_codes = torch::stable::new_empty(codes, {order.count, codes.size(1)});
+    Tensor row_scales = torch::stable::new_empty(scales, {order.count, scales.size(1)});
+    cpu::gather_bytes(byte_matrix(source), order, static_cast<uint8_t*>(row_codes.mutable_data_ptr()),
+                      torch_threads());
+    cpu::gather_scales(static_cast<const float*>(scales.const_data_ptr()), scales.size(1), scales.stride(0),
+                       scales.stride(1), order, floats(row_scales), torch_threads());
+    return {row_codes, row_scales};
+}
+
+Tensor gather_rows(const Tensor& x, const Tensor& rows, int64_t top_k, const std::optional<Tensor>& weights) {
+    check_gather_rows(x, rows, top_k, weights);
+    const Tensor list = adjacent(rows), source = with_whole_rows(x);
+    const cpu::RowOrder order = row_order("gather_rows", list, x.size(0), top_k);
+    Tensor out = torch::stable::new_empty(x, {order.count, x.size(1)});
+    if (weights) {
+        const std::optional<Tensor> factors = adjacent(weights);
+        cpu::gather_weighted(float_matrix(source), floats_or_null(factors), order, out.mutable_data_ptr(),
+                             torch_threads());
+    } else {
+        cpu::gather_bytes(byte_matrix(source), order, static_cast<uint8_t*>(out.mutable_data_ptr()),
+                          torch_threads());
+    }
+    return out;
+}
+
+Tensor combine_rows(const Tensor& rows_out, const Tensor& slots, const std::optional<Tensor>& weights,
+                    const std::optional<Tensor>& residual) {
+    check_combine_rows(rows_out, slots, weights, residual);
+    const Tensor table = adjacent(slots), source = with_whole_rows(rows_out);
+    const cpu::Slots places = token_slots("combine_rows", table, rows_out.size(0));
+    const std::optional<Tensor> factors = adjacent(weights);
+    std::optional<Tensor> added;
+    cpu::FloatMatrix added_matrix{};
+    if (residual) {
+        added = with_whole_rows(*residual);
+        added_matrix = float_matrix(*added);
+    }
+    Tensor out = torch::stable::new_empty(rows_out, {places.tokens, rows_out.size(1)});
+    cpu::combine_rows(float_matrix(source), places, floats_or_null(factors), added_matrix,
+                      out.mutable_data_ptr(), torch_threads());
+    return out;
+}
+
+Tensor row_dots(const Tensor& x, const Tensor& rows_out, const Tensor& slots) {
+    check_row_dots(x, rows_out, slots);
+    const Tensor table = adjacent(slots), tokens = with_whole_rows(x), source = with_whole_rows(rows_out);
+    const cpu::Slots places = token_slots("row_dots", table, rows_out.size(0));
+    Tensor out = torch::stable::new_empty(x, shape_of(slots), ScalarType::Float);
+    cpu::row_dots(float_matrix(tokens), float_matrix(source), places, floats(out), torch_threads());
+    return out;
+}
+
+}  // namespace
+}  // namespace dse::permute
+
+STABLE_TORCH_LIBRARY_FRAGMENT(deepseek_ext, m) {
+    m.def("expert_order(Tensor indices, SymInt num_experts) -> (Tensor rows, Tensor slots, Tensor offs)");
+    m.def("inverse_order(Tensor places, SymInt size) -> Tensor");
+    m.def(
+        "gather_tiles(Tensor codes, Tensor scales, Tensor rows, SymInt top_k) -> "
+        "(Tensor codes, Tensor scales)");
+    m.def("gather_rows(Tensor x, Tensor rows, SymInt top_k, Tensor? weights=None) -> Tensor");
+    m.def(
+        "combine_rows(Tensor rows_out, Tensor slots, Tensor? weights=None, Tensor? residual=None) -> Tensor");
+    m.def("row_dots(Tensor x, Tensor rows_out, Tensor slots) -> Tensor");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(deepseek_ext, CPU, m) {
+    m.impl("expert_order", TORCH_BOX(&dse::permute::expert_order));
+    m.impl("inverse_order", TORCH_BOX(&dse::permute::inverse_order));
+    m.impl("gather_tiles", TORCH_BOX(&dse::permute::gather_tiles));
+    m.impl("gather_rows", TORCH_BOX(&dse::permute::gather_rows));
+    m.impl("combine_rows", TORCH_BOX(&dse::permute::combine_rows));
+    m.impl("row_dots", TORCH_BOX(&dse::permute::row_dots));
+}

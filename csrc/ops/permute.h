@@ -1,0 +1,126 @@
+// What the permute family requires of its arguments, on every device. The fakes in
+// deepseek_ext/ops/permute.py state the same requirements in the same words; a test compares the two.
+//
+// T tokens, K choices a token, M rows in expert order, H the width of a row.
+#pragma once
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+
+#include <optional>
+#include <vector>
+
+#include "formats/tiles.h"
+#include "ops/check.h"
+#include "ops/describe.h"
+
+namespace dse::permute {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+// Positions are int32.
+inline constexpr int64_t kMaxChoices = int64_t{1} << 31;
+
+inline void check_int32(const char* op, const char* name, const Tensor& x) {
+    DSE_REQUIRE(x.scalar_type() == ScalarType::Int, op, ": ", name, " must be int32, got ",
+                describe(x.scalar_type()), "; convert it with .int()");
+}
+
+inline void check_choices(const char* op, const char* name, const Tensor& x) {
+    check_int32(op, name, x);
+    DSE_REQUIRE(x.dim() == 2 && x.size(1) >= 1, op, ": ", name, " must be [T, K] with K >= 1, got shape ",
+                describe(x), "; give a row for each token");
+    DSE_REQUIRE(x.numel() < kMaxChoices, op, ": ", name, " must hold fewer than 2^31 choices, got shape ",
+                describe(x), "; split the tokens");
+}
+
+inline void check_list(const char* op, const char* name, const char* layout, const Tensor& x) {
+    check_int32(op, name, x);
+    DSE_REQUIRE(x.dim() == 1, op, ": ", name, " must be ", layout, ", got shape ", describe(x),
+                "; flatten it");
+}
+
+inline void check_top_k(const char* op, int64_t top_k) {
+    DSE_REQUIRE(top_k >= 1, op, ": top_k must be at least 1, got ", top_k, "; pass the K of the indices");
+}
+
+inline void check_matrix(const char* op, const char* name, const char* layout, const Tensor& x) {
+    DSE_REQUIRE(x.dim() == 2, op, ": ", name, " must be ", layout, ", got shape ", describe(x),
+                "; flatten the leading dimensions");
+    const ScalarType dtype = x.scalar_type();
+    DSE_REQUIRE(dtype == ScalarType::Float || dtype == ScalarType::BFloat16 || dtype == ScalarType::Half, op,
+                ": ", name, " must be bfloat16, float16 or float32, got ", describe(dtype),
+                "; convert it with .float()");
+}
+
+inline void check_weights(const char* op, const std::optional<Tensor>& weights,
+                          const std::vector<int64_t>& wanted) {
+    if (!weights) return;
+    DSE_REQUIRE(weights->scalar_type() == ScalarType::Float, op, ": weights must be float32, got ",
+                describe(weights->scalar_type()), "; convert it with .float()");
+    DSE_REQUIRE(shape_of(*weights) == wanted, op, ": weights must be [T, K] = ", describe(wanted), ", got ",
+                describe(*weights), "; give one for each choice of a token");
+}
+
+// A matrix beside another one: of its dtype and of `wanted` shape.
+inline void check_beside(const char* op, const char* name, const Tensor& x, const char* layout,
+                         const std::vector<int64_t>& wanted, const char* of_name, const Tensor& of) {
+    DSE_REQUIRE(x.scalar_type() == of.scalar_type(), op, ": ", name, " must be ", describe(of.scalar_type()),
+                " like ", of_name, ", got ", describe(x.scalar_type()), "; convert one of them");
+    DSE_REQUIRE(shape_of(x) == wanted, op, ": ", name, " must be ", layout, " = ", describe(wanted), ", got ",
+                describe(x), "; pass the one that belongs to these tokens");
+}
+
+inline void check_expert_order(const Tensor& indices, int64_t num_experts) {
+    check_choices("expert_order", "indices", indices);
+    DSE_REQUIRE(num_experts >= 1, "expert_order: num_experts must be at least 1, got ", num_experts,
+                "; pass the number of experts that the indices choose from");
+}
+
+inline void check_inverse_order(const Tensor& places, int64_t size) {
+    check_list("inverse_order", "places", "[N]", places);
+    DSE_REQUIRE(size >= 0, "inverse_order: size must not be negative, got ", size,
+                "; pass the number of places");
+}
+
+inline void check_gather_tiles(const Tensor& codes, const Tensor& scales, const Tensor& rows, int64_t top_k) {
+    const char* op = "gather_tiles";
+    DSE_REQUIRE(codes.scalar_type() == ScalarType::Float8_e4m3fn, op, ": codes must be float8_e4m3fn, got ",
+                describe(codes.scalar_type()), "; make them with quantize_tiles");
+    DSE_REQUIRE(codes.dim() == 2, op, ": codes must be [T, H], got shape ", describe(codes),
+                "; flatten the leading dimensions");
+    DSE_REQUIRE(scales.scalar_type() == ScalarType::Float, op, ": scales must be float32, got ",
+                describe(scales.scalar_type()), "; pass the scales that came with codes");
+    const std::vector<int64_t> wanted{codes.size(0), num_tiles(codes.size(1))};
+    DSE_REQUIRE(shape_of(scales) == wanted, op, ": scales must be [T, ceil(H/128)] = ", describe(wanted),
+                ", got ", describe(scales), "; pass the scales that came with codes");
+    check_list(op, "rows", "[M]", rows);
+    check_top_k(op, top_k);
+}
+
+inline void check_gather_rows(const Tensor& x, const Tensor& rows, int64_t top_k,
+                              const std::optional<Tensor>& weights) {
+    check_matrix("gather_rows", "x", "[T, H]", x);
+    check_list("gather_rows", "rows", "[M]", rows);
+    check_top_k("gather_rows", top_k);
+    check_weights("gather_rows", weights, {x.size(0), top_k});
+}
+
+inline void check_combine_rows(const Tensor& rows_out, const Tensor& slots,
+                               const std::optional<Tensor>& weights, const std::optional<Tensor>& residual) {
+    const char* op = "combine_rows";
+    check_matrix(op, "rows_out", "[M, H]", rows_out);
+    check_choices(op, "slots", slots);
+    check_weights(op, weights, shape_of(slots));
+    if (residual)
+        check_beside(op, "residual", *residual, "[T, H]", {slots.size(0), rows_out.size(1)}, "rows_out",
+                     rows_out);
+}
+
+inline void check_row_dots(const Tensor& x, const Tensor& rows_out, const Tensor& slots) {
+    check_matrix("row_dots", "rows_out", "[M, H]", rows_out);
+    check_choices("row_dots", "slots", slots);
+    check_beside("row_dots", "x", x, "[T, H]", {slots.size(0), rows_out.size(1)}, "rows_out", rows_out);
+}
+
+}  // namespace dse::permute
