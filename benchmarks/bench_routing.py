@@ -1,7 +1,4 @@
-"""The router against the PyTorch that a user would write (which promises no order of ties).
-
-Served by plain PyTorch so far.
-"""
+"""The router against the PyTorch that a user would write (which promises no order of ties)."""
 
 from __future__ import annotations
 

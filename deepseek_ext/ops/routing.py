@@ -10,9 +10,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..reference import routing as reference
-from ._checks import dtype_of, shape_of
-from ._library import NAMESPACE, serve_by_reference
+from ._checks import dtype_of, require, shape_of
+from ._library import NAMESPACE
 
 _ops = torch.ops.deepseek_ext
 
@@ -41,8 +40,8 @@ def route(
     choices (its only one, if it has one), and the experts of all other groups rank as -inf. Ties, of groups
     too, go to the lower index; a NaN choice ranks as -inf. weights are the chosen sigmoid(logits), without
     bias, divided by their sum + 1e-20 if norm_topk_prob, times routed_scaling_factor. No token is dropped.
-    Differentiable in logits, through weights. Raises ValueError for arguments that do not fit. Source:
-    equations 12 to 16.
+    Differentiable in logits, through weights. The bits depend neither on the tier nor on the number of
+    threads. Raises ValueError for arguments that do not fit. Source: equations 12 to 16.
     """
     return Routed(
         *_ops.route.default(
@@ -75,35 +74,55 @@ def sequence_balance_loss(
     """Mean over sequences of alpha * sum_e f_e P_e, a scalar that grows with imbalance inside a sequence.
 
     logits: float32 [N, E] and indices: int32 [N, K] from route, N tokens being num_sequences sequences of
-    equal length one after the other; valid: bool [N], False for padding. f_e = E / (K T) * (tokens that
-    chose e), P_e = the mean over tokens of s_e / sum s with s = sigmoid(logits); T counts a sequence's
-    valid tokens, and a sequence without any adds 0 to the mean. num_sequences=1 balances the batch as a
-    whole. Differentiable in logits, through P. Raises ValueError for arguments that do not fit. Source:
-    equations 17 to 20.
+    equal length one after the other; valid: bool [N], False for padding. f_e = E / (K T) * (how often e was
+    chosen), P_e = the mean over tokens of s_e / sum s with s = sigmoid(logits); T counts a sequence's valid
+    tokens, and a sequence without any adds 0 to the mean. num_sequences=1 balances the batch as a whole.
+    Differentiable in logits, through P. Raises ValueError for arguments that do not fit and, on the CPU, for
+    indices outside [0, E). Source: equations 17 to 20.
     """
     return _ops.sequence_balance_loss.default(
         logits, indices, valid, num_sequences=num_sequences, alpha=alpha
     )
 
 
+# Checks, in the words of csrc/ops/routing.h: the fakes raise what the kernels raise (a test compares them).
+
+
 def _check_logits(op: str, logits: Tensor) -> None:
-    if logits.dtype not in (torch.float32, torch.float64):
-        raise ValueError(
-            f"{op}: logits must be float32, got {dtype_of(logits)}; compute the router in float32"
-        )
-    if logits.dim() != 2:
-        raise ValueError(
-            f"{op}: logits must be [T, E], got shape {shape_of(logits)}; flatten the leading dimensions"
-        )
+    require(
+        logits.dtype == torch.float32,
+        f"{op}: logits must be float32, got {dtype_of(logits)}; compute the router in float32",
+    )
+    require(
+        logits.dim() == 2 and logits.shape[1] >= 1,
+        f"{op}: logits must be [T, E] with E >= 1, got {shape_of(logits)}; flatten the leading dimensions",
+    )
 
 
 def _check_valid(op: str, valid: Tensor | None, tokens: int) -> None:
     if valid is None:
         return
-    if valid.dtype != torch.bool:
-        raise ValueError(f"{op}: valid must be bool, got {dtype_of(valid)}")
-    if valid.dim() != 1 or valid.shape[0] != tokens:
-        raise ValueError(f"{op}: valid must be [T] = [{tokens}], one for each token, got {shape_of(valid)}")
+    require(
+        valid.dtype == torch.bool,
+        f"{op}: valid must be bool, got {dtype_of(valid)}; compare it with 0",
+    )
+    require(
+        valid.dim() == 1 and valid.shape[0] == tokens,
+        f"{op}: valid must be [T] = [{tokens}], one for each token, got {shape_of(valid)}; "
+        "flatten it as logits",
+    )
+
+
+def _check_indices(op: str, indices: Tensor, tokens: int) -> None:
+    require(
+        indices.dtype == torch.int32,
+        f"{op}: indices must be int32, got {dtype_of(indices)}; pass the indices of route",
+    )
+    require(
+        indices.dim() == 2 and indices.shape[0] == tokens and indices.shape[1] >= 1,
+        f"{op}: indices must be [T, K] with T = {tokens} as in logits and K >= 1, got {shape_of(indices)}; "
+        "pass the indices of route",
+    )
 
 
 def _route_fake(
@@ -119,68 +138,113 @@ def _route_fake(
 ) -> tuple[Tensor, Tensor, Tensor]:
     _check_logits("route", logits)
     tokens, experts = logits.shape
-    if bias.dtype != torch.float32 and bias.dtype != logits.dtype:
-        raise ValueError(
-            f"route: bias must be float32, got {dtype_of(bias)}; keep the router's bias in float32"
-        )
-    if bias.dim() != 1 or bias.shape[0] != experts:
-        raise ValueError(f"route: bias must be [E] = [{experts}], got {shape_of(bias)}")
-    if n_groups < 1 or experts % n_groups != 0:
-        raise ValueError(
-            f"route: n_groups must divide the {experts} experts into groups of equal size, got {n_groups}"
-        )
-    if not 1 <= topk_groups <= n_groups:
-        raise ValueError(f"route: topk_groups must lie in [1, n_groups = {n_groups}], got {topk_groups}")
-    most = topk_groups * (experts // n_groups)
-    if not 1 <= top_k <= most:
-        raise ValueError(
-            f"route: top_k must lie in [1, {most}], the experts of topk_groups = {topk_groups} groups, "
-            f"got {top_k}"
-        )
-    _check_valid("route", valid, tokens)
-    weights = logits.new_empty(tokens, top_k)
-    return (
-        weights,
-        weights.new_empty(tokens, top_k, dtype=torch.int32),
-        weights.new_empty(experts, dtype=torch.int32),
+    require(
+        bias.dtype == torch.float32,
+        f"route: bias must be float32, got {dtype_of(bias)}; keep the router's bias in float32",
     )
+    require(
+        bias.dim() == 1 and bias.shape[0] == experts,
+        f"route: bias must be [E] = [{experts}], one for each column of logits, got {shape_of(bias)}; "
+        "pass this router's own bias",
+    )
+    require(
+        n_groups >= 1 and experts % n_groups == 0,
+        f"route: n_groups must divide the {experts} experts into groups of equal size, got {n_groups}; "
+        "choose a divisor",
+    )
+    require(
+        1 <= topk_groups <= n_groups,
+        f"route: topk_groups must lie in [1, n_groups = {n_groups}], got {topk_groups}; "
+        "n_groups keeps them all",
+    )
+    most = topk_groups * (experts // n_groups)
+    require(
+        1 <= top_k <= most,
+        f"route: top_k must lie in [1, {most}], the experts of topk_groups = {topk_groups} groups, "
+        f"got {top_k}; choose fewer experts or keep more groups",
+    )
+    _check_valid("route", valid, tokens)
+    return (
+        logits.new_empty(tokens, top_k),
+        logits.new_empty(tokens, top_k, dtype=torch.int32),
+        logits.new_empty(experts, dtype=torch.int32),
+    )
+
+
+def _route_backward_fake(
+    grad_weights: Tensor,
+    logits: Tensor,
+    indices: Tensor,
+    *,
+    routed_scaling_factor: float,
+    norm_topk_prob: bool,
+) -> Tensor:
+    op = "route_backward"
+    _check_logits(op, logits)
+    _check_indices(op, indices, logits.shape[0])
+    require(
+        grad_weights.dtype == torch.float32 and grad_weights.shape == indices.shape,
+        f"{op}: grad_weights must be float32 {shape_of(indices)} as indices, got {dtype_of(grad_weights)} "
+        f"{shape_of(grad_weights)}; pass the gradient of weights",
+    )
+    return logits.new_empty(logits.shape)
 
 
 def _update_router_bias_fake(bias: Tensor, load: Tensor, rate: float) -> None:
     op = "update_router_bias_"
-    if bias.dtype != torch.float32:
-        raise ValueError(
-            f"{op}: bias must be float32, got {dtype_of(bias)}; keep the router's bias in float32"
-        )
-    if load.dtype not in (torch.int32, torch.int64):
-        raise ValueError(
-            f"{op}: load must be int32 or int64, got {dtype_of(load)}; pass the token counts of route"
-        )
-    if bias.dim() < 1 or load.shape != bias.shape:
-        raise ValueError(
-            f"{op}: load must have bias's shape [..., E], got {shape_of(load)} and {shape_of(bias)}"
-        )
+    require(
+        bias.dtype == torch.float32,
+        f"{op}: bias must be float32, got {dtype_of(bias)}; keep the router's bias in float32",
+    )
+    require(
+        load.dtype in (torch.int32, torch.int64),
+        f"{op}: load must be int32 or int64, got {dtype_of(load)}; pass the token counts of route",
+    )
+    require(
+        bias.dim() >= 1 and load.shape == bias.shape,
+        f"{op}: load must have bias's shape [..., E], got {shape_of(load)} and {shape_of(bias)}; "
+        "stack the counts of the routers as their biases are",
+    )
+
+
+def _check_balance(
+    op: str, logits: Tensor, indices: Tensor, valid: Tensor | None, num_sequences: int
+) -> None:
+    _check_logits(op, logits)
+    tokens = logits.shape[0]
+    _check_indices(op, indices, tokens)
+    require(
+        num_sequences >= 1 and tokens % num_sequences == 0,
+        f"{op}: num_sequences must divide the {tokens} tokens into sequences of equal length, "
+        f"got {num_sequences}; pad them to one length, with valid = False",
+    )
+    _check_valid(op, valid, tokens)
 
 
 def _balance_fake(
     logits: Tensor, indices: Tensor, valid: Tensor | None = None, *, num_sequences: int, alpha: float
 ) -> Tensor:
-    op = "sequence_balance_loss"
-    _check_logits(op, logits)
-    tokens = logits.shape[0]
-    if indices.dtype != torch.int32:
-        raise ValueError(f"{op}: indices must be int32, got {dtype_of(indices)}; pass the indices of route")
-    if indices.dim() != 2 or indices.shape[0] != tokens:
-        raise ValueError(
-            f"{op}: indices must be [T, K] with T = {tokens} as in logits, got {shape_of(indices)}"
-        )
-    if num_sequences < 1 or tokens % num_sequences != 0:
-        raise ValueError(
-            f"{op}: num_sequences must divide the {tokens} tokens into sequences of equal length, "
-            f"got {num_sequences}"
-        )
-    _check_valid(op, valid, tokens)
+    _check_balance("sequence_balance_loss", logits, indices, valid, num_sequences)
     return logits.new_empty(())
+
+
+def _balance_backward_fake(
+    grad: Tensor,
+    logits: Tensor,
+    indices: Tensor,
+    valid: Tensor | None = None,
+    *,
+    num_sequences: int,
+    alpha: float,
+) -> Tensor:
+    op = "sequence_balance_loss_backward"
+    _check_balance(op, logits, indices, valid, num_sequences)
+    require(
+        grad.dtype == torch.float32 and grad.dim() == 0,
+        f"{op}: grad must be a float32 scalar, got {dtype_of(grad)} {shape_of(grad)}; "
+        "pass the gradient of the loss",
+    )
+    return logits.new_empty(logits.shape)
 
 
 def _route_setup(
@@ -196,7 +260,7 @@ def _route_setup(
 
 
 def _route_backward(ctx: Any, grad_weights: Tensor, *_: None) -> tuple[Tensor, None, None]:
-    return reference.route_gradient(grad_weights, *ctx.saved_tensors, **ctx.options), None, None
+    return _ops.route_backward.default(grad_weights, *ctx.saved_tensors, **ctx.options), None, None
 
 
 def _balance_setup(
@@ -210,27 +274,14 @@ def _balance_setup(
 
 
 def _balance_backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-    return reference.sequence_balance_loss_gradient(grad, *ctx.saved_tensors, **ctx.options), None, None
+    return _ops.sequence_balance_loss_backward.default(grad, *ctx.saved_tensors, **ctx.options), None, None
 
 
-serve_by_reference(
-    "route(Tensor logits, Tensor bias, Tensor? valid=None, *, SymInt top_k, SymInt n_groups, "
-    "SymInt topk_groups, float routed_scaling_factor, bool norm_topk_prob=True) "
-    "-> (Tensor weights, Tensor indices, Tensor load)",
-    reference.route,
-    _route_fake,
-)
-serve_by_reference(
-    "update_router_bias_(Tensor(a!) bias, Tensor load, float rate) -> ()",
-    reference.update_router_bias_,
-    _update_router_bias_fake,
-)
-serve_by_reference(
-    "sequence_balance_loss(Tensor logits, Tensor indices, Tensor? valid=None, *, SymInt num_sequences, "
-    "float alpha) -> Tensor",
-    reference.sequence_balance_loss,
-    _balance_fake,
-)
+torch.library.register_fake(f"{NAMESPACE}::route", _route_fake)
+torch.library.register_fake(f"{NAMESPACE}::route_backward", _route_backward_fake)
+torch.library.register_fake(f"{NAMESPACE}::update_router_bias_", _update_router_bias_fake)
+torch.library.register_fake(f"{NAMESPACE}::sequence_balance_loss", _balance_fake)
+torch.library.register_fake(f"{NAMESPACE}::sequence_balance_loss_backward", _balance_backward_fake)
 torch.library.register_autograd(f"{NAMESPACE}::route", _route_backward, setup_context=_route_setup)
 torch.library.register_autograd(
     f"{NAMESPACE}::sequence_balance_loss", _balance_backward, setup_context=_balance_setup

@@ -22,14 +22,37 @@ def route(
     routed_scaling_factor: float,
     norm_topk_prob: bool = True,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """weights [T, K], indices int32 [T, K], load int32 [E] of logits [T, E]; ties go to the lower index.
+    """weights [T, K], indices int32 [T, K], load int32 [E] of logits [T, E]; ties go to the lower index."""
+    return route_scores(
+        torch.sigmoid(logits),
+        bias,
+        valid,
+        top_k=top_k,
+        n_groups=n_groups,
+        topk_groups=topk_groups,
+        routed_scaling_factor=routed_scaling_factor,
+        norm_topk_prob=norm_topk_prob,
+    )
+
+
+def route_scores(
+    scores: Tensor,
+    bias: Tensor,
+    valid: Tensor | None = None,
+    *,
+    top_k: int,
+    n_groups: int,
+    topk_groups: int,
+    routed_scaling_factor: float,
+    norm_topk_prob: bool = True,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What follows from the scores [T, E], whoever computed the sigmoids.
 
     The bias takes part in the choice only. A choice that is NaN ranks as -inf, like the experts outside the
     topk_groups groups whose two largest choices have the largest sum.
     """
-    scores = torch.sigmoid(logits)
     choice = _nan_is_last(scores + bias)
-    experts = logits.shape[1]
+    experts = scores.shape[1]
     if topk_groups < n_groups:
         size = experts // n_groups
         grouped = choice.unflatten(1, (n_groups, size))
@@ -41,27 +64,9 @@ def route(
     if norm_topk_prob:
         weights = weights / (_sum_in_order(weights) + TINY)
     counted = torch.ones_like(indices) if valid is None else valid[:, None].expand_as(indices)
-    load = torch.zeros(experts, dtype=torch.int32, device=logits.device)
+    load = torch.zeros(experts, dtype=torch.int32, device=scores.device)
     load.index_add_(0, indices.flatten(), counted.flatten().int())
     return weights * routed_scaling_factor, indices.int(), load
-
-
-def route_gradient(
-    grad_weights: Tensor,
-    logits: Tensor,
-    indices: Tensor,
-    *,
-    routed_scaling_factor: float,
-    norm_topk_prob: bool,
-) -> Tensor:
-    """Gradient of the logits [T, E], from that of the weights [T, K]; the choice itself has none."""
-    chosen = logits.gather(1, indices.long())
-    score = torch.sigmoid(chosen)
-    grad = grad_weights * routed_scaling_factor
-    if norm_topk_prob:
-        total = _sum_in_order(score) + TINY
-        grad = (grad - (grad * score).sum(1, keepdim=True) / total) / total
-    return torch.zeros_like(logits).scatter(1, indices.long(), grad * score * torch.sigmoid(-chosen))
 
 
 def update_router_bias_(bias: Tensor, load: Tensor, rate: float) -> None:
@@ -74,43 +79,25 @@ def update_router_bias_(bias: Tensor, load: Tensor, rate: float) -> None:
 def sequence_balance_loss(
     logits: Tensor, indices: Tensor, valid: Tensor | None = None, *, num_sequences: int, alpha: float
 ) -> Tensor:
-    """Mean over sequences of alpha * sum_e f_e P_e (equations 17 to 20), a scalar."""
-    share, f = _share_and_frequency(torch.sigmoid(logits), indices, num_sequences, valid)
-    return alpha / num_sequences * (f * share).sum()
+    """Mean over sequences of alpha * sum_e f_e P_e (equations 17 to 20), a scalar.
 
-
-def sequence_balance_loss_gradient(
-    grad: Tensor,
-    logits: Tensor,
-    indices: Tensor,
-    valid: Tensor | None = None,
-    *,
-    num_sequences: int,
-    alpha: float,
-) -> Tensor:
-    """Gradient of the logits [N, E]; the counts have none."""
-    share, f = _share_and_frequency(torch.sigmoid(logits), indices, num_sequences, valid)
-    f = f * (grad * alpha / num_sequences)
-    grad_logits = (share * (f - (f * share).sum(2, keepdim=True))).view_as(logits) * torch.sigmoid(-logits)
-    return grad_logits if valid is None else torch.where(valid[:, None], grad_logits, 0)
-
-
-def _share_and_frequency(
-    score: Tensor, indices: Tensor, num_sequences: int, valid: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """Each token's shares s_te / sum_e s_te [B, T, E] (zero for padding), and f_e / T [B, 1, E].
-
-    T counts a sequence's valid tokens; f_e = E / (K T) * (how many of them chose e).
+    P_e is the mean over a sequence's T valid tokens of s_e / sum s, f_e is E / (K T) times how often e was
+    chosen.
     """
-    experts, top_k = score.shape[1], indices.shape[1]
-    chosen = torch.zeros_like(score).scatter(1, indices.long(), 1)
-    share = score / score.sum(1, keepdim=True)
-    present = score.new_ones(score.shape[0], 1) if valid is None else valid[:, None].to(score.dtype)
+    experts, top_k = logits.shape[1], indices.shape[1]
+    scores = torch.sigmoid(logits)
+    share = scores / scores.sum(1, keepdim=True)
+    chosen = torch.zeros_like(scores).scatter_add(1, indices.long(), scores.new_ones(indices.shape))
+    present = scores.new_ones(scores.shape[0], 1)
     if valid is not None:
-        chosen, share = chosen * present, torch.where(valid[:, None], share, 0)
-    share, chosen, present = (t.view(num_sequences, -1, t.shape[1]) for t in (share, chosen, present))
-    length = present.sum(1, keepdim=True).clamp(min=1)
-    return share, chosen.sum(1, keepdim=True) * experts / (top_k * length * length)
+        present = valid[:, None].to(scores.dtype)
+        share, chosen = torch.where(valid[:, None], share, 0), chosen * present
+    share, chosen, present = (
+        t.unflatten(0, (num_sequences, -1)).sum(1) for t in (share, chosen, present)
+    )  # [num_sequences, E], [num_sequences, E], [num_sequences, 1]
+    length = present.clamp(min=1)
+    f, p = chosen * experts / (top_k * length), share / length
+    return alpha / num_sequences * (f * p).sum()
 
 
 def _ranking(x: Tensor) -> Tensor:

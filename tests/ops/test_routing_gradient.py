@@ -1,0 +1,438 @@
+"""Gradients of route and the balance loss against the FP64 reference's autograd, element by element; what
+surrounds the kernels: argument errors (fakes raise the same), opcheck.
+
+u is 2^-24, the relative error of one rounding. A sigmoid is within 2 ulp, hence 4 u.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from cpu_tiers import CPU_TIERS, host_has
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from deepseek_ext import ops
+from deepseek_ext.reference import routing as reference
+
+OPS = torch.ops.deepseek_ext
+HOST_TIERS = [tier for tier in CPU_TIERS if host_has(tier)]
+U = 2.0**-24
+EXACT = 2.0**-50  # relative to s: what FP64 autograd loses in its 1 - s
+TINY = 2.0**-120  # what rounding to subnormals adds
+
+SHAPES = [(8, 3, 4, 2), (1, 1, 1, 1), (33, 7, 3, 2), (40, 17, 1, 1), (256, 8, 8, 4)]
+
+
+def on_every_tier_and_thread_count(function: Callable[[], Tensor]) -> Tensor:
+    """The result, which must have the same bits everywhere."""
+    before, results = torch.get_num_threads(), []
+    for tier in HOST_TIERS:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            with ops.using_cpu_capability(tier):
+                results.append(function())
+            torch.set_num_threads(before)
+            assert torch.equal(results[-1].nan_to_num(7), results[0].nan_to_num(7)), (tier, threads)
+    return results[0]
+
+
+def assert_within(actual: Tensor, exact: Tensor, bound: Tensor) -> None:
+    error = (actual.double() - exact).abs()
+    worst = int((error - bound).argmax())
+    assert bool((error <= bound).all()), (
+        f"at {worst}: got {actual.flatten()[worst]}, exact {exact.flatten()[worst]}, "
+        f"error {error.flatten()[worst]}, bound {bound.flatten()[worst]}"
+    )
+
+
+def logits_of(tokens: int, experts: int, rng: torch.Generator) -> Tensor:
+    """Of all magnitudes: scores from almost 0 to almost 1."""
+    return (
+        torch.randn(tokens, experts, generator=rng)
+        * torch.tensor([0.1, 1, 5, 20]).repeat(tokens)[:tokens, None]
+    )
+
+
+@pytest.mark.parametrize("norm", [True, False])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_route_gradient(shape: tuple[int, int, int, int], norm: bool, rng: torch.Generator) -> None:
+    experts, top_k, n_groups, topk_groups = shape
+    x, bias = logits_of(300, experts, rng), torch.randn(experts, generator=rng)
+    grad = torch.randn(300, top_k, generator=rng)
+    factor = 2.5
+    options = {"top_k": top_k, "n_groups": n_groups, "topk_groups": topk_groups, "norm_topk_prob": norm}
+    indices = ops.route(x, bias, **options, routed_scaling_factor=factor).indices.long()
+
+    def ours() -> Tensor:
+        leaf = x.clone().requires_grad_()
+        weights = ops.route(leaf, bias, **options, routed_scaling_factor=factor).weights
+        return torch.autograd.grad(weights, leaf, grad)[0]
+
+    # The reference on the experts that were chosen, so that near ties make no difference.
+    leaf = x.double().requires_grad_()
+    everything = {"top_k": top_k, "n_groups": 1, "topk_groups": 1, "norm_topk_prob": norm}
+    chosen = torch.sigmoid(leaf).gather(1, indices)
+    order = torch.arange(top_k, 0, -1, dtype=torch.float64)  # a bias that keeps their order
+    weights, again, _ = reference.route_scores(chosen, order, **everything, routed_scaling_factor=factor)
+    assert torch.equal(again, torch.arange(top_k).int().expand(300, top_k))
+    (exact,) = torch.autograd.grad(weights, leaf, grad.double())
+
+    # factor * s (1 - s) (g - mean) / total with mean = sum g s / total, or without mean and total. Roundings:
+    # s and 1 - s 8; factor and three products 4; of mean, whose terms have either sign, K + 4 in the sum and
+    # K + 5 in the division; 1 in the difference; K + 5 in the division by total.
+    s, g = chosen.detach(), grad.double()
+    total = s.sum(1, keepdim=True) + reference.TINY
+    magnitude = (g.abs() + (g.abs() * s).sum(1, keepdim=True) / total) / total if norm else g.abs()
+    rest = torch.sigmoid(-x.double()).gather(1, indices)
+    element = ((3 * top_k + 27) * U * rest + EXACT) * factor * s * magnitude
+    bound = torch.zeros_like(exact).scatter(1, indices, element + TINY)
+    assert_within(on_every_tier_and_thread_count(ours), exact, bound)
+    assert (exact.abs() > 1000 * bound).any()  # an error of a thousandth would be seen
+
+
+def test_bias_gets_no_gradient(rng: torch.Generator) -> None:
+    bias = torch.zeros(8, requires_grad=True)
+    x = torch.randn(5, 8, generator=rng, requires_grad=True)
+    options = {"top_k": 2, "n_groups": 4, "topk_groups": 2, "routed_scaling_factor": 1.0}
+    ops.route(x, bias, **options).weights.square().sum().backward()
+    assert bias.grad is None
+    assert x.grad is not None
+    assert int((x.grad != 0).sum()) == 10
+
+
+def test_route_gradient_where_all_scores_underflow() -> None:
+    x = torch.full((1, 4), -200.0, requires_grad=True)
+    options = {"top_k": 2, "n_groups": 1, "topk_groups": 1, "routed_scaling_factor": 1.0}
+    ops.route(x, torch.zeros(4), **options).weights.sum().backward()
+    assert x.grad is not None
+    assert x.grad.tolist() == [[0, 0, 0, 0]]
+
+
+def sigmoid(x: float) -> float:
+    return 1 / (1 + math.exp(-x)) if x >= 0 else math.exp(x) / (1 + math.exp(x))
+
+
+def balance_by_hand(
+    logits: list[list[float]], indices: list[list[int]], num_sequences: int, alpha: float, valid: list[bool]
+) -> float:
+    experts, top_k = len(logits[0]), len(indices[0])
+    length = len(logits) // num_sequences
+    total = 0.0
+    for b in range(num_sequences):
+        tokens = [t for t in range(b * length, (b + 1) * length) if valid[t]]
+        scores = [[sigmoid(x) for x in logits[t]] for t in tokens]
+        for e in range(experts):
+            count = sum(indices[t].count(e) for t in tokens)
+            share = sum(row[e] / sum(row) for row in scores)
+            if tokens:
+                total += count * experts / (top_k * len(tokens)) * share / len(tokens)
+    return alpha * total / num_sequences
+
+
+BALANCE_SHAPES = [  # tokens, sequences, experts, top_k
+    (15, 3, 8, 3),
+    (15, 1, 8, 3),
+    (600, 2, 33, 5),  # more than a block of 128 tokens a sequence, the last one short
+    (512, 4, 16, 4),
+    (130, 1, 256, 8),
+    (3, 3, 1, 1),
+]
+
+
+def balance_case(
+    shape: tuple[int, int, int, int], masked: bool, rng: torch.Generator
+) -> tuple[Tensor, Tensor, dict[str, Any]]:
+    tokens, sequences, experts, top_k = shape
+    x = logits_of(tokens, experts, rng)
+    indices = torch.rand(tokens, experts, generator=rng).argsort(1)[:, :top_k].int()
+    valid = torch.rand(tokens, generator=rng) < 0.6
+    valid[: tokens // sequences // 2] = False
+    if sequences > 1:
+        valid[: tokens // sequences] = False  # a sequence of nothing but padding
+    return x, indices, {"num_sequences": sequences, "valid": valid if masked else None}
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("shape", BALANCE_SHAPES, ids=str)
+def test_sequence_balance_loss(shape: tuple[int, int, int, int], masked: bool, rng: torch.Generator) -> None:
+    x, indices, options = balance_case(shape, masked, rng)
+    valid = options["valid"] if masked else torch.ones(len(x), dtype=torch.bool)
+    exact = balance_by_hand(x.tolist(), indices.tolist(), shape[1], 0.01, valid.tolist())
+    expected = reference.sequence_balance_loss(x.double(), indices, **options, alpha=0.01)
+    assert expected.item() == pytest.approx(exact, rel=1e-13, abs=1e-300)
+    loss = on_every_tier_and_thread_count(
+        lambda: ops.sequence_balance_loss(x, indices, **options, alpha=0.01)
+    )
+    # No term is negative. A share: sigmoid 4, the row's sum of them 4 + E/16 + 4, the quotient 1; up to 127
+    # additions in a block; 1 for the result. The rest is FP64.
+    assert abs(loss.item() - exact) <= (14 + shape[2] / 16 + 127) * U * exact
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("shape", BALANCE_SHAPES, ids=str)
+def test_sequence_balance_loss_gradient(
+    shape: tuple[int, int, int, int], masked: bool, rng: torch.Generator
+) -> None:
+    x, indices, options = balance_case(shape, masked, rng)
+    alpha, outer = 0.01, 3.0
+
+    def ours() -> Tensor:
+        leaf = x.clone().requires_grad_()
+        loss = ops.sequence_balance_loss(leaf, indices, **options, alpha=alpha)
+        return torch.autograd.grad(loss * outer, leaf)[0]
+
+    leaf = x.double().requires_grad_()
+    loss = reference.sequence_balance_loss(leaf, indices, **options, alpha=alpha)
+    (exact,) = torch.autograd.grad(loss * outer, leaf)
+
+    # p (f - mean) (1 - s) with p = s / total, mean = sum f s / total, f = outer alpha / sequences f_e / T.
+    # Roundings: p 4 + (E/16 + 8) + 1, 1 - s 4, two products 2, the difference 1; of mean f 1 and s 4, a
+    # product 1, the sum E/16 + 4, its divisor E/16 + 8, the quotient 1.
+    tokens, sequences, experts, _ = shape
+    s, valid = torch.sigmoid(x.double()), options["valid"] if masked else torch.ones(tokens, dtype=torch.bool)
+    p = s / s.sum(1, keepdim=True)
+    chosen = torch.zeros_like(s).scatter_add(1, indices.long(), torch.ones_like(s)) * valid[:, None]
+    length = valid.view(sequences, -1).sum(1).clamp(min=1).double()
+    f = chosen.view(sequences, -1, experts).sum(1) * (experts / shape[3]) / length[:, None] ** 2
+    f = (f * alpha * outer / sequences).repeat_interleave(tokens // sequences, 0)
+    magnitude = p * (f + (f * p).sum(1, keepdim=True))
+    bound = ((3 * experts / 16 + 40) * U * torch.sigmoid(-x.double()) + EXACT) * magnitude + TINY
+    actual = on_every_tier_and_thread_count(ours)
+    assert_within(actual, exact, bound * valid[:, None])
+    assert experts == 1 or (exact.abs() > 1000 * bound).any()  # an error of a thousandth would be seen
+    assert not actual[~valid].any()
+
+
+def test_balance_loss_is_least_when_balanced() -> None:
+    """Evenly chosen experts with equal scores: sum_e f_e P_e = 1; one favourite: E / K times its share."""
+    even = ops.sequence_balance_loss(
+        torch.zeros(4, 4), torch.tensor([[0, 1], [2, 3], [0, 2], [1, 3]]).int(), num_sequences=1, alpha=1.0
+    )
+    assert even.item() == 1
+    skewed = torch.tensor([[20.0, 20, -20, -20]] * 4)
+    loss = ops.sequence_balance_loss(skewed, torch.tensor([[0, 1]] * 4).int(), num_sequences=1, alpha=1.0)
+    assert loss.item() == pytest.approx(2)
+
+
+def test_padding_may_hold_nan(cpu_tier: str) -> None:
+    x = torch.zeros(4, 4)
+    x[2:] = math.nan
+    x.requires_grad_()
+    indices = torch.tensor([[0], [1], [0], [0]]).int()
+    valid = torch.tensor([True, True, False, False])
+    loss = ops.sequence_balance_loss(x, indices, num_sequences=1, alpha=1.0, valid=valid)
+    loss.backward()
+    assert loss.item() == 1
+    assert x.grad is not None
+    assert bool(x.grad.isfinite().all())
+    assert not x.grad[2:].any()
+
+
+def test_no_tokens_and_strides(rng: torch.Generator) -> None:
+    empty = torch.empty(0, 4, requires_grad=True)
+    loss = ops.sequence_balance_loss(empty, torch.empty(0, 2).int(), num_sequences=2, alpha=1.0)
+    loss.backward()
+    assert loss.item() == 0
+    x, indices, options = balance_case((60, 2, 16, 4), True, rng)
+    expected = ops.sequence_balance_loss(x, indices, **options, alpha=0.5)
+    options["valid"] = torch.stack([options["valid"]] * 2, 1)[:, 0]
+    for logits in (x.T.contiguous().T, torch.stack([x, x], 1)[:, 1]):
+        leaf = logits.detach().requires_grad_()
+        loss = ops.sequence_balance_loss(leaf, indices.T.contiguous().T, **options, alpha=0.5)
+        assert loss.item() == expected.item()
+        grad = torch.autograd.grad(loss, leaf)[0]
+        copy = x.clone().requires_grad_()
+        assert torch.equal(
+            grad, torch.autograd.grad(ops.sequence_balance_loss(copy, indices, **options, alpha=0.5), copy)[0]
+        )
+
+
+def test_opcheck(rng: torch.Generator) -> None:
+    x = torch.randn(12, 8, generator=rng, requires_grad=True)
+    bias, valid = torch.randn(8, generator=rng), torch.rand(12, generator=rng) < 0.5
+    options = {"top_k": 2, "n_groups": 4, "topk_groups": 2, "routed_scaling_factor": 2.5}
+    torch.library.opcheck(OPS.route.default, (x, bias), options)
+    torch.library.opcheck(OPS.route.default, (x, bias, valid), {**options, "norm_topk_prob": False})
+    weights, indices, _ = ops.route(x, bias, **options)
+    scale = {"routed_scaling_factor": 2.5, "norm_topk_prob": True}
+    torch.library.opcheck(OPS.route_backward.default, (weights.detach(), x.detach(), indices), scale)
+    balance = {"num_sequences": 3, "alpha": 0.1}
+    torch.library.opcheck(OPS.sequence_balance_loss.default, (x, indices), balance)
+    torch.library.opcheck(OPS.sequence_balance_loss.default, (x, indices, valid), balance)
+    backward = OPS.sequence_balance_loss_backward.default
+    torch.library.opcheck(backward, (torch.tensor(2.0), x.detach(), indices, valid), balance)
+    torch.library.opcheck(OPS.update_router_bias_.default, (bias, torch.arange(8), 0.1))
+
+
+ROUTE = {"top_k": 2, "n_groups": 4, "topk_groups": 2, "routed_scaling_factor": 1.0}
+SCALE = {"routed_scaling_factor": 1.0, "norm_topk_prob": True}
+BALANCE = {"num_sequences": 2, "alpha": 0.1}
+X, B, I = torch.zeros(6, 8), torch.zeros(8), torch.zeros(6, 2, dtype=torch.int32)
+W, G = torch.zeros(6, 2), torch.ones(())
+LOGITS = "logits must be [T, E] with E >= 1, got {}; flatten the leading dimensions"
+VALID = "valid must be [T] = [6], one for each token, got [8]; flatten it as logits"
+INDICES = "indices must be [T, K] with T = 6 as in logits and K >= 1, got {}; pass the indices of route"
+
+# operator, arguments, options, the text after "operator: "
+BAD_CALLS: list[tuple[str, tuple[Any, ...], dict[str, Any], str]] = [
+    (
+        "route",
+        (X.bfloat16(), B),
+        ROUTE,
+        "logits must be float32, got bfloat16; compute the router in float32",
+    ),
+    ("route", (X.double(), B), ROUTE, "logits must be float32, got float64; compute the router in float32"),
+    ("route", (X[0], B), ROUTE, LOGITS.format("[8]")),
+    ("route", (X[:, :0], B[:0]), ROUTE, LOGITS.format("[6, 0]")),
+    ("route", (X, B.half()), ROUTE, "bias must be float32, got float16; keep the router's bias in float32"),
+    (
+        "route",
+        (X, B[:7]),
+        ROUTE,
+        "bias must be [E] = [8], one for each column of logits, got [7]; pass this router's own bias",
+    ),
+    *(
+        (
+            "route",
+            (X, B),
+            {**ROUTE, "n_groups": groups},
+            f"n_groups must divide the 8 experts into groups of equal size, got {groups}; choose a divisor",
+        )
+        for groups in (3, 0, -1)
+    ),
+    *(
+        (
+            "route",
+            (X, B),
+            {**ROUTE, "topk_groups": kept},
+            f"topk_groups must lie in [1, n_groups = 4], got {kept}; n_groups keeps them all",
+        )
+        for kept in (5, 0)
+    ),
+    *(
+        (
+            "route",
+            (X, B),
+            {**ROUTE, "top_k": top_k},
+            f"top_k must lie in [1, 4], the experts of topk_groups = 2 groups, got {top_k}; "
+            "choose fewer experts or keep more groups",
+        )
+        for top_k in (5, 0)
+    ),
+    ("route", (X, B, X[:, 0]), ROUTE, "valid must be bool, got float32; compare it with 0"),
+    ("route", (X, B, B.bool()), ROUTE, VALID),
+    (
+        "route_backward",
+        (W, X.half(), I),
+        SCALE,
+        "logits must be float32, got float16; compute the router in float32",
+    ),
+    (
+        "route_backward",
+        (W, X, I.long()),
+        SCALE,
+        "indices must be int32, got int64; pass the indices of route",
+    ),
+    ("route_backward", (W, X, I[:, :0]), SCALE, INDICES.format("[6, 0]")),
+    (
+        "route_backward",
+        (W.double(), X, I),
+        SCALE,
+        "grad_weights must be float32 [6, 2] as indices, got float64 [6, 2]; pass the gradient of weights",
+    ),
+    (
+        "route_backward",
+        (W[:, :1], X, I),
+        SCALE,
+        "grad_weights must be float32 [6, 2] as indices, got float32 [6, 1]; pass the gradient of weights",
+    ),
+    (
+        "update_router_bias_",
+        (B.double(), B.int(), 0.1),
+        {},
+        "bias must be float32, got float64; keep the router's bias in float32",
+    ),
+    (
+        "update_router_bias_",
+        (B, B, 0.1),
+        {},
+        "load must be int32 or int64, got float32; pass the token counts of route",
+    ),
+    (
+        "update_router_bias_",
+        (B, I, 0.1),
+        {},
+        "load must have bias's shape [..., E], got [6, 2] and [8]; "
+        "stack the counts of the routers as their biases are",
+    ),
+    (
+        "update_router_bias_",
+        (B[0], B[0].int(), 0.1),
+        {},
+        "load must have bias's shape [..., E], got [] and []; "
+        "stack the counts of the routers as their biases are",
+    ),
+    (
+        "sequence_balance_loss",
+        (X, I.long()),
+        BALANCE,
+        "indices must be int32, got int64; pass the indices of route",
+    ),
+    ("sequence_balance_loss", (X, I[:5]), BALANCE, INDICES.format("[5, 2]")),
+    ("sequence_balance_loss", (X, I[:, 0]), BALANCE, INDICES.format("[6]")),
+    ("sequence_balance_loss", (X[None], I), BALANCE, LOGITS.format("[1, 6, 8]")),
+    *(
+        (
+            "sequence_balance_loss",
+            (X, I),
+            {**BALANCE, "num_sequences": sequences},
+            f"num_sequences must divide the 6 tokens into sequences of equal length, got {sequences}; "
+            "pad them to one length, with valid = False",
+        )
+        for sequences in (4, 0)
+    ),
+    ("sequence_balance_loss", (X, I, B.bool()), BALANCE, VALID),
+    ("sequence_balance_loss_backward", (G, X, I, B.bool()), BALANCE, VALID),
+    (
+        "sequence_balance_loss_backward",
+        (G[None], X, I),
+        BALANCE,
+        "grad must be a float32 scalar, got float32 [1]; pass the gradient of the loss",
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "args", "options", "text"), BAD_CALLS, ids=lambda v: v if isinstance(v, str) else ""
+)
+def test_argument_errors_real_and_fake(
+    name: str, args: tuple[Any, ...], options: dict[str, Any], text: str
+) -> None:
+    call = getattr(OPS, name).default
+    with pytest.raises(ValueError) as real:  # noqa: PT011  the whole text is compared below
+        call(*args, **options)
+    assert str(real.value) == f"{name}: {text}"
+    with FakeTensorMode() as mode, pytest.raises(ValueError) as fake:  # noqa: PT011
+        call(*[mode.from_tensor(a) if isinstance(a, Tensor) else a for a in args], **options)
+    assert str(fake.value) == str(real.value)
+
+
+@pytest.mark.parametrize("expert", [-1, 8, 2**31 - 1])
+def test_values_of_indices(expert: int) -> None:
+    indices = I.clone()
+    indices[3, 1] = expert
+    for name, args, options in (
+        ("route_backward", (W, X, indices), SCALE),
+        ("sequence_balance_loss", (X, indices), BALANCE),
+        ("sequence_balance_loss_backward", (G, X, indices), BALANCE),
+    ):
+        with pytest.raises(ValueError) as error:  # noqa: PT011
+            getattr(OPS, name).default(*args, **options)
+        assert str(error.value) == (
+            f"{name}: indices must lie in [0, E = 8), got {expert}; pass the indices of route"
+        )
