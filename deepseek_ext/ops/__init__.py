@@ -26,7 +26,7 @@ from .quantize import (
     transpose_blocks,
 )
 from .routing import route, sequence_balance_loss, update_router_bias_
-from .swiglu import swiglu, swiglu_backward, swiglu_quantize
+from .swiglu import swiglu, swiglu_backward, swiglu_gradient, swiglu_quantize
 from .wgrad import accumulate_weight_gradients
 
 __all__ = [
@@ -58,6 +58,7 @@ __all__ = [
     "sequence_balance_loss",
     "swiglu",
     "swiglu_backward",
+    "swiglu_gradient",
     "swiglu_quantize",
     "transpose_blocks",
     "update_router_bias_",

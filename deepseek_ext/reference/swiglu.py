@@ -16,7 +16,7 @@ def swiglu(gate_up: Tensor, weights: Tensor | None = None) -> Tensor:
     gate, up = _halves(gate_up)
     out = gate * torch.sigmoid(gate) * up
     if weights is not None:
-        out *= weights[:, None]
+        out = out * weights[:, None]
     return out.to(gate_up.dtype)
 
 
