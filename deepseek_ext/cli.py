@@ -1,4 +1,4 @@
-"""The command line: `deepseek-ext {info,train,generate,eval}`, also as `python -m deepseek_ext`."""
+"""The command line: `deepseek-ext {info,train,generate,eval,export-hf}`, also as `python -m deepseek_ext`."""
 
 from __future__ import annotations
 
@@ -10,32 +10,38 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import torch
 import tyro
+from tokenizers import Tokenizer
 
 from . import __version__, _native, ops
+from .hf import load_hf, save_hf
+from .model import DeepseekV3
+from .nn.linear import Precision
 from .train import TrainConfig, load_run, run
 from .train.data import bits_per_byte, prepare_data
 from .train.environment import families
+from .train.tokenizer import eos_id, load_tokenizer
 from .train.trainer import RunStopped
 
 T = TypeVar("T")
 
-_USAGE = """usage: deepseek-ext {info,train,generate,eval} ...
+_USAGE = """usage: deepseek-ext {info,train,generate,eval,export-hf} ...
   info       versions, build, which kernels run here
   train      pre-trains a model; `deepseek-ext train --help` lists every setting
-  generate   continues a prompt with the model of a run
-  eval       validation bits per byte of a run's newest checkpoint"""
+  generate   continues a prompt with the model of a run or of a Hugging Face checkpoint
+  eval       validation bits per byte of a run's newest checkpoint
+  export-hf  writes a run's model and tokenizer as a Hugging Face checkpoint"""
 
 
 @dataclass(kw_only=True, slots=True)
 class GenerateOptions:
-    """Continues a prompt with the newest checkpoint of a run."""
+    """Continues a prompt with the newest checkpoint of a run, or with a Hugging Face checkpoint."""
 
     run_dir: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
-    """The run directory."""
+    """The run directory, one of its checkpoints, or a Hugging Face folder with its tokenizer.json."""
     prompt: str
     """Text to continue."""
     max_new_tokens: int = 128
@@ -44,10 +50,30 @@ class GenerateOptions:
     """0 takes the likeliest token each time."""
     seed: int = 0
     """Of the draws at a temperature above 0."""
+    precision: Literal["fp8", "bf16", "fp32"] | None = None
+    """Arithmetic of a Hugging Face checkpoint, by default bf16; a run keeps the one it was trained in."""
 
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1:
             raise ValueError(f"--max-new-tokens must be positive, got {self.max_new_tokens}")
+
+
+@dataclass(kw_only=True, slots=True)
+class ExportOptions:
+    """Writes a run's model and tokenizer as a Hugging Face checkpoint, which transformers loads."""
+
+    source: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
+    """The run directory, whose newest checkpoint is taken, or one of its checkpoints."""
+    out: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
+    """A folder that is new or empty."""
+    dtype: Literal["bfloat16", "float32", "fp8"] = "bfloat16"
+    """How weights are stored; fp8 is E4M3 with a scale for each 128x128 block, as the released models are."""
+    power_of_2: bool = False
+    """Round the scales of fp8 up to powers of two (scale_fmt ue8m0)."""
+    mtp: bool = True
+    """Write the multi-token prediction modules too."""
+    max_shard_size: int = 5_000_000_000
+    """Bytes of one file at most."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -66,6 +92,7 @@ def main(args: Sequence[str] | None = None) -> int:
         "train": lambda rest: train(TrainConfig(), rest, program="deepseek-ext train"),
         "generate": _generate,
         "eval": _evaluate,
+        "export-hf": _export,
     }
     if given[:1] in (["-h"], ["--help"]):
         print(_USAGE)
@@ -111,7 +138,7 @@ def _generate(args: list[str]) -> int:
     from .generate import generate
 
     options = _parse(GenerateOptions, args, "deepseek-ext generate")
-    model, tokenizer, _ = load_run(options.run_dir)
+    model, tokenizer = _load(options.run_dir, options.precision)
     print(
         options.prompt
         + generate(
@@ -121,9 +148,23 @@ def _generate(args: list[str]) -> int:
             max_new_tokens=options.max_new_tokens,
             temperature=options.temperature,
             seed=options.seed,
+            stop_token=eos_id(tokenizer),
         )
     )
     return 0
+
+
+def _load(path: Path, precision: Precision | None) -> tuple[DeepseekV3, Tokenizer]:
+    """The model and tokenizer of a run, of a checkpoint of one, or of a Hugging Face checkpoint."""
+    if (path / "config.json").is_file():
+        return load_hf(path, precision or "bf16"), load_tokenizer(path / "tokenizer.json")
+    if precision is not None:
+        raise ValueError(
+            f"--precision {precision}: {path} has no config.json, so it is no Hugging Face checkpoint, and a "
+            "run keeps the precision that it was trained in; leave --precision out"
+        )
+    model, tokenizer, _ = load_run(path)
+    return model, tokenizer
 
 
 def _evaluate(args: list[str]) -> int:
@@ -133,6 +174,30 @@ def _evaluate(args: list[str]) -> int:
     score, zlib = bits_per_byte(model, data), data.corpus.zlib_bits_per_byte()
     print(
         f"validation {score:.4f} bits per byte; zlib -9 on the same text {zlib:.4f}; ratio {score / zlib:.3f}"
+    )
+    return 0
+
+
+def _export(args: list[str]) -> int:
+    options = _parse(ExportOptions, args, "deepseek-ext export-hf")
+    model, tokenizer, _ = load_run(options.source)
+    try:
+        save_hf(
+            model,
+            options.out,
+            options.dtype,
+            options.mtp,
+            power_of_2=options.power_of_2,
+            max_shard_size=options.max_shard_size,
+            tokenizer=tokenizer,
+            eos_token_id=eos_id(tokenizer),
+        )
+    except OSError as error:
+        raise ValueError(f"{options.out} cannot be written: {error}") from error
+    size = sum(file.stat().st_size for file in options.out.iterdir())
+    print(
+        f"wrote {options.out}: {size / 1e6:,.1f} MB in {options.dtype}; "
+        f'deepseek_ext.load_hf("{options.out}") and transformers read it'
     )
     return 0
 

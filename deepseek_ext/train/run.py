@@ -58,12 +58,16 @@ def run(config: TrainConfig, *, command: Sequence[str] = ("deepseek-ext", "train
     return 0 if outcome.saved else 1
 
 
-def load_run(run_dir: Path) -> tuple[DeepseekV3, Tokenizer, TrainConfig]:
-    """The model, tokenizer and configuration of a run, from its newest readable checkpoint.
+def load_run(folder: Path) -> tuple[DeepseekV3, Tokenizer, TrainConfig]:
+    """The model, tokenizer and configuration of a run: of its newest readable checkpoint, or of a given one.
 
-    Raises ValueError if there is none.
+    folder: the run directory, or one of its checkpoints. Raises ValueError if nothing there can be read.
     """
-    for path, state in _readable(run_dir):
+    run_dir, found = folder, _readable(folder)
+    if (folder / checkpoint.STATE).is_file():
+        run_dir = folder.resolve().parent.parent
+        found = iter([(folder, checkpoint.read_state(folder))])
+    for path, state in found:
         config = _stored_config(path, state)
         model = DeepseekV3(config.model_config(), precision=config.precision, seed=config.seed)
         try:
@@ -74,7 +78,7 @@ def load_run(run_dir: Path) -> tuple[DeepseekV3, Tokenizer, TrainConfig]:
         model.weights_changed()
         return model.eval(), load_tokenizer(run_dir / "tokenizer.json"), replace(config, run_dir=run_dir)
     raise ValueError(
-        f"{run_dir} holds no checkpoint that can be read; name the run directory of a training run"
+        f"{folder} holds no checkpoint that can be read; name the run directory of a training run"
     )
 
 
@@ -248,7 +252,8 @@ def _say_end(trainer: Trainer, outcome: Outcome, command: Sequence[str]) -> None
         f"sample          {sample(trainer.model, data, config.prompts[0]) if config.prompts else '-'}\n"
         f"to continue     {_again(command, '--tokens', '--minutes')} --tokens {2 * trainer.schedules.total}\n"
         f"to generate     deepseek-ext generate {config.run_dir} --prompt 'def '\n"
-        f"to evaluate     deepseek-ext eval {config.run_dir}",
+        f"to evaluate     deepseek-ext eval {config.run_dir}\n"
+        f"to export       deepseek-ext export-hf {config.run_dir} {config.run_dir / 'hf'}",
         flush=True,
     )
 

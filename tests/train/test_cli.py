@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from tiny_run import ROOT, Flags, start_example  # type: ignore[import-not-found]
+import torch
+from tiny_run import ROOT, Flags, start_example, tiny_flags  # type: ignore[import-not-found]
 
-from deepseek_ext import cli
-from deepseek_ext.train import TrainConfig
+from deepseek_ext import cli, load_hf
+from deepseek_ext.train import TrainConfig, load_run
 from deepseek_ext.train.corpus import load_corpus
 from deepseek_ext.train.tokenizer import train_tokenizer
 
@@ -27,8 +29,8 @@ def one_line(capsys: pytest.CaptureFixture[str]) -> str:
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        ("", "no command given; choose from info, train, generate, eval"),
-        ("fly", "no command is called 'fly'; choose from info, train, generate, eval"),
+        ("", "no command given; choose from info, train, generate, eval, export-hf"),
+        ("fly", "no command is called 'fly'; choose from info, train, generate, eval, export-hf"),
         ("info now", "info takes no arguments, got now"),
         ("train --wings 2", "Unrecognized options"),
         ("train --depth two", "two"),
@@ -47,6 +49,10 @@ def one_line(capsys: pytest.CaptureFixture[str]) -> str:
         ("generate nowhere --prompt x", "nowhere holds no checkpoint that can be read"),
         ("generate nowhere --prompt x --max-new-tokens 0", "--max-new-tokens must be positive"),
         ("eval nowhere", "nowhere holds no checkpoint that can be read"),
+        ("generate nowhere --prompt x --precision fp8", "--precision fp8: nowhere has no config.json"),
+        ("export-hf nowhere", "OUT"),
+        ("export-hf nowhere out", "nowhere holds no checkpoint that can be read"),
+        ("export-hf nowhere out --dtype fp4", "fp4"),
     ],
 )
 def test_a_users_error_is_one_line(
@@ -89,6 +95,94 @@ def test_a_tokenizer_too_large_for_the_model_is_named(
     assert "tokens, the model's vocabulary 300; write --vocab-size 384" in line
 
 
+@pytest.fixture(scope="module")
+def finished_run(tmp_path_factory: pytest.TempPathFactory, text_folder: Path) -> Path:
+    """The tiny run, with checkpoints of steps 4, 8 and 10."""
+    run = tmp_path_factory.mktemp("finished") / "run"
+    args = tiny_flags(data=text_folder, run_dir=run, checkpoint_every=4)
+    assert cli.train(TrainConfig(), args, program="test") == 0
+    return run
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32", "fp8"])
+def test_an_exported_run_is_read_by_us_and_by_transformers(
+    dtype: str, finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    transformers = pytest.importorskip("transformers")
+    out = tmp_path / "out"
+    assert cli.main(["export-hf", str(finished_run), str(out), "--dtype", dtype]) == 0
+    assert capsys.readouterr().out.startswith(f"wrote {out}: ")
+    model, tokenizer, _ = load_run(finished_run)
+    exported = load_hf(out, "fp32").eval()
+    tokens = torch.tensor([tokenizer.encode("the value of item 3").ids])
+    difference = (exported(tokens).logits - model(tokens).logits).abs().max()
+    assert difference <= {"float32": 0.0, "bfloat16": 0.02, "fp8": 0.2}[dtype]
+
+    theirs = transformers.AutoTokenizer.from_pretrained(out)
+    assert theirs("the value of item 3").input_ids == tokens[0].tolist()
+    assert theirs.eos_token == "<|eos|>"
+    assert theirs.decode(tokens[0]) == "the value of item 3"
+    if dtype != "fp8":
+        their_model = transformers.AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32)
+        assert type(their_model).__name__ == "DeepseekV3ForCausalLM"
+        assert (their_model(tokens).logits - exported(tokens).logits).abs().max() <= 1e-4
+        assert their_model.generation_config.eos_token_id == tokenizer.token_to_id("<|eos|>")
+
+
+def test_generate_takes_an_exported_folder(
+    finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["export-hf", str(finished_run), str(tmp_path / "out"), "--dtype", "float32"]) == 0
+    capsys.readouterr()
+    ask = ["--prompt", "the value", "--max-new-tokens", "8"]
+    assert cli.main(["generate", str(finished_run), *ask]) == 0
+    of_the_run = capsys.readouterr().out
+    assert cli.main(["generate", str(tmp_path / "out"), *ask, "--precision", "fp32"]) == 0
+    assert capsys.readouterr().out == of_the_run
+    assert of_the_run.startswith("the value")
+
+
+def test_one_checkpoint_of_a_run_is_exported(finished_run: Path, tmp_path: Path) -> None:
+    first = sorted((finished_run / "checkpoints").iterdir())[0]
+    assert first.name == "step-00000004"
+    for source, out in ((first, "first"), (finished_run, "last")):
+        flags = ["--dtype", "float32", "--no-mtp", "--max-shard-size", "100000"]
+        assert cli.main(["export-hf", str(source), str(tmp_path / out), *flags]) == 0
+    model, _, _ = load_run(first)
+    loaded = load_hf(tmp_path / "first", "fp32")
+    assert loaded.config.num_nextn_predict_layers == 0
+    assert len(list((tmp_path / "first").glob("*.safetensors"))) > 2
+    assert torch.equal(loaded.lm_head.weight, model.lm_head.weight)
+    assert not torch.equal(load_hf(tmp_path / "last", "fp32").lm_head.weight, model.lm_head.weight)
+
+
+def test_export_refuses_in_one_line(
+    finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "file").write_text("")
+    damaged = tmp_path / "run" / "checkpoints" / "step-00000004"
+    shutil.copytree(finished_run / "checkpoints" / damaged.name, damaged)
+    (damaged / ".metadata").write_bytes(b"torn")
+    run = str(finished_run)
+    cases: dict[str, list[str]] = {
+        f"{tmp_path / 'full'} is not empty; name a folder that": [
+            run,
+            str(tmp_path / "full"),
+        ],
+        "power_of_2 is about scales": [run, str(tmp_path / "a"), "--power-of-2"],
+        "max_shard_size must be a positive number of bytes, got 0": [
+            *(run, str(tmp_path / "a"), "--max-shard-size", "0")
+        ],
+        f"{tmp_path / 'full' / 'file' / 'a'} cannot be written": [run, str(tmp_path / "full" / "file" / "a")],
+        f"{damaged}: .metadata differs from its checksum": [str(damaged), str(tmp_path / "a")],
+    }
+    for message, args in cases.items():
+        assert cli.main(["export-hf", *args]) == 2
+        assert message in one_line(capsys)
+    assert not (tmp_path / "a").exists()
+
+
 def test_the_example_and_the_command_train_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(ROOT / "examples"))
     from pretrain import recipe  # type: ignore[import-not-found]
@@ -126,9 +220,8 @@ def test_python_m_is_the_command() -> None:
     command = [sys.executable, "-m", "deepseek_ext", "fly"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 2
-    assert (
-        done.stderr == "deepseek-ext: no command is called 'fly'; choose from info, train, generate, eval\n"
-    )
+    choices = "info, train, generate, eval, export-hf"
+    assert done.stderr == f"deepseek-ext: no command is called 'fly'; choose from {choices}\n"
 
 
 def test_the_example_refuses_in_one_line(flags: Flags) -> None:
