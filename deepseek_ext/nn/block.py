@@ -11,6 +11,7 @@ from .context import Context
 from .linear import Linear, Precision, high_precision
 from .moe import DenseFFN, MoE
 from .norm import RMSNorm
+from .recompute import Recomputed
 
 
 class Block(nn.Module):
@@ -25,8 +26,8 @@ class Block(nn.Module):
         self.mlp = DenseFFN(config, precision) if dense else MoE(config, precision)
 
     def forward(self, x: Tensor, context: Context) -> tuple[Tensor, Tensor | None]:
-        x = x + self.self_attn(self.input_layernorm(x), context)
-        update, balance = self.mlp(self.post_attention_layernorm(x), context)
+        x = x + self.self_attn(self.input_layernorm.recomputed(x), context)
+        update, balance = self.mlp(self.post_attention_layernorm.recomputed(x), context)
         return x + update, balance
 
 
@@ -48,12 +49,20 @@ class MTPModule(Block):
     ) -> tuple[Tensor, Tensor | None]:
         """hidden of depth k-1 and embedded tokens k ahead, both [B, T-k, H], to depth k's hidden."""
         # Embedding first: the order of the released weights.
-        x = self.eh_proj(torch.cat([self.enorm(embedded), self.hnorm(hidden)], -1))
-        return super().forward(x, context)
+        x = _side_by_side(self.enorm.recomputed(embedded), self.hnorm.recomputed(hidden))
+        return super().forward(self.eh_proj(x), context)
 
     def normed(self, hidden: Tensor) -> Tensor:
         """What the head that is shared with the main model reads of this depth's hidden state."""
         return self.shared_head.norm(hidden)
+
+
+def _side_by_side(a: Recomputed, b: Recomputed) -> Recomputed:
+    def again(*kept: Tensor) -> Tensor:
+        return torch.cat([a_again(*kept[:cut]), b_again(*kept[cut:])], -1)
+
+    a_again, b_again, cut = a.again, b.again, len(a.kept)
+    return Recomputed(torch.cat([a.value, b.value], -1), a.kept + b.kept, again)
 
 
 class SharedHead(nn.Module):

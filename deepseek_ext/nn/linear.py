@@ -1,22 +1,23 @@
 """Linear layers in three precisions over FP32 parameters, and what is made from the parameters once a step.
 
-Shapes: K inputs, N outputs. A precision decides how a product is computed, never how a parameter is stored:
-fp8 multiplies by E4M3 codes of the weight, bf16 by a BF16 copy, fp32 by the weight itself. Gradients
+Shapes: M rows, K inputs, N outputs. A precision decides how a product is computed, never how a parameter is
+stored: fp8 multiplies by E4M3 codes of the weight, bf16 by a BF16 copy, fp32 by the weight itself. Gradients
 are FP32.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
-from typing import Any, Literal, TypeVar
+from dataclasses import dataclass
+from functools import cache, partial
+from typing import Any, Literal, Protocol, TypeVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import ops
 from ..ops.wgrad import accumulation, weight_gradient
+from .recompute import Recomputed, as_it_is
 
 Precision = Literal["fp8", "bf16", "fp32"]
 PRECISIONS: tuple[Precision, ...] = ("fp8", "bf16", "fp32")
@@ -65,59 +66,242 @@ class Derived(nn.Module):
 
 
 class _StandIn(torch.autograd.Function):
-    """Gives `value` the gradient path of the weights that it was derived from."""
+    """Gives `value` the gradient path of the weight that it was derived from."""
 
     @staticmethod
-    def forward(ctx: Any, value: Tensor, *weights: Tensor) -> Tensor:
-        ctx.rows = [weight.shape[0] for weight in weights]
+    def forward(ctx: Any, value: Tensor, weight: Tensor) -> Tensor:
         ctx.accumulation = accumulation()
         return value.view_as(value)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        parts = [grad] if len(ctx.rows) == 1 else grad.split(ctx.rows)
-        return None, *(
-            weight_gradient(ctx, edge, ctx.accumulation, partial(_add_or_widen, part))
-            for edge, part in enumerate(parts, start=1)
-        )
+    def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor | None]:
+        return None, weight_gradient(ctx, 1, ctx.accumulation, partial(_add_or_widen, grad))
 
 
 def _add_or_widen(grad: Tensor, into: Tensor | None) -> Tensor:
     return grad.float() if into is None else into.add_(grad)
 
 
-def stand_in(value: Tensor, *weights: Tensor) -> Tensor:
-    """`value`, whose gradient goes in FP32 to the weights stacked in it along dimension 0."""
-    return _StandIn.apply(value, *weights)
+def stand_in(value: Tensor, weight: Tensor) -> Tensor:
+    """`value`, whose gradient goes in FP32 to the weight that it was derived from."""
+    return _StandIn.apply(value, weight)
 
 
-def bf16_copy(*weights: Tensor) -> Tensor:
-    """The BF16 copy of weights stacked along dimension 0."""
-    copies = [weight.to(torch.bfloat16) for weight in weights]
-    return torch.cat(copies) if weights[1:] else copies[0]
+def bf16_copy(weight: Tensor) -> Tensor:
+    return weight.to(torch.bfloat16)
 
 
-def _fp8_codes(*weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Codes and scales of stacked weights, and a tensor of their shape that takes no memory."""
-    stacked = torch.cat(weights) if weights[1:] else weights[0]
-    return *ops.quantize_blocks(stacked), stacked.new_empty(()).expand(stacked.shape)
+Operand = tuple[Tensor, ...]
+"""A matrix as a product reads it: (codes, scales) of its tiles in FP8, else the matrix alone."""
 
 
-def linear(owner: Derived, precision: Precision, x: Tensor, *weights: Tensor) -> Tensor:
-    """x [..., K] times the transpose of the weights [N_i, K] stacked along N: [..., sum N_i] in x's dtype.
+class Product(Protocol):
+    """The three products of a layer y = x W^T, and how they read x and the gradient of y.
 
-    `owner` keeps what the precision derives from these weights.
+    W [N, K] may be several weights stacked along N.
     """
+
+    @property
+    def reads(self) -> torch.dtype:
+        """Products with the same `reads` have the same operands."""
+
+    def operand(self, x: Tensor) -> Operand:
+        """x [M, K] as fprop reads it."""
+
+    def fprop(self, x: Operand, dtype: torch.dtype) -> Tensor:
+        """x W^T: [M, N]."""
+
+    def grad_operands(self, grad: Tensor) -> tuple[Operand, Operand]:
+        """The gradient of y [M, N] as dgrad reads it, and, its N first, as wgrad does."""
+
+    def dgrad(self, grad: Operand, dtype: torch.dtype) -> Tensor:
+        """The gradient of x: [M, K]."""
+
+    def transposed(self, x: Operand) -> Operand:
+        """x as wgrad reads it."""
+
+    def wgrad(self, grad_t: Operand, x_t: Operand, into: Tensor | None) -> Tensor:
+        """The gradient in FP32 of the rows of W that grad_t holds, added to `into` if that is given."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fp8Product:
+    """All three in E4M3: x in 1x128 tiles, W in 128x128 blocks, re-tiled for wgrad (paper, section 3.3.2)."""
+
+    codes: Tensor
+    scales: Tensor
+
+    @property
+    def reads(self) -> torch.dtype:
+        return self.codes.dtype
+
+    def operand(self, x: Tensor) -> Operand:
+        return ops.quantize_tiles(x)
+
+    def fprop(self, x: Operand, dtype: torch.dtype) -> Tensor:
+        codes, scales = x
+        return ops.gemm(codes, scales, self.codes, self.scales, out_dtype=dtype)
+
+    def grad_operands(self, grad: Tensor) -> tuple[Operand, Operand]:
+        codes, scales, codes_t, scales_t = ops.quantize_tiles_both(grad)
+        return (codes, scales), (codes_t, scales_t)
+
+    def dgrad(self, grad: Operand, dtype: torch.dtype) -> Tensor:
+        codes, scales = grad
+        return ops.gemm(codes, scales, self.codes.t(), self.scales.t(), out_dtype=dtype)
+
+    def transposed(self, x: Operand) -> Operand:
+        codes, scales = x
+        return ops.retile(codes, scales)
+
+    def wgrad(self, grad_t: Operand, x_t: Operand, into: Tensor | None) -> Tensor:
+        (grad_codes, grad_scales), (x_codes, x_scales) = grad_t, x_t
+        if into is None:
+            return ops.gemm(grad_codes, grad_scales, x_codes, x_scales, out_dtype=torch.float32)
+        ops.gemm_accumulate_(into, grad_codes, grad_scales, x_codes, x_scales)
+        return into
+
+
+@dataclass(frozen=True, slots=True)
+class PlainProduct:
+    """All three by torch, in the dtype of the weight or of its copy."""
+
+    weight: Tensor
+
+    @property
+    def reads(self) -> torch.dtype:
+        return self.weight.dtype
+
+    def operand(self, x: Tensor) -> Operand:
+        return (x.to(self.weight.dtype),)
+
+    def fprop(self, x: Operand, dtype: torch.dtype) -> Tensor:
+        return torch.mm(x[0], self.weight.t()).to(dtype)
+
+    def grad_operands(self, grad: Tensor) -> tuple[Operand, Operand]:
+        grad = grad.to(self.weight.dtype)
+        return (grad,), (grad.t(),)
+
+    def dgrad(self, grad: Operand, dtype: torch.dtype) -> Tensor:
+        return torch.mm(grad[0], self.weight).to(dtype)
+
+    def transposed(self, x: Operand) -> Operand:
+        return x
+
+    def wgrad(self, grad_t: Operand, x_t: Operand, into: Tensor | None) -> Tensor:
+        return _add_or_widen(torch.mm(grad_t[0], x_t[0]), into)
+
+
+def product(owner: Derived, precision: Precision, *weights: Tensor) -> Product:
+    """The products by these weights, stacked; `owner` keeps what the precision derives from them."""
     if precision == "fp8":
-        codes, scales, shape_only = owner.derive(_fp8_codes, *weights)
-        # fp8_linear multiplies by the codes; of the weight it needs the shape, and where the gradient goes.
-        weight = stand_in(shape_only, *weights) if weights[1:] else weights[0]
-        return ops.fp8_linear(x, weight, codes=(codes, scales))
+        return Fp8Product(*owner.derive(_fp8_codes, *weights))
     if precision == "bf16":
-        copy = owner.derive(bf16_copy, *weights)
-        return F.linear(x.to(torch.bfloat16), stand_in(copy, *weights)).to(x.dtype)
-    weight = torch.cat(weights) if weights[1:] else weights[0]
-    return F.linear(x.float(), weight).to(x.dtype)
+        return PlainProduct(owner.derive(_bf16_stack, *weights))
+    return PlainProduct(owner.derive(_stack, *weights) if weights[1:] else weights[0].detach())
+
+
+def _stack(*weights: Tensor) -> Tensor:
+    return torch.cat(weights) if weights[1:] else weights[0]
+
+
+def _fp8_codes(*weights: Tensor) -> tuple[Tensor, Tensor]:
+    return ops.quantize_blocks(_stack(*weights))
+
+
+def _bf16_stack(*weights: Tensor) -> Tensor:
+    return _stack(*map(bf16_copy, weights))
+
+
+def product_backward(
+    ctx: Any,
+    by: Product,
+    weights: dict[int, int],
+    grad: Tensor,
+    x_t: Callable[[], Operand],
+    dtype: torch.dtype,
+) -> tuple[Tensor, list[Tensor | None]]:
+    """From the gradient of y [M, N] that of x [M, K] in `dtype`, and what `weight_gradients` returns."""
+    operand, operand_t = by.grad_operands(grad)
+    return by.dgrad(operand, dtype), weight_gradients(ctx, by, weights, operand_t, x_t)
+
+
+def weight_gradients(
+    ctx: Any, by: Product, weights: dict[int, int], grad_t: Operand, x_t: Callable[[], Operand]
+) -> list[Tensor | None]:
+    """What the backward of node ctx returns for each weight that `by` stacks.
+
+    weights: the position of each among the node's arguments, and its number of rows. grad_t: the gradient of
+    y as wgrad reads it. x_t: makes x as wgrad reads it, and is called at most once, by the first product that
+    needs it. ctx.accumulation is that of forward.
+    """
+    shared_x_t = cache(x_t)
+    grads: list[Tensor | None] = []
+    end = 0
+    for position, rows in weights.items():
+        part, end = slice(end, end + rows), end + rows
+        if not ctx.needs_input_grad[position]:
+            grads.append(None)
+            continue
+
+        def wgrad(into: Tensor | None, part: slice = part) -> Tensor:
+            return by.wgrad(tuple(t[part] for t in grad_t), shared_x_t(), into)
+
+        grads.append(weight_gradient(ctx, position, ctx.accumulation, wgrad))
+    return grads
+
+
+class _Project(torch.autograd.Function):
+    """Products of one input by several weights; saves what the input is computed again from."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, *args: Any) -> tuple[Tensor, ...]:
+        *_, source, products, dtype = args
+        ctx.save_for_backward(*source.kept)
+        ctx.again, ctx.products, ctx.dtype = source.again, products, x.dtype
+        ctx.accumulation = accumulation()
+        ctx.set_materialize_grads(False)
+        rows = x.flatten(0, -2)
+        # Products that read x alike read one operand.
+        operands = {reads: by.operand(rows) for reads, by in {by.reads: by for by in products}.items()}
+        return tuple(by.fprop(operands[by.reads], dtype).unflatten(0, x.shape[:-1]) for by in products)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        kept = ctx.saved_tensors
+        rows = cache(lambda: ctx.again(*kept).flatten(0, -2))
+        x_t = {by.reads: cache(partial(_transposed, by, rows)) for by in ctx.products}
+        grad_x: Tensor | None = None
+        grad_weights: list[Tensor | None] = []
+        for position, (by, grad) in enumerate(zip(ctx.products, grads, strict=True), start=1):
+            if grad is None:
+                grad_weights.append(None)
+                continue
+            weights = {position: grad.shape[-1]}
+            part, grads_w = product_backward(ctx, by, weights, grad.flatten(0, -2), x_t[by.reads], ctx.dtype)
+            grad_x = part if grad_x is None else grad_x.add_(part)
+            grad_weights += grads_w
+            shape = grad.shape[:-1]
+        return None if grad_x is None else grad_x.unflatten(0, shape), *grad_weights, None, None, None
+
+
+def _transposed(by: Product, rows: Callable[[], Tensor]) -> Operand:
+    return by.transposed(by.operand(rows()))
+
+
+class Layer(Protocol):
+    """What owns a weight [N, K] and knows how it is multiplied by."""
+
+    weight: nn.Parameter
+
+    def product(self) -> Product: ...
+
+
+def project(x: Recomputed, *layers: Layer, dtype: torch.dtype | None = None) -> tuple[Tensor, ...]:
+    """x W^T for each layer's weight: x [..., K] to [..., N] in `dtype`, None meaning x's."""
+    products = [layer.product() for layer in layers]
+    weights = [layer.weight for layer in layers]
+    return _Project.apply(x.value, *weights, x, products, dtype or x.value.dtype)
 
 
 class Linear(Derived):
@@ -128,5 +312,8 @@ class Linear(Derived):
         self.precision = precision
         self.weight = nn.Parameter(torch.empty(out_features, in_features))
 
-    def forward(self, x: Tensor) -> Tensor:
-        return linear(self, self.precision, x, self.weight)
+    def product(self) -> Product:
+        return product(self, self.precision, self.weight)
+
+    def forward(self, x: Tensor | Recomputed) -> Tensor:
+        return project(as_it_is(x) if isinstance(x, Tensor) else x, self)[0]

@@ -5,14 +5,34 @@ Shapes: B sequences, T tokens of a call in all, H hidden, I expert width, E rout
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import ops
 from ..config import ModelConfig
+from ..ops.wgrad import accumulation
 from .context import Context
-from .linear import Derived, Linear, Precision, bf16_copy, linear, stand_in
+from .linear import (
+    Derived,
+    Fp8Product,
+    Linear,
+    Operand,
+    PlainProduct,
+    Precision,
+    Product,
+    bf16_copy,
+    product,
+    product_backward,
+    project,
+    stand_in,
+    weight_gradients,
+)
+from .recompute import Recomputed, save_groups, saved_groups
 
 
 class SwiGLU(Derived):
@@ -25,9 +45,62 @@ class SwiGLU(Derived):
         self.up_proj = Linear(hidden, width, precision)
         self.down_proj = Linear(width, hidden, precision)
 
-    def forward(self, x: Tensor) -> Tensor:
-        gate_up = linear(self, self.precision, x, self.gate_proj.weight, self.up_proj.weight)
-        return self.down_proj(ops.swiglu(gate_up))
+    def forward(self, x: Recomputed) -> Tensor:
+        gate, up, down = self.gate_proj.weight, self.up_proj.weight, self.down_proj.weight
+        gate_up = product(self, self.precision, gate, up)
+        return _SwiGLU.apply(x.value, gate, up, down, x, gate_up, self.down_proj.product())
+
+
+class _SwiGLU(torch.autograd.Function):
+    """x [..., H] to the same shape; saves what x is computed again from, and the output of gate and up.
+
+    Where `down` runs in FP8 that output is kept in E4M3 tiles, and so enters the gradient of the activation
+    (paper, section 3.3.3).
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, *args: Any) -> Tensor:
+        *_, source, gate_up, down = args
+        rows = x.flatten(0, -2)
+        hidden, kept = _activate(down, gate_up.fprop(gate_up.operand(rows), x.dtype))
+        save_groups(ctx, kept, source.kept)
+        ctx.again, ctx.gate_up, ctx.down, ctx.accumulation = source.again, gate_up, down, accumulation()
+        return down.fprop(hidden, x.dtype).view(x.shape)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        gate_up, down = ctx.gate_up, ctx.down
+        kept, x_kept = saved_groups(ctx)
+        operand, operand_t = down.grad_operands(grad.flatten(0, -2))
+        grad_gate_up, hidden_t = _activate_backward(down, down.dgrad(operand, grad.dtype), kept)
+        grad_down = weight_gradients(ctx, down, {3: grad.shape[-1]}, operand_t, hidden_t)
+
+        def x_t() -> Operand:
+            return gate_up.transposed(gate_up.operand(ctx.again(*x_kept).flatten(0, -2)))
+
+        width = grad_gate_up.shape[1] // 2
+        grad_x, grads = product_backward(ctx, gate_up, {1: width, 2: width}, grad_gate_up, x_t, grad.dtype)
+        return grad_x.view(grad.shape), *grads, *grad_down, None, None, None
+
+
+def _activate(down: Product, gate_up: Tensor) -> tuple[Operand, Operand]:
+    """silu(gate) * up as `down` reads it, and what is kept of gate_up [M, 2I] for the backward."""
+    if isinstance(down, Fp8Product):
+        codes, scales, *kept = ops.swiglu_quantize(gate_up, cache=True)
+        return (codes, scales), tuple(kept)
+    return down.operand(ops.swiglu(gate_up)), (gate_up,)
+
+
+def _activate_backward(down: Product, grad: Tensor, kept: Operand) -> tuple[Tensor, Callable[[], Operand]]:
+    """The gradient of gate_up [M, 2I] from that of silu(gate) * up; and the latter as wgrad reads it."""
+    if isinstance(down, Fp8Product):
+        grad_gate_up, _, hidden = ops.swiglu_backward(grad, *kept)
+        return grad_gate_up, partial(ops.quantize_tiles_transposed, hidden)
+    gate_up = kept[0].detach().requires_grad_()
+    with torch.enable_grad():
+        hidden = ops.swiglu(gate_up)
+    (grad_gate_up,) = torch.autograd.grad(hidden, gate_up, grad)
+    return grad_gate_up, lambda: down.transposed(down.operand(hidden.detach()))
 
 
 class DenseFFN(SwiGLU):
@@ -36,8 +109,8 @@ class DenseFFN(SwiGLU):
     def __init__(self, config: ModelConfig, precision: Precision) -> None:
         super().__init__(config.hidden_size, config.intermediate_size, precision)
 
-    def forward(self, x: Tensor, context: Context) -> tuple[Tensor, None]:  # type: ignore[override]
-        return super().forward(x.flatten(0, 1)).view(x.shape), None
+    def forward(self, x: Recomputed, context: Context) -> tuple[Tensor, None]:  # type: ignore[override]
+        return super().forward(x), None
 
 
 class Router(nn.Module):
@@ -58,10 +131,13 @@ class Router(nn.Module):
         self.register_buffer("e_score_correction_bias", torch.zeros(experts, dtype=torch.float32))
         self.register_buffer("load", torch.zeros(experts, dtype=torch.int32), persistent=False)
 
-    def forward(self, x: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        """x [T, H] to logits FP32 [T, E], and per token gate weights FP32 and experts int32 [T, K]."""
+    def product(self) -> Product:
+        return PlainProduct(self.weight.detach())
+
+    def forward(self, x: Recomputed, valid: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """x [..., H] to logits FP32 [T, E], and per token gate weights FP32 and experts int32 [T, K]."""
         c = self.config
-        logits = F.linear(x.float(), self.weight)
+        logits = project(x, self, dtype=torch.float32)[0].flatten(0, -2)
         weights, indices, load = ops.route(
             logits,
             self.e_score_correction_bias,
@@ -128,16 +204,16 @@ class MoE(nn.Module):
         width = config.n_shared_experts * config.moe_intermediate_size
         self.shared_experts = SwiGLU(config.hidden_size, width, precision) if width else None
 
-    def forward(self, x: Tensor, context: Context) -> tuple[Tensor, Tensor | None]:
-        tokens = x.flatten(0, 1)
+    def forward(self, x: Recomputed, context: Context) -> tuple[Tensor, Tensor | None]:
+        shape = x.value.shape
         valid = None if context.valid is None else context.valid.flatten()
-        logits, weights, indices = self.gate(tokens, valid)
-        y = self.experts(tokens, weights, indices)
+        logits, weights, indices = self.gate(x, valid)
+        y = self.experts(x.value.flatten(0, 1), weights, indices).view(shape)
         if self.shared_experts is not None:
-            y = y + self.shared_experts(tokens)
+            y = y + self.shared_experts(x)
         balance = None
         if context.balance_alpha:
             balance = ops.sequence_balance_loss(
-                logits, indices, num_sequences=x.shape[0], alpha=context.balance_alpha, valid=valid
+                logits, indices, num_sequences=shape[0], alpha=context.balance_alpha, valid=valid
             )
-        return y.view(x.shape), balance
+        return y, balance

@@ -7,20 +7,23 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .recompute import Recomputed
+
 
 class _RMSNorm(torch.autograd.Function):
-    """Saves the input in its own dtype and one number a row; the normalised rows are recomputed."""
+    """Saves the input in its own dtype and one number a row, and returns that number beside the result."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
         x32 = x.float()
         mean_square = torch.linalg.vector_norm(x32, dim=-1, keepdim=True).square_().div_(x.shape[-1])
         rstd = mean_square.add_(eps).rsqrt_()
         ctx.save_for_backward(x, weight, rstd)
-        return (x32 * rstd).mul_(weight).to(x.dtype)
+        ctx.mark_non_differentiable(rstd)
+        return _scale(x, rstd, weight), rstd
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+    def backward(ctx: Any, grad: Tensor, _: None) -> tuple[Tensor, Tensor, None]:
         x, weight, rstd = ctx.saved_tensors
         normed = x.float() * rstd
         product = grad.float() * normed
@@ -29,6 +32,10 @@ class _RMSNorm(torch.autograd.Function):
         along = product.mul_(weight).mean(-1, keepdim=True)
         grad_x = torch.mul(grad, weight).sub_(normed.mul_(along)).mul_(rstd)
         return grad_x.to(x.dtype), grad_weight, None
+
+
+def _scale(x: Tensor, rstd: Tensor, weight: Tensor) -> Tensor:
+    return (x.float() * rstd).mul_(weight).to(x.dtype)
 
 
 class RMSNorm(nn.Module):
@@ -40,4 +47,9 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.empty(size))
 
     def forward(self, x: Tensor) -> Tensor:
-        return _RMSNorm.apply(x, self.weight, self.eps)
+        return self.recomputed(x).value
+
+    def recomputed(self, x: Tensor) -> Recomputed:
+        """The same for layers that are to keep x and not the result."""
+        value, rstd = _RMSNorm.apply(x, self.weight, self.eps)
+        return Recomputed(value, (x.detach(), rstd, self.weight.detach()), _scale)

@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from deepseek_ext.config import ModelConfig
-from deepseek_ext.nn.attention import causal_attention
+from deepseek_ext.nn.flash import causal_attention, causal_attention_backward
 from deepseek_ext.nn.rope import rotate, rotations, softmax_scale
 
 Make = Callable[..., Any]
@@ -44,19 +45,31 @@ class Largest(TorchDispatchMode):
 
 @pytest.mark.parametrize(("width", "value_width"), [(48, 32), (32, 32), (24, 40)])
 def test_attention_is_softmax_of_scores(width: int, value_width: int, rng: torch.Generator) -> None:
-    q, k = (torch.randn(2, 17, 3, width, generator=rng, requires_grad=True) for _ in range(2))
-    v = torch.randn(2, 17, 3, value_width, generator=rng, requires_grad=True)
-    grad = torch.randn(2, 17, 3, value_width, generator=rng)
-    out = causal_attention(q, k, v, 0.3)
-    got = torch.autograd.grad(out, (q, k, v), grad)
+    q, k = (torch.randn(2, 3, 17, width, generator=rng) for _ in range(2))
+    v, grad = (torch.randn(2, 3, 17, value_width, generator=rng) for _ in range(2))
+    out, logsumexp = causal_attention(q, k, v, 0.3)
+    got = causal_attention_backward(grad, q, k, v, out, logsumexp, 0.3)
 
-    exact = [part.detach().double().requires_grad_() for part in (q, k, v)]
-    scores = torch.einsum("bind,bjnd->bnij", exact[0], exact[1]) * 0.3
+    exact = [part.double().requires_grad_() for part in (q, k, v)]
+    scores = torch.einsum("bnid,bnjd->bnij", exact[0], exact[1]) * 0.3
     future = torch.ones(17, 17, dtype=torch.bool).triu(1)
-    wanted = torch.einsum("bnij,bjnv->binv", scores.masked_fill(future, float("-inf")).softmax(-1), exact[2])
+    scores = scores.masked_fill(future, float("-inf"))
+    wanted = torch.einsum("bnij,bnjv->bniv", scores.softmax(-1), exact[2])
     torch.testing.assert_close(out.double(), wanted, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(logsumexp.double(), scores.logsumexp(-1), rtol=1e-5, atol=1e-5)
     for a, b in zip(got, torch.autograd.grad(wanted, exact, grad.double()), strict=True):
         torch.testing.assert_close(a.double(), b, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_attention_on_a_gpu_calls_kernels_that_exist(dtype: torch.dtype) -> None:
+    """Without a GPU only the kernels' signatures and the shapes can be checked."""
+    with FakeTensorMode():
+        q = torch.empty(2, 3, 17, 48, device="cuda", dtype=dtype)
+        v = torch.empty(2, 3, 17, 32, device="cuda", dtype=dtype)
+        out, logsumexp = causal_attention(q, q, v, 0.3)
+        grads = causal_attention_backward(out, q, q, v, out, logsumexp, 0.3)
+    assert [t.shape for t in (out, *grads)] == [v.shape, q.shape, q.shape, v.shape]
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp32"])
