@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from .config import ModelConfig, read_hf_config
-from .hf_layout import CONFIG, INDEX, Entry, block_size, entries, layer_of, quantise_weight, stored_dtype
+from .hf_layout import CONFIG, INDEX, Entry, block_size, entries, layer_of, quantise_weight, stored_as
 from .hf_read import Found, check_tensors, fill, scan
 from .model import DeepseekV3
 from .nn.linear import Precision
@@ -166,10 +166,7 @@ def _shards(wanted: list[Entry], dtype: Dtype, max_size: int) -> list[list[Entry
     shards: list[list[Entry]] = []
     size = 0
     for entry in wanted:
-        stored = stored_dtype(entry, dtype)
-        bytes_of_it = torch.Size(entry.shape).numel() * stored.itemsize
-        if stored == torch.float8_e4m3fn:
-            bytes_of_it += torch.Size(entry.scale_shape).numel() * torch.float32.itemsize
+        bytes_of_it = sum(shape.numel() * kind.itemsize for shape, kind in stored_as(entry, dtype).values())
         if not shards or size + bytes_of_it > max_size:
             shards.append([])
             size = 0
@@ -182,15 +179,21 @@ def _encoded(
     shard: list[Entry], tensors: dict[str, Tensor], dtype: Dtype, power_of_2: bool
 ) -> dict[str, Tensor]:
     """The tensors of one file, by name."""
-    contents = {}
+    # All of them are allocated before any is computed: temporaries in between would leave holes behind, and
+    # the heap would grow to three times the file.
+    contents = {
+        name: torch.empty(shape, dtype=kind, device="cpu")
+        for entry in shard
+        for name, (shape, kind) in stored_as(entry, dtype).items()
+    }
     for entry in shard:
-        weight, stored = entry.of(tensors), stored_dtype(entry, dtype)
-        if stored == torch.float8_e4m3fn:
+        weight = entry.of(tensors)
+        if entry.scale_name in contents:
             codes, scales = quantise_weight(weight, power_of_2=power_of_2)
-            contents[entry.name], contents[entry.scale_name] = codes.cpu(), scales.cpu().contiguous()
+            contents[entry.name].copy_(codes)
+            contents[entry.scale_name].copy_(scales)
         else:
-            # A copy also where the dtype is the parameter's: views of one storage cannot be saved.
-            contents[entry.name] = torch.empty(entry.shape, dtype=stored, device="cpu").copy_(weight)
+            contents[entry.name].copy_(weight)
     return contents
 
 

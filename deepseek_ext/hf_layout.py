@@ -116,8 +116,11 @@ def block_size() -> list[int]:
     return [TILE, TILE]
 
 
-def stored_dtype(entry: Entry, dtype: str) -> torch.dtype:
-    """The dtype of a weight in a checkpoint of `dtype`: "bfloat16", "float32" or "fp8"."""
-    if entry.always_float32 or dtype == "float32":
-        return torch.float32
-    return torch.float8_e4m3fn if dtype == "fp8" and entry.quantised else torch.bfloat16
+def stored_as(entry: Entry, dtype: str) -> dict[str, tuple[torch.Size, torch.dtype]]:
+    """The tensors that hold a weight in a checkpoint of `dtype` ("bfloat16", "float32" or "fp8"), by name."""
+    shape = torch.Size(entry.shape)
+    if dtype == "fp8" and entry.quantised:
+        scales = torch.Size(entry.scale_shape)
+        return {entry.name: (shape, torch.float8_e4m3fn), entry.scale_name: (scales, torch.float32)}
+    exact = dtype == "float32" or entry.always_float32
+    return {entry.name: (shape, torch.float32 if exact else torch.bfloat16)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +95,32 @@ def test_both_spellings_of_the_rotary_settings_mean_the_same() -> None:
     assert ModelConfig.from_hf(new) == ModelConfig.from_hf(old)
     new["rope_parameters"] = {"rope_type": "default", "rope_theta": 5e5}
     assert ModelConfig.from_hf(new) == ModelConfig.from_hf({**RELEASED, "rope_theta": 5e5})
+
+
+@pytest.mark.parametrize("preset", ["deepseek-v3", "deepseek-v3-16b", "tiny"])
+def test_what_is_written_for_hugging_face_is_read_back(preset: str) -> None:
+    config = ModelConfig.preset(preset, rope_scaling=YARN, balance_alpha=0.25, mtp_weight=0.1)
+    assert ModelConfig.from_hf(json.loads(json.dumps(config.to_hf()))) == replace(
+        config, initializer_range=ModelConfig().initializer_range
+    )
+
+
+def test_the_released_settings_are_what_is_written_for_the_preset() -> None:
+    written = ModelConfig.preset("deepseek-v3").to_hf()
+    not_of_the_model = {"bos_token_id", "ep_size", "initializer_range"}
+    for key in RELEASED.keys() - not_of_the_model:
+        assert written[key] == RELEASED[key], key
+
+
+def test_transformers_reads_what_is_written() -> None:
+    transformers = pytest.importorskip("transformers")
+    config = ModelConfig.preset("deepseek-v3", rope_scaling=YARN, rope_theta=5e3)
+    theirs = transformers.DeepseekV3Config(**config.to_hf())
+    assert theirs.rope_parameters["rope_theta"] == 5e3
+    assert theirs.rope_parameters["rope_type"] == "yarn"
+    assert theirs.num_mtp_layers == 1
+    assert ModelConfig.from_hf(theirs.to_dict()) == config
+    assert ModelConfig.from_hf({"num_mtp_layers": 3}).num_nextn_predict_layers == 3
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import weakref
 from pathlib import Path
 from typing import Any
@@ -346,3 +347,25 @@ def test_a_save_that_is_killed_never_looks_complete(
 def test_the_package_offers_both() -> None:
     assert deepseek_ext.load_hf is hf.load_hf
     assert deepseek_ext.save_hf is hf.save_hf
+
+
+def test_the_example_of_the_documentation_runs() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "checkpoints.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", text, re.S)
+    variables: dict[str, Any] = {}
+    exec(compile(code, "docs/checkpoints.md", "exec"), variables)
+    assert_same_model(variables["again"], load_hf(f"{variables['folder']}/fp8", "fp32"))
+
+
+def test_transformers_reads_the_configuration_of_every_dtype(rng: torch.Generator, tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    model = small_model(rng)
+    for dtype in DTYPES:
+        save_hf(model, tmp_path / dtype, dtype)
+        theirs = transformers.AutoConfig.from_pretrained(tmp_path / dtype)
+        assert isinstance(theirs, transformers.DeepseekV3Config)
+        assert theirs.dtype == (torch.float32 if dtype == "float32" else torch.bfloat16)
+        if dtype == "fp8":
+            method = transformers.quantizers.auto.AutoQuantizationConfig.from_dict(theirs.quantization_config)
+            assert isinstance(method, transformers.FineGrainedFP8Config)
+            assert list(method.weight_block_size) == [128, 128]
