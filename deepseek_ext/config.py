@@ -6,7 +6,9 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self, get_args
+
+BalanceLoss = Literal["sequence", "batch", "none"]
 
 _YARN_DEFAULTS = {"beta_fast": 32.0, "beta_slow": 1.0, "mscale": 1.0, "mscale_all_dim": 0.0}
 
@@ -80,8 +82,12 @@ class ModelConfig:
     """Whether the chosen scores are divided by their sum."""
     routed_scaling_factor: float = 2.5
     """Factor on the gate weights."""
+    balance_loss: BalanceLoss = "sequence"
+    """Over what the balance loss evens the load of experts: each sequence (paper, eq. 17 to 20), all tokens
+    of a call (section 4.5.3), or nothing. Batch-wise, gradients depend on how a step is split into
+    micro-batches, each of which is balanced by itself. The bias of the routers is not affected."""
     balance_alpha: float = 1e-4
-    """Weight of the sequence-wise balance loss (paper, eq. 17); 0 leaves it out."""
+    """Weight of the balance loss; 0 leaves it out."""
 
     num_nextn_predict_layers: int = 1
     """Multi-token prediction modules (D in the paper); module k predicts the token k + 1 ahead."""
@@ -123,6 +129,11 @@ class ModelConfig:
         for name in ("balance_alpha", "mtp_weight", "initializer_range"):
             if not (_is_number(getattr(self, name)) and getattr(self, name) >= 0):
                 raise ValueError(f"ModelConfig: {name} must not be negative, got {getattr(self, name)!r}")
+        if self.balance_loss not in get_args(BalanceLoss):
+            raise ValueError(
+                f"ModelConfig: balance_loss must be one of {', '.join(get_args(BalanceLoss))}, "
+                f"got {self.balance_loss!r}"
+            )
         self._check_router()
         if self.rope_scaling is not None:
             self.rope_scaling = _checked_yarn(self.rope_scaling)

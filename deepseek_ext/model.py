@@ -43,7 +43,7 @@ class Loss:
     mtp: list[Tensor]
     """The same for each MTP module, divided by the same num_targets."""
     balance: Tensor
-    """Sequence-wise balance loss, summed over sequences and routers, divided by num_sequences."""
+    """Sum over routers of the balance loss; each is summed over sequences and divided by num_sequences."""
     acceptance: list[Tensor]
     """Per MTP module the share of this call's targets where it and the main model choose the same token."""
 
@@ -148,11 +148,12 @@ class DeepseekV3(nn.Module):
         tokens, targets: int64 [B, T], targets[:, i] being the token after tokens[:, i], or -100 where it does
         not count. num_targets: the targets that count in the whole optimizer step, over all micro-batches and
         ranks, num_sequences: its sequences; None means those of this call. With them the gradient of a step
-        does not depend on how it is split into micro-batches. valid: bool [B, T], False for padding, which
-        counts neither in the router load nor in the balance loss. mtp_weight, balance_alpha: None means the
-        configuration's. use_mtp=False leaves the MTP modules out.
+        does not depend on how it is split into micro-batches, unless balance_loss is "batch". valid: bool
+        [B, T], False for padding, which counts neither in the router load nor in the balance loss.
+        mtp_weight, balance_alpha: None means the configuration's. use_mtp=False leaves the MTP modules out.
 
-        Raises ValueError for arguments whose shapes or dtypes do not fit.
+        Raises ValueError for arguments whose shapes or dtypes do not fit, and for a balance_alpha where the
+        configuration has no balance loss.
         """
         self._check_tokens(tokens)
         _check_like("targets", targets, tokens, torch.int64)
@@ -162,7 +163,7 @@ class DeepseekV3(nn.Module):
         if num_targets is None:
             num_targets = counted.sum()
         scale = 1.0 / torch.as_tensor(num_targets, dtype=torch.float32, device=tokens.device).clamp_min(1.0)
-        alpha = self.config.balance_alpha if balance_alpha is None else balance_alpha
+        alpha = self._balance_alpha(balance_alpha)
         context = self._context(tokens, valid, alpha)
         use_mtp = use_mtp and self.config.num_nextn_predict_layers > 0
 
@@ -283,6 +284,17 @@ class DeepseekV3(nn.Module):
             depth = Context(context.rotation[:rows], valid, context.balance_alpha)
             hidden, balance = module(hidden[:, :rows], embedded[:, k:], depth)
             yield module.normed(hidden), [] if balance is None else [balance]
+
+    def _balance_alpha(self, asked: float | None) -> float:
+        """The weight of the balance loss in one call."""
+        if self.config.balance_loss != "none":
+            return self.config.balance_alpha if asked is None else asked
+        if asked:
+            raise ValueError(
+                f'DeepseekV3.loss: balance_alpha must be left out of a model with balance_loss="none", got '
+                f'{asked}; configure "sequence" or "batch"'
+            )
+        return 0.0
 
     def _routers(self) -> Iterator[Router]:
         return (module for module in self.modules() if isinstance(module, Router))

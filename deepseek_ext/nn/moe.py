@@ -199,6 +199,7 @@ class MoE(nn.Module):
 
     def __init__(self, config: ModelConfig, precision: Precision) -> None:
         super().__init__()
+        self.balance_loss = config.balance_loss
         self.gate = Router(config)
         self.experts = Experts(config, precision)
         width = config.n_shared_experts * config.moe_intermediate_size
@@ -213,7 +214,8 @@ class MoE(nn.Module):
             y = y + self.shared_experts(x)
         balance = None
         if context.balance_alpha:
+            sequences = 1 if self.balance_loss == "batch" else shape[0]
             balance = ops.sequence_balance_loss(
-                logits, indices, num_sequences=shape[0], alpha=context.balance_alpha, valid=valid
+                logits, indices, num_sequences=sequences, alpha=context.balance_alpha, valid=valid
             )
         return y, balance

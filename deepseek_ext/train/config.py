@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from ..config import ModelConfig
+from ..config import BalanceLoss, ModelConfig
 from .schedules import Schedules, scaled
 
 Precision = Literal["fp8", "bf16", "fp32"]
@@ -71,9 +71,12 @@ class TrainConfig:
     grad_clip: float = 1.0
     """Norm to which the gradient is clipped."""
     bias_update_speed: float = 0.01
-    """gamma of the router's load balancing. The paper's 0.001 is for runs of a million steps."""
+    """gamma of the router's load balancing. The paper's 0.001 is for runs of a million steps; 0 leaves the
+    bias at zero."""
+    balance_loss: BalanceLoss = "sequence"
+    """Evens out the experts within each sequence (the paper's), within each micro-batch, or not at all."""
     balance_alpha: float = 1e-4
-    """Weight of the sequence-wise balance loss."""
+    """Weight of the balance loss."""
 
     hidden_size: int | None = None
     """Width of the residual stream."""
@@ -157,6 +160,7 @@ class TrainConfig:
             num_experts_per_tok=4,
             n_group=4,
             topk_group=2,
+            balance_loss=self.balance_loss,
             balance_alpha=self.balance_alpha,
             num_nextn_predict_layers=self.mtp_depth,
             # The paper's 0.006 at width 7168 is 0.5 / sqrt(7168).
