@@ -22,8 +22,9 @@ from ..config import ModelConfig
 from ..ops.wgrad import accumulation
 from .context import Context, LatentCache
 from .flash import causal_attention, causal_attention_backward
-from .linear import Derived, Fp8Product, Linear, Operand, Precision, Product, product_backward, project
+from .linear import Derived, Linear, Precision, project
 from .norm import RMSNorm
+from .product import Fp8Product, Operand, Product, product_backward
 from .recompute import Recomputed, save_groups, saved_groups
 from .rope import rotate, softmax_scale
 

@@ -8,7 +8,6 @@ are FP32.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import cache, partial
 from typing import Any, Literal, Protocol, TypeVar
 
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 
 from .. import ops
 from ..ops.wgrad import accumulation, weight_gradient
+from .product import Fp8Product, Operand, PlainProduct, Product, add_or_widen, product_backward
 from .recompute import Recomputed, as_it_is
 
 Precision = Literal["fp8", "bf16", "fp32"]
@@ -75,11 +75,7 @@ class _StandIn(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor | None]:
-        return None, weight_gradient(ctx, 1, ctx.accumulation, partial(_add_or_widen, grad))
-
-
-def _add_or_widen(grad: Tensor, into: Tensor | None) -> Tensor:
-    return grad.float() if into is None else into.add_(grad)
+        return None, weight_gradient(ctx, 1, ctx.accumulation, partial(add_or_widen, grad))
 
 
 def stand_in(value: Tensor, weight: Tensor) -> Tensor:
@@ -89,107 +85,6 @@ def stand_in(value: Tensor, weight: Tensor) -> Tensor:
 
 def bf16_copy(weight: Tensor) -> Tensor:
     return weight.to(torch.bfloat16)
-
-
-Operand = tuple[Tensor, ...]
-"""A matrix as a product reads it: (codes, scales) of its tiles in FP8, else the matrix alone."""
-
-
-class Product(Protocol):
-    """The three products of a layer y = x W^T, and how they read x and the gradient of y.
-
-    W [N, K] may be several weights stacked along N.
-    """
-
-    @property
-    def reads(self) -> torch.dtype:
-        """Products with the same `reads` have the same operands."""
-
-    def operand(self, x: Tensor) -> Operand:
-        """x [M, K] as fprop reads it."""
-
-    def fprop(self, x: Operand, dtype: torch.dtype) -> Tensor:
-        """x W^T: [M, N]."""
-
-    def grad_operands(self, grad: Tensor) -> tuple[Operand, Operand]:
-        """The gradient of y [M, N] as dgrad reads it, and, its N first, as wgrad does."""
-
-    def dgrad(self, grad: Operand, dtype: torch.dtype) -> Tensor:
-        """The gradient of x: [M, K]."""
-
-    def transposed(self, x: Operand) -> Operand:
-        """x as wgrad reads it."""
-
-    def wgrad(self, grad_t: Operand, x_t: Operand, into: Tensor | None) -> Tensor:
-        """The gradient in FP32 of the rows of W that grad_t holds, added to `into` if that is given."""
-
-
-@dataclass(frozen=True, slots=True)
-class Fp8Product:
-    """All three in E4M3: x in 1x128 tiles, W in 128x128 blocks, re-tiled for wgrad (paper, section 3.3.2)."""
-
-    codes: Tensor
-    scales: Tensor
-
-    @property
-    def reads(self) -> torch.dtype:
-        return self.codes.dtype
-
-    def operand(self, x: Tensor) -> Operand:
-        return ops.quantize_tiles(x)
-
-    def fprop(self, x: Operand, dtype: torch.dtype) -> Tensor:
-        codes, scales = x
-        return ops.gemm(codes, scales, self.codes, self.scales, out_dtype=dtype)
-
-    def grad_operands(self, grad: Tensor) -> tuple[Operand, Operand]:
-        codes, scales, codes_t, scales_t = ops.quantize_tiles_both(grad)
-        return (codes, scales), (codes_t, scales_t)
-
-    def dgrad(self, grad: Operand, dtype: torch.dtype) -> Tensor:
-        codes, scales = grad
-        return ops.gemm(codes, scales, self.codes.t(), self.scales.t(), out_dtype=dtype)
-
-    def transposed(self, x: Operand) -> Operand:
-        codes, scales = x
-        return ops.retile(codes, scales)
-
-    def wgrad(self, grad_t: Operand, x_t: Operand, into: Tensor | None) -> Tensor:
-        (grad_codes, grad_scales), (x_codes, x_scales) = grad_t, x_t
-        if into is None:
-            return ops.gemm(grad_codes, grad_scales, x_codes, x_scales, out_dtype=torch.float32)
-        ops.gemm_accumulate_(into, grad_codes, grad_scales, x_codes, x_scales)
-        return into
-
-
-@dataclass(frozen=True, slots=True)
-class PlainProduct:
-    """All three by torch, in the dtype of the weight or of its copy."""
-
-    weight: Tensor
-
-    @property
-    def reads(self) -> torch.dtype:
-        return self.weight.dtype
-
-    def operand(self, x: Tensor) -> Operand:
-        return (x.to(self.weight.dtype),)
-
-    def fprop(self, x: Operand, dtype: torch.dtype) -> Tensor:
-        return torch.mm(x[0], self.weight.t()).to(dtype)
-
-    def grad_operands(self, grad: Tensor) -> tuple[Operand, Operand]:
-        grad = grad.to(self.weight.dtype)
-        return (grad,), (grad.t(),)
-
-    def dgrad(self, grad: Operand, dtype: torch.dtype) -> Tensor:
-        return torch.mm(grad[0], self.weight).to(dtype)
-
-    def transposed(self, x: Operand) -> Operand:
-        return x
-
-    def wgrad(self, grad_t: Operand, x_t: Operand, into: Tensor | None) -> Tensor:
-        return _add_or_widen(torch.mm(grad_t[0], x_t[0]), into)
 
 
 def product(owner: Derived, precision: Precision, *weights: Tensor) -> Product:
@@ -211,44 +106,6 @@ def _fp8_codes(*weights: Tensor) -> tuple[Tensor, Tensor]:
 
 def _bf16_stack(*weights: Tensor) -> Tensor:
     return _stack(*map(bf16_copy, weights))
-
-
-def product_backward(
-    ctx: Any,
-    by: Product,
-    weights: dict[int, int],
-    grad: Tensor,
-    x_t: Callable[[], Operand],
-    dtype: torch.dtype,
-) -> tuple[Tensor, list[Tensor | None]]:
-    """From the gradient of y [M, N] that of x [M, K] in `dtype`, and what `weight_gradients` returns."""
-    operand, operand_t = by.grad_operands(grad)
-    return by.dgrad(operand, dtype), weight_gradients(ctx, by, weights, operand_t, x_t)
-
-
-def weight_gradients(
-    ctx: Any, by: Product, weights: dict[int, int], grad_t: Operand, x_t: Callable[[], Operand]
-) -> list[Tensor | None]:
-    """What the backward of node ctx returns for each weight that `by` stacks.
-
-    weights: the position of each among the node's arguments, and its number of rows. grad_t: the gradient of
-    y as wgrad reads it. x_t: makes x as wgrad reads it, and is called at most once, by the first product that
-    needs it. ctx.accumulation is that of forward.
-    """
-    shared_x_t = cache(x_t)
-    grads: list[Tensor | None] = []
-    end = 0
-    for position, rows in weights.items():
-        part, end = slice(end, end + rows), end + rows
-        if not ctx.needs_input_grad[position]:
-            grads.append(None)
-            continue
-
-        def wgrad(into: Tensor | None, part: slice = part) -> Tensor:
-            return by.wgrad(tuple(t[part] for t in grad_t), shared_x_t(), into)
-
-        grads.append(weight_gradient(ctx, position, ctx.accumulation, wgrad))
-    return grads
 
 
 class _Project(torch.autograd.Function):

@@ -17,21 +17,8 @@ from .. import ops
 from ..config import ModelConfig
 from ..ops.wgrad import accumulation
 from .context import Context
-from .linear import (
-    Derived,
-    Fp8Product,
-    Linear,
-    Operand,
-    PlainProduct,
-    Precision,
-    Product,
-    bf16_copy,
-    product,
-    product_backward,
-    project,
-    stand_in,
-    weight_gradients,
-)
+from .linear import Derived, Linear, Precision, bf16_copy, product, project, stand_in
+from .product import Fp8Product, Operand, PlainProduct, Product, product_backward, weight_gradients
 from .recompute import Recomputed, save_groups, saved_groups
 
 
@@ -48,7 +35,8 @@ class SwiGLU(Derived):
     def forward(self, x: Recomputed) -> Tensor:
         gate, up, down = self.gate_proj.weight, self.up_proj.weight, self.down_proj.weight
         gate_up = product(self, self.precision, gate, up)
-        return _SwiGLU.apply(x.value, gate, up, down, x, gate_up, self.down_proj.product())
+        keep = torch.is_grad_enabled()
+        return _SwiGLU.apply(x.value, gate, up, down, x, gate_up, self.down_proj.product(), keep)
 
 
 class _SwiGLU(torch.autograd.Function):
@@ -60,11 +48,12 @@ class _SwiGLU(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, *args: Any) -> Tensor:
-        *_, source, gate_up, down = args
+        *_, source, gate_up, down, keep = args
         rows = x.flatten(0, -2)
-        hidden, kept = _activate(down, gate_up.fprop(gate_up.operand(rows), x.dtype))
-        save_groups(ctx, kept, source.kept)
-        ctx.again, ctx.gate_up, ctx.down, ctx.accumulation = source.again, gate_up, down, accumulation()
+        hidden, kept = _activate(down, gate_up.fprop(gate_up.operand(rows), x.dtype), keep)
+        if keep:
+            save_groups(ctx, kept, source.kept)
+            ctx.again, ctx.gate_up, ctx.down, ctx.accumulation = source.again, gate_up, down, accumulation()
         return down.fprop(hidden, x.dtype).view(x.shape)
 
     @staticmethod
@@ -80,13 +69,13 @@ class _SwiGLU(torch.autograd.Function):
 
         width = grad_gate_up.shape[1] // 2
         grad_x, grads = product_backward(ctx, gate_up, {1: width, 2: width}, grad_gate_up, x_t, grad.dtype)
-        return grad_x.view(grad.shape), *grads, *grad_down, None, None, None
+        return grad_x.view(grad.shape), *grads, *grad_down, None, None, None, None
 
 
-def _activate(down: Product, gate_up: Tensor) -> tuple[Operand, Operand]:
-    """silu(gate) * up as `down` reads it, and what is kept of gate_up [M, 2I] for the backward."""
+def _activate(down: Product, gate_up: Tensor, keep: bool) -> tuple[Operand, Operand]:
+    """silu(gate) * up as `down` reads it, and what is kept of gate_up [M, 2I] if a backward may follow."""
     if isinstance(down, Fp8Product):
-        codes, scales, *kept = ops.swiglu_quantize(gate_up, cache=True)
+        codes, scales, *kept = ops.swiglu_quantize(gate_up, cache=keep)
         return (codes, scales), tuple(kept)
     return down.operand(ops.swiglu(gate_up)), (gate_up,)
 
@@ -174,11 +163,10 @@ class Experts(Derived):
         if self.precision == "fp8":
             codes = self.derive(_fp8_codes, self.gate_up, self.down)
             return ops.moe_ffn(x, weights, indices, self.gate_up, self.down, codes=codes)
-        gate_up: Tensor = self.gate_up
-        down: Tensor = self.down
+        values = self.gate_up.detach(), self.down.detach()
         if self.precision == "bf16":
-            copies = self.derive(_bf16_copies, gate_up, down)
-            gate_up, down = stand_in(copies[0], gate_up), stand_in(copies[1], down)
+            values = self.derive(_bf16_copies, self.gate_up, self.down)
+        gate_up, down = stand_in(values[0], self.gate_up), stand_in(values[1], self.down)
         rows, slots, offs = ops.expert_order(indices, gate_up.shape[0])
         x_rows = ops.gather_rows(x.to(gate_up.dtype), rows, indices.shape[1])
         weights_rows = weights.flatten().index_select(0, rows)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from deepseek_ext.nn import head
 from deepseek_ext.nn.head import Head
+from deepseek_ext.ops import accumulate_weight_gradients
 
 Make = Callable[..., Any]
 
@@ -94,18 +96,23 @@ def test_weights_of_the_terms(make_model: Make, make_batch: Make) -> None:
     assert alone.main == default.main
 
 
-def test_the_gradient_does_not_depend_on_the_split(make_model: Make, make_batch: Make) -> None:
-    """1 micro-batch of 8 sequences against 4 of 2, some targets ignored, by the step's denominators."""
+@pytest.mark.parametrize("accumulate", [False, True])
+def test_the_gradient_does_not_depend_on_the_split(
+    accumulate: bool, make_model: Make, make_batch: Make
+) -> None:
+    """1 micro-batch of 8 sequences against 4 of 2, with padding and ignored targets, by the step's counts."""
     model = make_model(num_nextn_predict_layers=2, balance_alpha=0.1)
     tokens, targets = make_batch(8, 16)
-    targets[1, :9] = targets[6, 3:] = -100
+    valid = torch.arange(16) < torch.tensor([16, 16, 11, 16, 5, 16, 16, 13])[:, None]
+    targets[~valid] = targets[1, :9] = targets[6, 3:] = -100
     count = int((targets != -100).sum())
 
     def gradients(parts: int) -> tuple[float, dict[str, torch.Tensor], torch.Tensor]:
         model.zero_grad()
         total = 0.0
-        for part in zip(tokens.chunk(parts), targets.chunk(parts), strict=True):
-            loss = model.loss(*part, num_targets=count, num_sequences=torch.tensor(8))
+        for *part, part_valid in zip(*(t.chunk(parts) for t in (tokens, targets, valid)), strict=True):
+            with accumulate_weight_gradients() if accumulate else nullcontext():
+                loss = model.loss(*part, num_targets=count, num_sequences=torch.tensor(8), valid=part_valid)
             loss.total.backward()
             total += loss.total.item()
         load = model.router_load()

@@ -7,7 +7,11 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import torch
 from torch.utils._python_dispatch import TorchDispatchMode
+
+from deepseek_ext.model import DeepseekV3
+from deepseek_ext.train import build_optimizer
 
 Make = Callable[..., Any]
 ATEN_PRODUCTS = {"mm", "bmm", "addmm", "baddbmm", "matmul", "linear", "mv", "dot", "_grouped_mm", "einsum"}
@@ -66,14 +70,66 @@ def test_a_step_reads_nothing_back_to_the_host(precision: str, make_model: Make,
     assert not {"_local_scalar_dense", "nonzero", "item", "equal"} & counts.keys()
 
 
+@pytest.mark.parametrize("precision", ["fp8", "bf16", "fp32"])
+def test_routes_are_saved_and_never_found_again(precision: str, make_model: Make, make_batch: Make) -> None:
+    model = make_model(precision)
+    counts = count(model, make_batch(2, 32))
+    assert counts["route"] == MOE_LAYERS
+    assert counts["expert_order"] == (0 if precision == "fp8" else MOE_LAYERS)  # else inside moe_ffn
+    assert model.router_load().sum(1).tolist() == [2 * 32 * 2, 2 * 32 * 2, 2 * 31 * 2]
+
+
 def test_weights_are_quantised_once_a_step(make_model: Make, make_batch: Make) -> None:
+    """However many micro-batches there are, forward and backward; and again once weights were written."""
     model = make_model("fp8")
+    other = make_model("fp8", std=0.06)
     batch = make_batch(2, 32)
-    expected = LINEARS + 2 * MOE_LAYERS
-    assert count(model, batch)["quantize_blocks"] == expected
-    assert count(model, batch)["quantize_blocks"] == 0  # the second micro-batch, forward and backward
+    every = LINEARS + 2 * MOE_LAYERS
+
+    def quantised() -> int:
+        return count(model, batch)["quantize_blocks"]
+
+    assert [quantised() for _ in range(3)] == [every, 0, 0]
     model.weights_changed()
-    assert count(model, batch)["quantize_blocks"] == expected
+    assert [quantised() for _ in range(2)] == [every, 0]
+    model.load_state_dict(other.state_dict())
+    assert [quantised() for _ in range(2)] == [every, 0]
+    with torch.no_grad():
+        assert count_forward(model, batch) == 0  # an evaluation in between
+
+    # An optimizer that knows nothing of codes.
+    torch.optim.SGD(model.parameters(), lr=1e-3).step()
+    assert [quantised() for _ in range(2)] == [every, 0]
+    # Ours, whose step also says so by itself.
+    build_optimizer(model, lr=1e-3).step()
+    assert [quantised() for _ in range(2)] == [every, 0]
+    # One layer alone.
+    with torch.no_grad():
+        model.model.layers[1].self_attn.o_proj.weight.mul_(2)
+    assert [quantised() for _ in range(2)] == [1, 0]
+
+
+def count_forward(model: Any, batch: Any) -> int:
+    with CountOperators() as seen:
+        model.loss(*batch)
+    return seen.counts["quantize_blocks"]
+
+
+def test_a_layer_of_another_precision_runs_in_it(make_model: Make, make_batch: Make) -> None:
+    """Down to one projection: its products are torch's, and attention's output is kept as it is."""
+    batch = make_batch(2, 32)
+    config = make_model().config
+    patterns = {"model.layers.1.mlp.*": "bf16", "model.layers.2.self_attn.o_proj": "bf16"}
+    model = DeepseekV3(config, precision="fp8", precision_overrides=patterns, seed=3)
+    counts = count(model, batch)
+    # Layer 1 has experts, and a shared one with gate with up, and down; each of these two has three products,
+    # of which gate's and up's weight gradients are apart. The gates stay in FP32.
+    assert counts["moe_ffn"] == MOE_LAYERS - 1
+    assert counts["gemm"] == PRODUCTS - 7 - 3
+    assert counts["mm"] == 3 * (MOE_LAYERS + 1 + 2) + 7 + 3
+    assert counts["quantize_e5m6"] == counts["retile_e5m6"] == counts["dequantize_e5m6"] == 3
+    model.loss(*batch).total.backward()
+    assert all(p.grad.isfinite().all() for p in model.parameters())
 
 
 def test_weights_are_cast_once_a_step(make_model: Make, make_batch: Make) -> None:

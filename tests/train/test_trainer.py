@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import math
 import signal
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,9 @@ import torch
 from tiny_run import TINY  # type: ignore[import-not-found]
 
 from deepseek_ext import DeepseekV3
+from deepseek_ext.ops import accumulate_weight_gradients
 from deepseek_ext.train import TrainConfig, checkpoint
+from deepseek_ext.train import trainer as trainer_module
 from deepseek_ext.train.data import bits_per_byte, prepare_data
 from deepseek_ext.train.environment import Peak, families, model_size
 from deepseek_ext.train.metrics import read_metrics
@@ -127,6 +131,18 @@ def test_a_last_save_that_fails_is_not_called_saved(
     assert outcome.finished
     assert not outcome.saved
     assert "there is none yet" in said
+
+
+def test_accumulating_in_place_changes_no_bit(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Against a run whose gradients all go through autograd, in FP8, two micro-batches a step."""
+    config = replace(config, precision="fp8", micro_sequences=2)
+    runs = []
+    for how in (accumulate_weight_gradients, nullcontext):
+        monkeypatch.setattr(trainer_module, "accumulate_weight_gradients", how)
+        trainer = Trainer(config, prepare_data(config))
+        runs.append([trainer.train_step() for _ in range(4)])
+    for a, b in zip(*runs, strict=True):
+        assert (a["loss"], a["grad_norm"]) == (b["loss"], b["grad_norm"])
 
 
 def test_gradients_are_clipped(config: TrainConfig) -> None:
