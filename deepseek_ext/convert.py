@@ -6,35 +6,16 @@ The three products of such a layer (fprop, dgrad, wgrad) run in E4M3 as `ops.fp8
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable
-from typing import Any, ClassVar, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from . import ops
-from .nn.linear import Derived
+from .nn.derived import Derived
 
 _DTYPES = (torch.float32, torch.bfloat16)
-
-
-class _Steps:
-    """Counts the steps of every torch.optim optimizer of the process.
-
-    A fused optimizer writes parameters without raising their version counters, and FSDP2 gathers written
-    shards into a parameter whose counter it restores: neither leaves another trace.
-    """
-
-    count: ClassVar[int] = 0
-
-    @classmethod
-    def add(cls, *_: Any) -> None:
-        cls.count += 1
-
-
-register_optimizer_step_post_hook(_Steps.add)
 
 
 class Float8Linear(nn.Linear, Derived):
@@ -44,36 +25,20 @@ class Float8Linear(nn.Linear, Derived):
     Under torch.autocast x is first cast to autocast's dtype, as nn.Linear does. Gradients have the dtypes of
     x, weight and bias. Shapes and errors are those of ops.fp8_linear.
 
-    The weight's codes are kept from call to call, and made anew after any step of any torch.optim optimizer,
-    any in-place write that autograd can see, and whenever the weight is another tensor or lies elsewhere. A
-    write through `weight.data[...]` or by another process shows nowhere: call `weights_changed()` after it.
-    Copies and pickles leave the codes out. Inside torch.compile nothing is kept: the codes are made in the
-    graph, once a call, which adds one pass over the weight.
+    The weight's codes are kept from call to call, and made anew after any step of any torch.optim optimizer
+    and after any other change that `Derived` notices; after others call `weights_changed()`. Inside
+    torch.compile nothing is kept: the codes are made in the graph, once a call, which adds one pass over the
+    weight.
     """
-
-    _derived: Any = None
-    _versions: tuple[int, ...] = ()
-    _source: Callable[[], Tensor | None] = staticmethod(lambda: None)
-    _mark: tuple[int, int] = (-1, -1)
 
     def forward(self, x: Tensor) -> Tensor:
         device = x.device.type
         if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
             x = x.to(torch.get_autocast_dtype(device))
-        codes = None if torch.compiler.is_compiling() else self._codes()
+        compiling = torch.compiler.is_compiling()
+        codes = None if compiling else self.derive(ops.quantize_blocks, self.weight)
         y = ops.fp8_linear(x, self.weight, codes=codes)
         return y if self.bias is None else y + self.bias.to(y.dtype)
-
-    def _codes(self) -> tuple[Tensor, Tensor]:
-        mark = (_Steps.count, self.weight.data_ptr())
-        if self._source() is not self.weight or self._mark != mark:
-            self.weights_changed()
-            self._source, self._mark = weakref.ref(self.weight), mark
-        return self.derive(ops.quantize_blocks, self.weight)
-
-    def __getstate__(self) -> dict[str, Any]:
-        kept_for_speed = ("_derived", "_versions", "_source", "_mark")
-        return {name: value for name, value in self.__dict__.items() if name not in kept_for_speed}
 
 
 def convert_linears(

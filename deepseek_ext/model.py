@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from .config import ModelConfig
 from .nn.block import Block, MTPModule
 from .nn.context import Context, LatentCache
+from .nn.derived import Derived
 from .nn.head import IGNORED, Head
 from .nn.init import initialise
-from .nn.linear import PRECISIONS, Derived, Precision, high_precision, stream_dtype
+from .nn.linear import PRECISIONS, Precision, high_precision, stream_dtype
 from .nn.moe import Router
 from .nn.norm import RMSNorm
 from .nn.rope import rotations

@@ -21,8 +21,9 @@ from .. import ops
 from ..config import ModelConfig
 from ..ops.wgrad import accumulation
 from .context import Context, LatentCache
+from .derived import Derived
 from .flash import causal_attention, causal_attention_backward
-from .linear import Derived, Linear, Precision, project
+from .linear import Linear, Precision, project
 from .norm import RMSNorm
 from .product import Fp8Product, Operand, Product, product_backward
 from .recompute import Recomputed, save_groups, saved_groups

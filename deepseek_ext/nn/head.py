@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .linear import Derived, Precision, bf16_copy, stand_in
+from .derived import Derived
+from .linear import Precision, bf16_copy, stand_in
 
 # FP32 logits of a chunk: at 4 to 16 MB the product is efficient and the passes over the logits stay cached.
 _CHUNK_BYTES = 8 << 20

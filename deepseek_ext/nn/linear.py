@@ -1,4 +1,4 @@
-"""Linear layers in three precisions over FP32 parameters, and what is made from the parameters once a step.
+"""Linear layers in three precisions over FP32 parameters.
 
 Shapes: M rows, K inputs, N outputs. A precision decides how a product is computed, never how a parameter is
 stored: fp8 multiplies by E4M3 codes of the weight, bf16 by a BF16 copy, fp32 by the weight itself. Gradients
@@ -9,19 +9,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache, partial
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from .. import ops
 from ..ops.wgrad import accumulation, weight_gradient
+from .derived import Derived
 from .product import Fp8Product, Operand, PlainProduct, Product, add_or_widen, product_backward
 from .recompute import Recomputed, as_it_is
 
 Precision = Literal["fp8", "bf16", "fp32"]
 PRECISIONS: tuple[Precision, ...] = ("fp8", "bf16", "fp32")
-T = TypeVar("T")
 
 
 def stream_dtype(precision: Precision) -> torch.dtype:
@@ -32,37 +32,6 @@ def stream_dtype(precision: Precision) -> torch.dtype:
 def high_precision(precision: Precision) -> Precision:
     """The precision of the parts that FP8 leaves out (head, eh_proj; paper, section 3.3.1)."""
     return "bf16" if precision == "fp8" else precision
-
-
-class Derived(nn.Module):
-    """A module that keeps what it derives from its weights (FP8 codes, BF16 copies) until they change.
-
-    Whoever writes weights says so by `weights_changed()`. The autograd version counter is looked at too, but
-    it is not enough: an all-gather that fills a parameter from shards preserves it.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._derived: Any = None
-        self._versions: tuple[int, ...] = ()
-
-    def weights_changed(self) -> None:
-        """Drops what was derived; the next use derives it again."""
-        self._derived = None
-
-    def derive(self, make: Callable[..., T], *weights: Tensor) -> T:
-        """make(*weights), computed without gradient and kept until the weights change."""
-        versions = tuple(weight._version for weight in weights)
-        if self._derived is None or versions != self._versions:
-            # Out of inference mode too, whose tensors could not be saved for a later backward.
-            with torch.inference_mode(False), torch.no_grad():
-                self._derived = make(*weights)
-            self._versions = versions
-        return self._derived
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Derived:
-        self.weights_changed()  # .to(device) swaps storage without a new version
-        return super()._apply(fn, recurse)
 
 
 class _StandIn(torch.autograd.Function):

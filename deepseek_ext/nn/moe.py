@@ -17,7 +17,8 @@ from .. import ops
 from ..config import ModelConfig
 from ..ops.wgrad import accumulation
 from .context import Context
-from .linear import Derived, Linear, Precision, bf16_copy, product, project, stand_in
+from .derived import Derived
+from .linear import Linear, Precision, bf16_copy, product, project, stand_in
 from .product import Fp8Product, Operand, PlainProduct, Product, product_backward, weight_gradients
 from .recompute import Recomputed, save_groups, saved_groups
 
