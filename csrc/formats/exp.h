@@ -20,9 +20,9 @@ DSE_FN float multiply_add(float a, float b, float c) {
     return __builtin_fmaf(a, b, c);
 #endif
 }
-DSE_FN float constant(float c) { return c; }
-DSE_FN float negated(float x) { return -x; }
-DSE_FN float clamped(float x, float low, float high) { return x < low ? low : x > high ? high : x; }
+DSE_FN float constant(float c, float) { return c; }
+DSE_FN float at_least(float x, float low) { return x < low ? low : x; }
+DSE_FN float at_most(float x, float high) { return x > high ? high : x; }
 DSE_FN float negative_magnitude(float x) { return bits_float(float_bits(x) | 0x80000000u); }
 DSE_FN float where_negative(float x, float a, float b) { return float_bits(x) >> 31 ? a : b; }
 
@@ -35,10 +35,8 @@ DSE_FN float times_power_of_2(float x, float shifted) {
     return x * first * second;
 }
 
-#define DSE_EXP_FLOATS float
 #define DSE_EXP_FN DSE_FN
 #include "formats/exp.inc"
-#undef DSE_EXP_FLOATS
 #undef DSE_EXP_FN
 
 }  // namespace dse
