@@ -80,6 +80,20 @@ def test_gemm_dgrad(tier: str, threads: int, shape: tuple[int, int, int], versus
     )
 
 
+def test_gemm_accumulate(tier: str, threads: int, versus: Callable[..., Any]) -> None:
+    """A weight gradient added to an FP32 gradient that exists, as micro-batches after the first do."""
+    m, n, k = 2048, 1024, 512
+    grad, x = torch.randn(m, n), torch.randn(m, k)
+    operands = (*ops.quantize_tiles_transposed(grad), *ops.quantize_tiles_transposed(x))
+    out, total = torch.zeros(n, k), torch.zeros(n, k)
+    versus(
+        lambda: ops.gemm_accumulate_(out, *operands),
+        rivals(tier, lambda grad, x: total.add_(grad.t() @ x), grad, x),
+        flops=2 * m * n * k,
+        rounds=5 if tier == "generic" else 9,
+    )
+
+
 def expert_loads() -> list[int]:
     generator = torch.Generator().manual_seed(0)
     share = torch.softmax(torch.randn(EXPERTS, generator=generator), 0)

@@ -29,8 +29,8 @@ def fp8_linear(
     Of x only the tiles are saved. Backward quantises the gradient once in both directions, reads the same
     weight codes transposed, and re-tiles x's codes for the weight gradient, which is summed in FP32.
     Gradients have the dtypes of x and weight; one that is not needed is not computed. Under
-    accumulate_weight_gradients the weight's is added straight to its `.grad`. Raises ValueError for arguments
-    that do not fit.
+    accumulate_weight_gradients the weight's is added straight to its `.grad`. Differentiable in x and weight,
+    once. Raises ValueError for arguments that do not fit. Source: section 3.3.
     """
     if codes is None:
         codes = _ops.quantize_blocks.default(weight.detach())

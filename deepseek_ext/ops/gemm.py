@@ -27,7 +27,7 @@ from ._checks import TILE, dtype_of, num_tiles, require, shape_of
 def gemm(
     a: Tensor, a_scales: Tensor, b: Tensor, b_scales: Tensor, *, out_dtype: torch.dtype = torch.bfloat16
 ) -> Tensor:
-    """Product A B^T of quantised matrices, [M, N] in bfloat16 or float32.
+    """Product A B^T of quantised matrices: [M, N] in out_dtype, bfloat16 or float32.
 
     a: codes [M, K] in 1x128 tiles, a_scales [M, KB]. b: codes [N, K], either in 128x128 blocks with
     b_scales [ceil(N/128), KB] (a weight) or in 1x128 tiles with b_scales [N, KB] (weight gradients); the
@@ -54,12 +54,12 @@ def grouped_gemm(
     *,
     out_dtype: torch.dtype = torch.bfloat16,
 ) -> Tensor:
-    """One product per expert, rows [offs[e-1], offs[e]) of a times b[e]^T: [M, N] in bfloat16 or float32.
+    """One product per expert, rows [offs[e-1], offs[e]) of a times b[e]^T: [M, N] in out_dtype.
 
     a: codes [M, K] in 1x128 tiles, sorted by expert, a_scales [M, KB]. b: codes [E, N, K] in 128x128
     blocks, b_scales [E, ceil(N/128), KB]. offs: int32 [E], the end of each expert's rows; experts may be
-    empty. Rows from offs[-1] on are never read and are zero in the result. Raises ValueError for arguments
-    that do not fit and, on the CPU, for offs that decrease or pass M.
+    empty. Rows from offs[-1] on are never read and are zero in the result. out_dtype: bfloat16 or float32.
+    Raises ValueError for arguments that do not fit and, on the CPU, for offs that decrease or pass M.
     """
     return _grouped_gemm(a, a_scales, b, b_scales, offs, out_dtype=out_dtype)
 

@@ -1,7 +1,6 @@
 """FP8 (E4M3) and E5M6 quantisation in 1x128 tiles and 128x128 blocks.
 
-Every function here is `torch.ops.deepseek_ext.<name>` with its documentation. Codes and scales carry no
-gradient.
+Codes and scales carry no gradient.
 
 The scale rule, for each tile or block, in FP32: amax is the largest finite magnitude; scale = max(amax,
 2^-110) / 448 and code = round(x * (448 / max(amax, 2^-110))), to nearest even; scale = 1 where amax is 0.
@@ -27,9 +26,9 @@ _FLOATS = (torch.bfloat16, torch.float16, torch.float32)
 def quantize_tiles(x: Tensor, *, power_of_2: bool = False) -> tuple[Tensor, Tensor]:
     """Quantises each row in tiles of 128: x [..., K] -> (codes [..., K], scales [..., ceil(K/128)]).
 
-    x is bfloat16, float16 or float32, codes float8_e4m3fn, scales float32; x is about codes * scales. The
-    last tile of a row may be short. Raises ValueError for another dtype or a scalar. Source: section 3.3.2,
-    activations.
+    x is bfloat16, float16 or float32, codes float8_e4m3fn, scales float32, powers of two if power_of_2 is
+    set; x is about codes * scales. The last tile of a row may be short. Raises ValueError for another dtype
+    or a scalar. Source: section 3.3.2, activations.
     """
     return _ops.quantize_tiles.default(x, power_of_2=power_of_2)
 
@@ -42,9 +41,9 @@ def quantize_tiles_transposed(
     Without offs M' = 128*ceil(M/128). With offs (int32 [E], the end offset of each expert's rows in x) expert
     e's columns start at a multiple of 128, P(e+1) = P(e) + 128*ceil(m_e/128), and M' = 128*(floor(M/128) +
     E); rows past offs[-1] are not read. Columns that hold no row have code 0, and scale 1 where a whole tile
-    is empty. x is bfloat16, float16 or float32, codes_t float8_e4m3fn, scales_t float32. Raises ValueError
-    for another dtype or shape, and on the CPU for offsets that do not ascend within M. Source: section 3.3.2,
-    1x128 to 128x1 tiles.
+    is empty. x is bfloat16, float16 or float32, codes_t float8_e4m3fn, scales_t float32, powers of two if
+    power_of_2 is set. Raises ValueError for another dtype or shape, and on the CPU for offsets that do not
+    ascend within M. Source: section 3.3.2, 1x128 to 128x1 tiles.
     """
     return _ops.quantize_tiles_transposed.default(x, offs, power_of_2=power_of_2)
 
@@ -64,8 +63,8 @@ def quantize_blocks(w: Tensor, *, power_of_2: bool = False) -> tuple[Tensor, Ten
     """Quantises a weight in 128x128 blocks: w [N, K] -> (codes [N, K], scales [ceil(N/128), ceil(K/128)]).
 
     A stack of weights [E, N, K] gives [E, N, K] and [E, ceil(N/128), ceil(K/128)]. w is bfloat16, float16 or
-    float32, codes float8_e4m3fn, scales float32; blocks at the edges may be short. Raises ValueError for
-    another dtype or shape. Source: section 3.3.2, weights.
+    float32, codes float8_e4m3fn, scales float32, powers of two if power_of_2 is set; blocks at the edges may
+    be short. Raises ValueError for another dtype or shape. Source: section 3.3.2, weights.
     """
     return _ops.quantize_blocks.default(w, power_of_2=power_of_2)
 
@@ -103,9 +102,9 @@ def retile(
 ) -> tuple[Tensor, Tensor]:
     """Turns 1x128 tiles into 128x1: codes [M, K], scales [M, ceil(K/128)] -> (codes_t [K, M'], scales_t).
 
-    Equal, bit for bit, to quantize_tiles_transposed(dequantize_tiles(codes, scales), offs), in one pass;
-    shapes and errors are those of quantize_tiles_transposed. codes is float8_e4m3fn, scales float32. Source:
-    section 3.3.2, the backward's 1x128 -> 128x1.
+    Equal, bit for bit, to quantize_tiles_transposed(dequantize_tiles(codes, scales), offs, power_of_2=...),
+    in one pass; shapes and errors are those of quantize_tiles_transposed. codes is float8_e4m3fn, scales
+    float32. Source: section 3.3.2, the backward's 1x128 -> 128x1.
     """
     return _ops.retile.default(codes, scales, offs, power_of_2=power_of_2)
 
@@ -133,9 +132,9 @@ def dequantize_e5m6(packed: Tensor, scales: Tensor, k: int, dtype: torch.dtype =
 def retile_e5m6(packed: Tensor, scales: Tensor, k: int, *, power_of_2: bool = True) -> tuple[Tensor, Tensor]:
     """Turns E5M6 rows into E4M3 128x1 tiles: packed [M, 12*ceil(k/8)], scales -> (codes_t, scales_t).
 
-    scales is [M, ceil(k/128)]. Equal, bit for bit, to quantize_tiles_transposed(dequantize_e5m6(packed,
-    scales, k)): codes_t [k, M'], scales_t [k, M'/128], M' = 128*ceil(M/128). Raises ValueError for another
-    dtype or shape. Source: section 3.3.3.
+    packed is uint8, scales float32 [M, ceil(k/128)]. Equal, bit for bit, to quantize_tiles_transposed(
+    dequantize_e5m6(packed, scales, k), power_of_2=...): codes_t float8_e4m3fn [k, M'], scales_t float32 [k,
+    M'/128], M' = 128*ceil(M/128). Raises ValueError for another dtype or shape. Source: section 3.3.3.
     """
     return _ops.retile_e5m6.default(packed, scales, k, power_of_2=power_of_2)
 

@@ -33,7 +33,7 @@ def route(
     norm_topk_prob: bool = True,
     valid: Tensor | None = None,
 ) -> Routed:
-    """Chooses top_k experts for each token, from its topk_groups best groups: (weights, indices, load).
+    """Chooses top_k experts for each token, from the topk_groups best of n_groups groups.
 
     logits: float32 [T, E]; bias: float32 [E]; valid: bool [T], False for padding, which is routed but not
     counted in load. The choice is by sigmoid(logits) + bias; a group's score is the sum of its two largest

@@ -63,8 +63,9 @@ def swiglu_backward(
 
     grad: bfloat16, float16 or float32 [M, I]; gate_up_codes: float8_e4m3fn [M, 2I], gate_up_scales: float32
     [M, ceil(2I/128)], from swiglu_quantize(..., cache=True); weights: float32 [M]. Returns (grad_gate_up
-    bfloat16 [M, 2I], grad_weights float32 [M] or None, output bfloat16 [M, I]), computed in FP32. Raises
-    ValueError for arguments that do not fit. Source: section 3.3.3, inputs of the SwiGLU operator.
+    bfloat16 [M, 2I], grad_weights float32 [M] or None, output bfloat16 [M, I]), computed in FP32. Not
+    differentiable again. Raises ValueError for arguments that do not fit. Source: section 3.3.3, inputs of
+    the SwiGLU operator.
     """
     return _ops.swiglu_backward.default(grad, gate_up_codes, gate_up_scales, weights)
 
