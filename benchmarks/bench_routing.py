@@ -1,7 +1,7 @@
 """The router against PyTorch compositions: one a user would write, and one as transformers' router works.
 
 Neither promises an order of ties, and the second masks with 0, which is wrong for negative biases; both
-count the load, as route does. Bytes are those that must move: logits once, and per choice a weight and an index.
+count the load, as route does. Bytes are those that must move: logits once, a weight and an index per choice.
 """
 
 from __future__ import annotations

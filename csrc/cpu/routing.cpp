@@ -36,15 +36,16 @@ constexpr int64_t kMinTokens = 32;
 // `size` floats or int32, aligned for any vector; allocated once for a range of tokens.
 class Scratch {
   public:
-    explicit Scratch(int64_t size) : data_(new (kAlignment) float[static_cast<size_t>(size)]) {}
-    ~Scratch() { ::operator delete[](data_, kAlignment); }
+    explicit Scratch(int64_t size) : data_(::operator new(static_cast<size_t>(size) * 4, kAlignment)) {}
+    ~Scratch() { ::operator delete(data_, kAlignment); }
     Scratch(const Scratch&) = delete;
     Scratch& operator=(const Scratch&) = delete;
-    float* data() const { return data_; }
+    float* floats() const { return static_cast<float*>(data_); }
+    int32_t* ints() const { return static_cast<int32_t*>(data_); }
 
   private:
     static constexpr std::align_val_t kAlignment{64};
-    float* data_;
+    void* data_;
 };
 
 // A batch cut into blocks of tokens of one sequence, whose partial sums are added in order: the result does
@@ -120,6 +121,7 @@ void route_backward(const float* grad_weights, const Logits& logits, const int32
 }
 
 float sequence_balance_loss(const BalanceBatch& batch, double alpha, const ParallelFor& parallel) {
+    const IeeeScope ieee;
     const Blocks blocks(batch);
     const int64_t experts = batch.logits.experts;
     const Tally tally(batch, parallel);
@@ -139,6 +141,7 @@ float sequence_balance_loss(const BalanceBatch& batch, double alpha, const Paral
 
 void sequence_balance_loss_backward(const BalanceBatch& batch, double scale, float* grad_logits,
                                     const ParallelFor& parallel) {
+    const IeeeScope ieee;
     const int64_t experts = batch.logits.experts, width = padded(experts);
     const Tally tally(batch, parallel);
     std::vector<float> frequencies(batch.sequences * width);

@@ -51,6 +51,7 @@ void route_backward(const float* grad_weights, const Logits& logits, const int32
 // bias[e] += rate where load[e] is below its mean, -= rate where above. Counts times experts fit int64.
 template <class Count>
 void update_router_bias(float* bias, const Count* load, int64_t routers, int64_t experts, float rate) {
+    const IeeeScope ieee;
     for (int64_t r = 0; r < routers; ++r, bias += experts, load += experts) {
         int64_t total = 0;
         for (int64_t e = 0; e < experts; ++e) total += load[e];
