@@ -1,11 +1,13 @@
-"""Bringing tokens into expert order and back, against the PyTorch that a user would write.
+"""Bringing tokens into expert order and back, against what a user would write, and against copy bandwidth.
 
-Served by plain PyTorch so far.
+Bytes are those that must move: every input read once and every result written once, though a token's row has
+as many copies as it has experts. The goal is 70 % of the measured bandwidth of a copy of as many bytes.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -14,63 +16,116 @@ from torch import Tensor
 from deepseek_ext import ops
 
 EXPERTS, TOP_K = 32, 4
-SHAPES = [(1024, 256), (4096, 512)]  # tokens, width
+# Tokens x width: a step of the recipe's model, one of a wider one, and one that leaves the last-level cache.
+SHAPES = [(2048, 256), (4096, 512), (4096, 4096)]
+GOAL = 0.7
+
+
+class Tokens(NamedTuple):
+    x: Tensor  # BF16 [T, H]
+    weights: Tensor  # FP32 [T, K]
+    indices: Tensor  # an uneven routing
 
 
 @pytest.fixture(params=SHAPES, ids=lambda shape: f"{shape[0]}x{shape[1]}")
-def tokens(request: pytest.FixtureRequest) -> tuple[Tensor, Tensor]:
-    """BF16 tokens and an uneven routing."""
+def tokens(request: pytest.FixtureRequest) -> Tokens:
     count, width = request.param
     choice = torch.rand(count, EXPERTS) * torch.linspace(0.5, 1, EXPERTS)
-    return torch.randn(count, width).bfloat16(), choice.argsort(1, descending=True)[:, :TOP_K].int()
+    indices = choice.argsort(1, descending=True)[:, :TOP_K].int()
+    return Tokens(torch.randn(count, width).bfloat16(), torch.rand(count, TOP_K), indices)
 
 
-def test_expert_order(tokens: tuple[Tensor, Tensor], threads: int, versus: Any) -> None:
-    indices = tokens[1]
+class Measure:
+    """measure(ours, rivals, inputs): one row of the table, the ceiling being copy bandwidth."""
 
-    def rival() -> None:
+    def __init__(self, versus: Callable[..., Any], copy_bandwidth: Callable[[int], float]) -> None:
+        self.versus, self.copy_bandwidth = versus, copy_bandwidth
+
+    def __call__(
+        self,
+        ours: Callable[[], Any],
+        rivals: dict[str, Callable[[], Any]],
+        inputs: list[Tensor],
+        goal: float | None = GOAL,
+    ) -> None:
+        results = ours()
+        results = [results] if isinstance(results, Tensor) else results
+        moved = sum(t.nbytes for t in (*inputs, *results))
+        ceiling = self.copy_bandwidth(moved)
+        name = f"copy (goal {goal:.0%})" if goal else "copy"
+        row = self.versus(ours, rivals, bytes_moved=moved, ceiling=ceiling, ceiling_name=name, goal=goal)
+        row.notes["share_of_copy_bandwidth"] = row.rate()[0] / ceiling
+
+
+@pytest.fixture
+def measure(versus: Callable[..., Any], copy_bandwidth: Callable[[int], float]) -> Measure:
+    return Measure(versus, copy_bandwidth)
+
+
+def test_expert_order(tokens: Tokens, threads: int, measure: Measure) -> None:
+    indices = tokens.indices
+
+    def composed() -> None:
         flat = indices.flatten().long()
         order = flat.argsort(stable=True)
         order.argsort()
         torch.bincount(flat, minlength=EXPERTS).cumsum(0)
 
-    versus(lambda: ops.expert_order(indices, EXPERTS), {"torch": rival}, bytes_moved=3 * indices.numel() * 4)
+    measure(lambda: ops.expert_order(indices, EXPERTS), {"torch": composed}, [indices], goal=None)
 
 
-def test_gather_rows(tokens: tuple[Tensor, Tensor], threads: int, versus: Any) -> None:
-    x, indices = tokens
-    rows = ops.expert_order(indices, EXPERTS).rows
+def test_gather_rows(tokens: Tokens, threads: int, measure: Measure) -> None:
+    x, rows = tokens.x, ops.expert_order(tokens.indices, EXPERTS).rows
     source = rows.long() // TOP_K
-    versus(
-        lambda: ops.gather_rows(x, rows, TOP_K),
-        {"x[index]": lambda: x[source]},
-        bytes_moved=2 * 2 * rows.numel() * x.shape[1],
-    )
+    rivals = {"index_select": lambda: x.index_select(0, source)}
+    measure(lambda: ops.gather_rows(x, rows, TOP_K), rivals, [x, rows])
 
 
-def test_gather_tiles(tokens: tuple[Tensor, Tensor], threads: int, versus: Any) -> None:
-    x, indices = tokens
-    rows = ops.expert_order(indices, EXPERTS).rows
-    codes, scales = ops.quantize_tiles(x)
+def test_gather_tiles(tokens: Tokens, threads: int, measure: Measure) -> None:
+    rows = ops.expert_order(tokens.indices, EXPERTS).rows
+    codes, scales = ops.quantize_tiles(tokens.x)
     source = rows.long() // TOP_K
-    versus(
+    plain = codes.view(torch.uint8)
+    measure(
         lambda: ops.gather_tiles(codes, scales, rows, TOP_K),
-        {"x[index]": lambda: (codes.view(torch.uint8)[source], scales[source])},
-        bytes_moved=2 * rows.numel() * (x.shape[1] + 4 * scales.shape[1]),
+        {"index_select": lambda: (plain.index_select(0, source), scales.index_select(0, source))},
+        [codes, scales, rows],
     )
 
 
-def test_combine_rows(tokens: tuple[Tensor, Tensor], threads: int, versus: Any) -> None:
-    x, indices = tokens
-    order = ops.expert_order(indices, EXPERTS)
-    rows_out = ops.gather_rows(x, order.rows, TOP_K)
-    target = order.rows.long() // TOP_K
-    versus(
-        lambda: ops.combine_rows(rows_out, order.slots),
-        {
-            "index_add": lambda: (
-                torch.zeros(x.shape, dtype=torch.float32).index_add_(0, target, rows_out.float()).bfloat16()
-            )
-        },
-        bytes_moved=2 * (rows_out.numel() + x.numel()),
+@pytest.mark.parametrize("weighted", [False, True], ids=["plain", "weighted"])
+def test_combine_rows(tokens: Tokens, weighted: bool, threads: int, measure: Measure) -> None:
+    x, weights, indices = tokens
+    rows, slots, _ = ops.expert_order(indices, EXPERTS)
+    rows_out = ops.gather_rows(x, rows, TOP_K)
+    target = rows.long() // TOP_K
+
+    def composed() -> Tensor:
+        wide = rows_out.float()
+        if weighted:
+            wide = wide * weights.flatten()[rows.long(), None]
+        return torch.zeros(x.shape).index_add_(0, target, wide).bfloat16()
+
+    arguments = (rows_out, slots, weights) if weighted else (rows_out, slots)
+    measure(lambda: ops.combine_rows(*arguments), {"index_add": composed}, list(arguments))
+
+
+def test_combine_rows_backward(tokens: Tokens, threads: int, measure: Measure) -> None:
+    """Both gradients of the weighted sum, through autograd."""
+    x, weights, indices = tokens
+    rows, slots, _ = ops.expert_order(indices, EXPERTS)
+    target = rows.long() // TOP_K
+    rows_out = ops.gather_rows(x, rows, TOP_K).requires_grad_()
+    factors = weights.clone().requires_grad_()
+
+    def composed() -> Tensor:
+        wide = rows_out.float() * factors.flatten()[rows.long(), None]
+        return torch.zeros(x.shape).index_add_(0, target, wide).bfloat16()
+
+    ours, theirs = ops.combine_rows(rows_out, slots, factors), composed()
+    measure(
+        lambda: torch.autograd.grad(ours, (rows_out, factors), x, retain_graph=True),
+        {"index_add": lambda: torch.autograd.grad(theirs, (rows_out, factors), x, retain_graph=True)},
+        [x, rows_out.detach(), slots],
+        goal=None,
     )

@@ -12,8 +12,8 @@ from torch import Tensor
 Result = TypeVar("Result")
 
 FLOATS = [torch.bfloat16, torch.float16, torch.float32]
-# Of one element; below, at and above a vector; whole and ragged pieces of 512 columns.
-WIDTHS = [0, 1, 7, 16, 130, 512, 1100]
+# Nothing, one element, less than a vector, whole and ragged pieces of 64 columns.
+WIDTHS = [0, 1, 7, 64, 130, 512, 1100]
 INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32}
 
 

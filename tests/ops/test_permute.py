@@ -141,13 +141,22 @@ def test_gather_rows_by_hand(rng: torch.Generator) -> None:
         assert torch.equal(gathered[i], torch.zeros(40) if row < 0 else x[row // 3]), f"row {i} is {row}"
 
 
-def test_gather_rows_past_the_cache(cpu_tier: str, rng: torch.Generator) -> None:
-    """40 MiB: beyond the last-level cache of many CPUs, where stores bypass it."""
-    rows, _, _ = ops.expert_order(some_indices(rng, tokens=2048, top_k=4), 9)
+def test_past_the_cache(cpu_tier: str, rng: torch.Generator) -> None:
+    """40 MiB: beyond the last-level cache of many CPUs, where stores bypass it and tokens are scattered."""
+    rows, slots, _ = ops.expert_order(some_indices(rng, tokens=2048, top_k=4), 9)
     x = any_bits(rng, 2048, 1024, dtype=torch.float32)
     wanted = torch.where(rows[:, None] < 0, 0, bits(x)[rows.clamp(min=0) // 4])
     for got in on_one_and_two_threads(lambda: ops.gather_rows(x, rows, 4)):
         assert torch.equal(bits(got), wanted)
+    some = torch.randint(0, 2048, (64,), generator=rng)
+    rows_out, weights = x.new_empty(8192, 1024).normal_(generator=rng), torch.rand(2048, 4, generator=rng)
+    few = reference.combine_rows(rows_out, slots[some], weights[some])
+    for got in on_one_and_two_threads(lambda: ops.combine_rows(rows_out, slots, weights)):
+        assert_same_bits(got[some], few)
+    x = x.normal_(generator=rng)
+    few = reference.gather_rows(x, rows[some], 4, weights)
+    for got in on_one_and_two_threads(lambda: ops.gather_rows(x, rows, 4, weights)):
+        assert_same_bits(got[some], few)
 
 
 def test_gather_rows_takes_rows_in_any_order_and_number(rng: torch.Generator) -> None:
