@@ -1,11 +1,10 @@
-"""Loads the compiled operators, and serves from `reference` those families that have no kernels yet."""
+"""Loads the compiled operators; chooses the CPU tier they run on."""
 
 from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Iterator
 
 import torch
 
@@ -44,25 +43,3 @@ def using_cpu_capability(name: str) -> Iterator[None]:
         yield
     finally:
         torch.ops.deepseek_ext.set_cpu_capability(before)
-
-
-def serve_by_reference(
-    schema: str, function: Callable[..., Any], fake: Callable[..., Any] | None = None
-) -> None:
-    """Defines an operator whose only implementation so far is plain PyTorch.
-
-    fake checks the arguments and returns empty outputs; it is registered as the operator's fake kernel, and
-    runs before every real call, so that both raise the same errors. The day its kernel lands, the schema
-    moves to C++ and this call goes away; nothing else changes.
-    """
-    name = schema.split("(", 1)[0]
-
-    def checked(*args: Any, **kwargs: Any) -> Any:
-        if fake is not None:
-            fake(*args, **kwargs)
-        return function(*args, **kwargs)
-
-    _fragment.define(schema)
-    _fragment.impl(name, checked, "CompositeExplicitAutograd")
-    if fake is not None:
-        torch.library.register_fake(f"{NAMESPACE}::{name}", fake)
