@@ -28,6 +28,10 @@ do not fit. A name that ends in an underscore writes into its arguments. [Number
 formats are and what is promised bit by bit. "Section" and "equation" without more refer to the DeepSeek-V3
 technical report (arXiv:2412.19437).
 
+After installing another version of this package, empty torch.compile's cache on disk (the folder
+`TORCHINDUCTOR_CACHE_DIR`, by default `torchinductor_<user>` among the temporary files): it knows operators by
+name alone, and may answer with a graph that has the old version's backward.
+
 `make docs` makes this page from the sources.
 """
 

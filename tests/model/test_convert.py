@@ -6,7 +6,7 @@ import copy
 import io
 import pickle
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import pytest
@@ -215,6 +215,7 @@ def test_codes_are_made_anew_after_a_write(write: str) -> None:
     assert torch.equal(y, ops.fp8_linear(x, layer.weight) + layer.bias)
 
 
+@pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")
 def test_weight_made_by_a_hook_is_quantised_at_each_call() -> None:
     layer = weight_norm(nn.Linear(128, 8))
     convert_linears(layer)
@@ -270,6 +271,18 @@ def test_inference_first_then_training() -> None:
         again = model(x)
         again.sum().backward()
     assert torch.equal(y, again)
+
+
+def test_weight_gradients_accumulate_in_place() -> None:
+    model, x = converted()
+    gradients = []
+    for context in (nullcontext(), ops.accumulate_weight_gradients()):
+        model.zero_grad()
+        with context:
+            for part in (x[:4], x[4:]):
+                model(part).square().sum().backward()
+        gradients.append([p.grad for p in model.parameters()])
+    assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
 
 
 def test_only_what_is_trained_gets_a_gradient() -> None:
