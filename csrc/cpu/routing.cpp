@@ -30,8 +30,8 @@ constexpr float kTiny = 1e-20f;  // keeps weights finite where all chosen scores
 constexpr int64_t kColumns = 16;
 constexpr int64_t padded(int64_t n) { return (n + kColumns - 1) / kColumns * kColumns; }
 
-// Tokens below which a second thread costs more than it brings.
-constexpr int64_t kMinTokens = 32;
+// Tokens that are worth a thread: so many take 11 us to route to 32 experts, and a thread a few to wake.
+constexpr int64_t kMinTokens = 128;
 
 // `size` floats or int32, aligned for any vector; allocated once for a range of tokens.
 class Scratch {
@@ -71,7 +71,7 @@ struct Tally {
         : experts(batch.logits.experts), tokens(batch.sequences), chosen(batch.sequences * experts) {
         const Blocks blocks(batch);
         std::vector<int32_t> counts(blocks.count * (experts + 1));
-        parallel(blocks.count, 4, [&](int64_t begin, int64_t end) {
+        parallel(blocks.count, 16, [&](int64_t begin, int64_t end) {
             for (int64_t b = begin; b < end; ++b) {
                 int32_t* count = &counts[b * (experts + 1)];
                 for (int64_t t = blocks.first(b); t < blocks.last(b); ++t) {

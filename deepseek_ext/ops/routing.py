@@ -277,6 +277,13 @@ def _balance_backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
     return _ops.sequence_balance_loss_backward.default(grad, *ctx.saved_tensors, **ctx.options), None, None
 
 
+def _second_derivative(ctx: Any, *_: Tensor | None) -> None:
+    raise ValueError(
+        "route, sequence_balance_loss: the gradient cannot be differentiated again; "
+        "compute it without create_graph"
+    )
+
+
 torch.library.register_fake(f"{NAMESPACE}::route", _route_fake)
 torch.library.register_fake(f"{NAMESPACE}::route_backward", _route_backward_fake)
 torch.library.register_fake(f"{NAMESPACE}::update_router_bias_", _update_router_bias_fake)
@@ -286,3 +293,5 @@ torch.library.register_autograd(f"{NAMESPACE}::route", _route_backward, setup_co
 torch.library.register_autograd(
     f"{NAMESPACE}::sequence_balance_loss", _balance_backward, setup_context=_balance_setup
 )
+torch.library.register_autograd(f"{NAMESPACE}::route_backward", _second_derivative)
+torch.library.register_autograd(f"{NAMESPACE}::sequence_balance_loss_backward", _second_derivative)

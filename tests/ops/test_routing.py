@@ -36,6 +36,8 @@ class Shape(NamedTuple):
 SHAPES = [
     Shape(1, 1, 1, 1),
     Shape(8, 2, 4, 2),
+    Shape(16, 4, 4, 2),
+    Shape(24, 5, 3, 2),
     Shape(32, 4, 4, 2),
     Shape(6, 3, 1, 1),
     Shape(6, 2, 6, 3),  # groups of one expert
