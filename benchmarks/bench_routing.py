@@ -120,3 +120,18 @@ def test_sequence_balance_loss_and_gradient(shape: Shape, threads: int, versus: 
         torch.autograd.grad(loss, logits)
 
     versus(ours, {"composed": rival}, bytes_moved=3 * 4 * logits.numel())
+
+
+def test_update_router_bias(threads: int, versus: Any) -> None:
+    """All routers of a model in one call, once a step: the released model has 58 and one for MTP."""
+    bias, load = torch.zeros(59, 256), torch.randint(1000, (59, 256), dtype=torch.int32)
+
+    def rival() -> None:
+        load_f = load.float()
+        bias.add_((load_f.mean(1, keepdim=True) - load_f).sign(), alpha=0.001)
+
+    versus(
+        lambda: ops.update_router_bias_(bias, load, 0.001),
+        {"composed": rival},
+        bytes_moved=3 * 4 * bias.numel(),
+    )

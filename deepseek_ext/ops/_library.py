@@ -36,7 +36,8 @@ def cpu_capability() -> str:
 def using_cpu_capability(name: str) -> Iterator[None]:
     """Runs the CPU kernels of another tier inside a `with` block; for tests and benchmarks.
 
-    The switch is process-wide. Raises ValueError for a tier this host lacks, naming those it has.
+    name is a tier as DSE_CPU_CAPABILITY takes it. The switch is process-wide. Raises ValueError for a tier
+    this host lacks, naming those it has.
     """
     before = torch.ops.deepseek_ext.set_cpu_capability(name)
     try:
