@@ -51,6 +51,7 @@ class Attention(Derived):
         self.o_proj = Linear(heads * c.v_head_dim, hidden, precision)
 
     def forward(self, x: Recomputed, context: Context) -> Tensor:
+        """Down to the latents (eq. 1, 3 and 6), then `_LatentAttention`, or attention over cached latents."""
         if self.config.q_lora_rank is None:
             (compressed,) = project(x, self.kv_a_proj_with_mqa)
             q, q_up = x, self.q_proj
@@ -168,7 +169,7 @@ class _Core(NamedTuple):
 
 
 class _LatentAttention(torch.autograd.Function):
-    """From what queries, keys and values are projected up from, to the output projection: [B, T, hidden].
+    """Up from the latents, attention, and down again (eq. 2 to 11): [B, T, hidden].
 
     Saved: what these inputs are computed again from, k_rope, the logarithm of each row's sum, and the output
     of attention. Queries, keys and values are projected up a second time.

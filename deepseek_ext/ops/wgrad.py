@@ -73,7 +73,7 @@ def weight_gradient(ctx: Any, edge: int, how: Accumulation | None, product: Prod
         with torch.no_grad():
             # The first product becomes `.grad` as it is: no pass to fill it with zeros, and none to add.
             if parameter.grad is None:
-                parameter.grad = product(None)
+                parameter.grad = product(None).contiguous()
             else:
                 product(parameter.grad)
 

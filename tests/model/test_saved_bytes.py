@@ -1,16 +1,16 @@
 """What a layer keeps for its backward, counted, against the same layer in BF16 with ordinary autograd.
 
-Two counts that must agree. One is of what autograd says it saves, item by item, storages once; weights and
-what is derived from them are told by identity. The other is of every storage that the forward pass made and
-that is still alive after it, wherever it hangs: a tensor hidden on a node's context would be in the second
-and not in the first.
+Two counts that must agree. One is of what autograd says it saves, item by item, storages once; weights, what
+is derived from them, and the rotary factors, which all layers share, are told by identity. The other is of
+every storage that the forward pass made and that is still alive after it, wherever it hangs: a tensor hidden
+on a node's context would be in the second and not in the first.
 """
 
 from __future__ import annotations
 
 import gc
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
@@ -28,11 +28,12 @@ from deepseek_ext.nn.block import Block
 from deepseek_ext.nn.context import Context
 from deepseek_ext.nn.linear import Derived
 from deepseek_ext.nn.rope import rotate, rotations
+from deepseek_ext.train import TrainConfig
 
 B, T = 2, 96
 SHAPES = {
-    "recipe": {"hidden_size": 256, "q_lora_rank": 128, "kv_lora_rank": 64, "moe_intermediate_size": 128},
-    "small": {},
+    "recipe": lambda: TrainConfig().derived().model_config(),  # of `make pretrain`
+    "small": lambda: ModelConfig.preset("small"),
 }
 
 
@@ -173,9 +174,7 @@ def layer_and_rival(
     shape: str, layer: int, precision: str
 ) -> tuple[Callable[[Tensor], tuple[Tensor, ...]], PlainBlock, list[Tensor], Tensor, Tensor]:
     """A block with its weights derived, the plain one, the weights of both, an input, and the rotation."""
-    config = ModelConfig.preset(
-        "small", num_hidden_layers=2, num_nextn_predict_layers=0, initializer_range=0.03, **SHAPES[shape]
-    )
+    config = replace(SHAPES[shape](), num_hidden_layers=2, num_nextn_predict_layers=0, initializer_range=0.03)
     model = DeepseekV3(config, precision=precision, seed=1)
     block = model.model.layers[layer]
     plain = PlainBlock(block, config)
