@@ -104,6 +104,11 @@ void run(const GemmProduct* products, int64_t count, bool dot, const ParallelFor
         work += p.m * p.n * p.k;
     }
     const int64_t threads = std::clamp<int64_t>(work / kThreadWork, 1, parallel_for.threads());
+    // A product whose row blocks do not divide among the threads would leave one idle for the last of them.
+    if (count == 1 && row_blocks > threads) {
+        row_blocks = ceil_div(row_blocks, threads) * threads;
+        plans[0].row_blocks = row_blocks;
+    }
     // Four tasks a thread even out what the row blocks alone leave uneven.
     const int64_t ranges = threads == 1 || row_blocks == 0 ? 1 : ceil_div(4 * threads, row_blocks);
     int64_t tasks = 0;
