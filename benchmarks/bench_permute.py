@@ -35,34 +35,7 @@ def tokens(request: pytest.FixtureRequest) -> Tokens:
     return Tokens(torch.randn(count, width).bfloat16(), torch.rand(count, TOP_K), indices)
 
 
-class Measure:
-    """measure(ours, rivals, inputs): one row of the table, the ceiling being copy bandwidth."""
-
-    def __init__(self, versus: Callable[..., Any], copy_bandwidth: Callable[[int], float]) -> None:
-        self.versus, self.copy_bandwidth = versus, copy_bandwidth
-
-    def __call__(
-        self,
-        ours: Callable[[], Any],
-        rivals: dict[str, Callable[[], Any]],
-        inputs: list[Tensor],
-        goal: float | None = GOAL,
-    ) -> None:
-        results = ours()
-        results = [results] if isinstance(results, Tensor) else results
-        moved = sum(t.nbytes for t in (*inputs, *results))
-        ceiling = self.copy_bandwidth(moved)
-        name = f"copy (goal {goal:.0%})" if goal else "copy"
-        row = self.versus(ours, rivals, bytes_moved=moved, ceiling=ceiling, ceiling_name=name, goal=goal)
-        row.notes["share_of_copy_bandwidth"] = row.rate()[0] / ceiling
-
-
-@pytest.fixture
-def measure(versus: Callable[..., Any], copy_bandwidth: Callable[[int], float]) -> Measure:
-    return Measure(versus, copy_bandwidth)
-
-
-def test_expert_order(tokens: Tokens, threads: int, measure: Measure) -> None:
+def test_expert_order(tokens: Tokens, threads: int, measure: Callable[..., Any]) -> None:
     indices = tokens.indices
 
     def composed() -> None:
@@ -71,17 +44,17 @@ def test_expert_order(tokens: Tokens, threads: int, measure: Measure) -> None:
         order.argsort()
         torch.bincount(flat, minlength=EXPERTS).cumsum(0)
 
-    measure(lambda: ops.expert_order(indices, EXPERTS), {"torch": composed}, [indices], goal=None)
+    measure(lambda: ops.expert_order(indices, EXPERTS), {"torch": composed}, [indices])
 
 
-def test_gather_rows(tokens: Tokens, threads: int, measure: Measure) -> None:
+def test_gather_rows(tokens: Tokens, threads: int, measure: Callable[..., Any]) -> None:
     x, rows = tokens.x, ops.expert_order(tokens.indices, EXPERTS).rows
     source = rows.long() // TOP_K
     rivals = {"index_select": lambda: x.index_select(0, source)}
-    measure(lambda: ops.gather_rows(x, rows, TOP_K), rivals, [x, rows])
+    measure(lambda: ops.gather_rows(x, rows, TOP_K), rivals, [x, rows], GOAL)
 
 
-def test_gather_tiles(tokens: Tokens, threads: int, measure: Measure) -> None:
+def test_gather_tiles(tokens: Tokens, threads: int, measure: Callable[..., Any]) -> None:
     rows = ops.expert_order(tokens.indices, EXPERTS).rows
     codes, scales = ops.quantize_tiles(tokens.x)
     source = rows.long() // TOP_K
@@ -90,11 +63,12 @@ def test_gather_tiles(tokens: Tokens, threads: int, measure: Measure) -> None:
         lambda: ops.gather_tiles(codes, scales, rows, TOP_K),
         {"index_select": lambda: (plain.index_select(0, source), scales.index_select(0, source))},
         [codes, scales, rows],
+        GOAL,
     )
 
 
 @pytest.mark.parametrize("weighted", [False, True], ids=["plain", "weighted"])
-def test_combine_rows(tokens: Tokens, weighted: bool, threads: int, measure: Measure) -> None:
+def test_combine_rows(tokens: Tokens, weighted: bool, threads: int, measure: Callable[..., Any]) -> None:
     x, weights, indices = tokens
     rows, slots, _ = ops.expert_order(indices, EXPERTS)
     rows_out = ops.gather_rows(x, rows, TOP_K)
@@ -107,10 +81,10 @@ def test_combine_rows(tokens: Tokens, weighted: bool, threads: int, measure: Mea
         return torch.zeros(x.shape).index_add_(0, target, wide).bfloat16()
 
     arguments = (rows_out, slots, weights) if weighted else (rows_out, slots)
-    measure(lambda: ops.combine_rows(*arguments), {"index_add": composed}, list(arguments))
+    measure(lambda: ops.combine_rows(*arguments), {"index_add": composed}, arguments, GOAL)
 
 
-def test_combine_rows_backward(tokens: Tokens, threads: int, measure: Measure) -> None:
+def test_combine_rows_backward(tokens: Tokens, threads: int, measure: Callable[..., Any]) -> None:
     """Both gradients of the weighted sum, through autograd."""
     x, weights, indices = tokens
     rows, slots, _ = ops.expert_order(indices, EXPERTS)

@@ -40,10 +40,6 @@ def composed_dequantize(codes: Tensor, scales: Tensor) -> Tensor:
     return (codes.float().unflatten(-1, (-1, 128)) * scales[..., None]).flatten(-2)
 
 
-def size_of(results: Tensor | tuple[Tensor, ...]) -> int:
-    return sum(t.nbytes for t in ([results] if isinstance(results, Tensor) else results))
-
-
 @pytest.fixture(params=SIZES)
 def size(request: pytest.FixtureRequest) -> str:
     return str(request.param)
@@ -54,96 +50,65 @@ def x(request: pytest.FixtureRequest, size: str) -> Tensor:
     return torch.randn(SIZES[size], generator=torch.Generator().manual_seed(0)).to(request.param)
 
 
-class Measure:
-    """measure(ours, rivals, inputs, goal): one row of the table, the ceiling being copy bandwidth."""
-
-    def __init__(self, versus: Callable[..., Any], copy_bandwidth: Callable[[int], float]) -> None:
-        self.versus, self.copy_bandwidth = versus, copy_bandwidth
-
-    def __call__(
-        self,
-        ours: Callable[[], Any],
-        rivals: dict[str, Callable[[], Any]],
-        inputs: int,
-        goal: float | None = None,
-    ) -> None:
-        moved = inputs + size_of(ours())
-        ceiling = self.copy_bandwidth(moved)
-        row = self.versus(
-            ours,
-            rivals,
-            bytes_moved=moved,
-            ceiling=ceiling,
-            ceiling_name=f"copy (goal {goal:.0%})" if goal else "copy",
-            goal=goal,
-        )
-        row.notes["share_of_copy_bandwidth"] = row.rate()[0] / ceiling
-
-
-@pytest.fixture
-def measure(versus: Callable[..., Any], copy_bandwidth: Callable[[int], float]) -> Measure:
-    return Measure(versus, copy_bandwidth)
-
-
-def test_quantize_tiles(measure: Measure, threads: int, size: str, x: Tensor) -> None:
+def test_quantize_tiles(measure: Callable[..., None], threads: int, size: str, x: Tensor) -> None:
     rivals = {"cast": lambda: x.to(E4M3), "composed": lambda: composed_tiles(x)}
-    measure(lambda: ops.quantize_tiles(x), rivals, x.nbytes, QUANTIZE_GOAL[size])
+    measure(lambda: ops.quantize_tiles(x), rivals, [x], QUANTIZE_GOAL[size])
 
 
-def test_quantize_blocks(measure: Measure, threads: int, size: str, x: Tensor) -> None:
+def test_quantize_blocks(measure: Callable[..., None], threads: int, size: str, x: Tensor) -> None:
     rivals = {"cast": lambda: x.to(E4M3), "composed": lambda: composed_blocks(x)}
-    measure(lambda: ops.quantize_blocks(x), rivals, x.nbytes, QUANTIZE_GOAL[size])
+    measure(lambda: ops.quantize_blocks(x), rivals, [x], QUANTIZE_GOAL[size])
 
 
-def test_quantize_tiles_transposed(measure: Measure, threads: int, size: str, x: Tensor) -> None:
+def test_quantize_tiles_transposed(measure: Callable[..., None], threads: int, size: str, x: Tensor) -> None:
     rivals = {"composed": lambda: composed_tiles(x.T.contiguous())}
-    measure(lambda: ops.quantize_tiles_transposed(x), rivals, x.nbytes)
+    measure(lambda: ops.quantize_tiles_transposed(x), rivals, [x])
 
 
-def test_quantize_tiles_both(measure: Measure, threads: int, size: str, x: Tensor) -> None:
+def test_quantize_tiles_both(measure: Callable[..., None], threads: int, size: str, x: Tensor) -> None:
     rivals = {"composed": lambda: (composed_tiles(x), composed_tiles(x.T.contiguous()))}
-    measure(lambda: ops.quantize_tiles_both(x), rivals, x.nbytes)
+    measure(lambda: ops.quantize_tiles_both(x), rivals, [x])
 
 
-def test_quantize_e5m6(measure: Measure, threads: int, size: str, x: Tensor) -> None:
-    measure(lambda: ops.quantize_e5m6(x), {"cast to half": lambda: x.to(torch.float16)}, x.nbytes)
+def test_quantize_e5m6(measure: Callable[..., None], threads: int, size: str, x: Tensor) -> None:
+    measure(lambda: ops.quantize_e5m6(x), {"cast to half": lambda: x.to(torch.float16)}, [x])
 
 
-def test_retile(measure: Measure, threads: int, size: str) -> None:
+def test_retile(measure: Callable[..., None], threads: int, size: str) -> None:
     codes, scales = ops.quantize_tiles(torch.randn(SIZES[size], generator=torch.Generator().manual_seed(0)))
     rivals = {"composed": lambda: composed_tiles(composed_dequantize(codes, scales).T.contiguous())}
-    measure(lambda: ops.retile(codes, scales), rivals, codes.nbytes + scales.nbytes, RETILE_GOAL[size])
+    measure(lambda: ops.retile(codes, scales), rivals, [codes, scales], RETILE_GOAL[size])
 
 
-def test_retile_e5m6(measure: Measure, threads: int, size: str) -> None:
+def test_retile_e5m6(measure: Callable[..., None], threads: int, size: str) -> None:
     x = torch.randn(SIZES[size], generator=torch.Generator().manual_seed(0))
     packed, scales = ops.quantize_e5m6(x)
     half = x.half()
     rivals = {"composed from half": lambda: composed_tiles(half.float().T.contiguous())}
-    measure(lambda: ops.retile_e5m6(packed, scales, x.shape[1]), rivals, packed.nbytes + scales.nbytes)
+    measure(lambda: ops.retile_e5m6(packed, scales, x.shape[1]), rivals, [packed, scales])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["to_fp32", "to_bf16"])
-def test_dequantize_tiles(measure: Measure, threads: int, size: str, dtype: torch.dtype) -> None:
+def test_dequantize_tiles(measure: Callable[..., None], threads: int, size: str, dtype: torch.dtype) -> None:
     codes, scales = ops.quantize_tiles(torch.randn(SIZES[size], generator=torch.Generator().manual_seed(0)))
     rivals = {
         "cast": lambda: codes.to(dtype),
         "composed": lambda: composed_dequantize(codes, scales).to(dtype),
     }
-    measure(lambda: ops.dequantize_tiles(codes, scales, dtype), rivals, codes.nbytes + scales.nbytes)
+    measure(lambda: ops.dequantize_tiles(codes, scales, dtype), rivals, [codes, scales])
 
 
-def test_dequantize_blocks(measure: Measure, threads: int, size: str) -> None:
+def test_dequantize_blocks(measure: Callable[..., None], threads: int, size: str) -> None:
     codes, scales = ops.quantize_blocks(torch.randn(SIZES[size], generator=torch.Generator().manual_seed(0)))
 
     def composed() -> Tensor:
         return composed_dequantize(codes, scales.repeat_interleave(128, 0))
 
     rivals = {"cast": lambda: codes.float(), "composed": composed}
-    measure(lambda: ops.dequantize_blocks(codes, scales), rivals, codes.nbytes + scales.nbytes)
+    measure(lambda: ops.dequantize_blocks(codes, scales), rivals, [codes, scales])
 
 
-def test_dequantize_e5m6(measure: Measure, threads: int, size: str) -> None:
+def test_dequantize_e5m6(measure: Callable[..., None], threads: int, size: str) -> None:
     """Against the cast from half, which is what 12 bits replace."""
     x = torch.randn(SIZES[size], generator=torch.Generator().manual_seed(0))
     packed, scales = ops.quantize_e5m6(x)
@@ -151,14 +116,14 @@ def test_dequantize_e5m6(measure: Measure, threads: int, size: str) -> None:
     measure(
         lambda: ops.dequantize_e5m6(packed, scales, x.shape[1]),
         {"cast from half": half.float},
-        packed.nbytes + scales.nbytes,
+        [packed, scales],
     )
 
 
-def test_transpose_blocks(measure: Measure, threads: int, size: str) -> None:
+def test_transpose_blocks(measure: Callable[..., None], threads: int, size: str) -> None:
     codes, scales = ops.quantize_blocks(torch.randn(SIZES[size], generator=torch.Generator().manual_seed(0)))
     rivals = {"composed": lambda: (codes.T.contiguous(), scales.T.contiguous())}
-    measure(lambda: ops.transpose_blocks(codes, scales), rivals, codes.nbytes + scales.nbytes)
+    measure(lambda: ops.transpose_blocks(codes, scales), rivals, [codes, scales])
 
 
 def test_small_call(versus: Callable[..., Any], threads: int) -> None:

@@ -35,10 +35,6 @@ def tiles_by_hand(x: Tensor) -> tuple[Tensor, Tensor]:
     return (tiles / scales).to(torch.float8_e4m3fn).flatten(-2), scales.squeeze(-1)
 
 
-def bytes_of(*tensors: Tensor | None) -> int:
-    return sum(t.nbytes for t in tensors if t is not None)
-
-
 @pytest.fixture(params=SIZES)
 def size(request: pytest.FixtureRequest) -> str:
     return str(request.param)
@@ -51,41 +47,13 @@ def inputs(size: str) -> tuple[Tensor, Tensor]:
     return torch.randn(rows, columns, generator=rng).bfloat16(), torch.rand(rows, generator=rng)
 
 
-class Measure:
-    """measure(ours, rival, goal, *inputs): one row of the table, the ceiling being copy bandwidth."""
-
-    def __init__(self, versus: Callable[..., Any], copy_bandwidth: Callable[[int], float]) -> None:
-        self.versus, self.copy_bandwidth = versus, copy_bandwidth
-
-    def __call__(
-        self, ours: Callable[[], Any], rival: Callable[[], Any], goal: float, *inputs: Tensor
-    ) -> None:
-        results = ours()
-        moved = bytes_of(*inputs, *((results,) if isinstance(results, Tensor) else results))
-        ceiling = self.copy_bandwidth(moved)
-        row = self.versus(
-            ours,
-            {"torch": rival},
-            bytes_moved=moved,
-            ceiling=ceiling,
-            ceiling_name=f"copy (goal {goal:.0%})",
-            goal=goal,
-        )
-        row.notes["share_of_copy_bandwidth"] = row.rate()[0] / ceiling
-
-
-@pytest.fixture
-def measure(versus: Callable[..., Any], copy_bandwidth: Callable[[int], float]) -> Measure:
-    return Measure(versus, copy_bandwidth)
-
-
-def test_swiglu(inputs: tuple[Tensor, Tensor], threads: int, measure: Measure) -> None:
-    measure(lambda: ops.swiglu(*inputs), lambda: composition(*inputs), GOAL, *inputs)
+def test_swiglu(inputs: tuple[Tensor, Tensor], threads: int, measure: Callable[..., Any]) -> None:
+    measure(lambda: ops.swiglu(*inputs), {"torch": lambda: composition(*inputs)}, inputs, GOAL)
 
 
 @pytest.mark.parametrize("cache", [False, True], ids=["alone", "with_cache"])
 def test_swiglu_quantize(
-    inputs: tuple[Tensor, Tensor], size: str, threads: int, cache: bool, measure: Measure
+    inputs: tuple[Tensor, Tensor], size: str, threads: int, cache: bool, measure: Callable[..., Any]
 ) -> None:
     gate_up, weights = inputs
 
@@ -94,24 +62,28 @@ def test_swiglu_quantize(
         if cache:
             tiles_by_hand(gate_up)
 
-    measure(lambda: ops.swiglu_quantize(gate_up, weights, cache=cache), rival, QUANTIZE_GOAL[size], *inputs)
+    measure(
+        lambda: ops.swiglu_quantize(gate_up, weights, cache=cache),
+        {"torch": rival},
+        inputs,
+        QUANTIZE_GOAL[size],
+    )
 
 
-def test_swiglu_gradient(inputs: tuple[Tensor, Tensor], threads: int, measure: Measure) -> None:
+def test_swiglu_gradient(inputs: tuple[Tensor, Tensor], threads: int, measure: Callable[..., Any]) -> None:
     """Against autograd through the composition, its forward included."""
     gate_up, weights = inputs
     grad = torch.randn(gate_up.shape[0], gate_up.shape[1] // 2).bfloat16()
     leaves = gate_up.clone().requires_grad_(), weights.clone().requires_grad_()
     measure(
         lambda: ops.swiglu_gradient(grad, *inputs),
-        lambda: torch.autograd.grad(composition(*leaves), leaves, grad),
+        {"torch": lambda: torch.autograd.grad(composition(*leaves), leaves, grad)},
+        [grad, *inputs],
         GOAL,
-        grad,
-        *inputs,
     )
 
 
-def test_swiglu_backward(inputs: tuple[Tensor, Tensor], threads: int, measure: Measure) -> None:
+def test_swiglu_backward(inputs: tuple[Tensor, Tensor], threads: int, measure: Callable[..., Any]) -> None:
     """Against autograd through the composition on BF16: twice the memory kept, nothing to dequantise."""
     gate_up, weights = inputs
     codes, scales = ops.quantize_tiles(gate_up)
@@ -119,10 +91,7 @@ def test_swiglu_backward(inputs: tuple[Tensor, Tensor], threads: int, measure: M
     leaves = gate_up.clone().requires_grad_(), weights.clone().requires_grad_()
     measure(
         lambda: ops.swiglu_backward(grad, codes, scales, weights),
-        lambda: torch.autograd.grad(composition(*leaves), leaves, grad),
+        {"torch": lambda: torch.autograd.grad(composition(*leaves), leaves, grad)},
+        [grad, codes, scales, weights],
         GOAL,
-        grad,
-        codes,
-        scales,
-        weights,
     )

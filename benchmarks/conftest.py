@@ -10,12 +10,13 @@ import ctypes
 import platform
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from deepseek_ext import _native, ops
 
@@ -27,13 +28,16 @@ class Row:
     rivals: dict[str, float]
     flops: float | None
     bytes_moved: float | None
-    ceiling: float | None
-    ceiling_name: str
+    copy: float | None
+    goal: float | None
     spread: float
     notes: dict[str, Any] = field(default_factory=dict)
 
     def ratio(self, rival: str) -> float:
         return self.rivals[rival] / self.ours
+
+    def share(self) -> float | None:
+        return None if self.copy is None else self.copy / self.ours
 
     def rate(self) -> tuple[float, str]:
         if self.flops is not None:
@@ -50,7 +54,7 @@ _rows: list[Row] = []
 def keep_freed_memory() -> None:
     """Lets glibc hand freed memory out again instead of returning it to the system.
 
-    An operator allocates its results, the copy that copy_bandwidth() times does not. By default glibc maps
+    An operator allocates its results, the copy it is compared with does not. By default glibc maps
     every allocation above 32 MiB anew, and each of its pages then costs a fault at the first write: 79 % of
     the time of quantize_tiles for 8192 x 7168 codes, and nothing that a kernel could change. These figures
     are without, ours and the rivals' alike; a caller who lets large results go pays for the faults besides.
@@ -85,11 +89,12 @@ def time_in_turns(
 
 @pytest.fixture
 def versus(benchmark: Any, request: pytest.FixtureRequest) -> Callable[..., Row]:
-    """versus(ours, rivals, flops= | bytes_moved=, ceiling=, ceiling_name=) -> Row.
+    """versus(ours, rivals, flops= | bytes_moved=, goal=) -> Row.
 
     ours: the call to measure. rivals: name -> call doing the same work another way; the first is the one a
-    user would pick. flops: floating-point operations of one call; bytes_moved: bytes that must move.
-    ceiling: the measured limit in GFLOP/s or GB/s, of which the share is shown.
+    user would pick. flops: floating-point operations of one call; bytes_moved: bytes that must move, read and
+    written. A copy that touches as many bytes then takes its turn too, and the share of its bandwidth is
+    shown beside the goal for it.
     """
 
     def run(
@@ -98,21 +103,25 @@ def versus(benchmark: Any, request: pytest.FixtureRequest) -> Callable[..., Row]
         *,
         flops: float | None = None,
         bytes_moved: float | None = None,
-        ceiling: float | None = None,
-        ceiling_name: str = "",
+        goal: float | None = None,
         rounds: int = 9,
         **notes: Any,
     ) -> Row:
-        samples = time_in_turns({"ours": ours, **rivals}, rounds)
+        turns = {"ours": ours, **rivals}
+        if bytes_moved is not None:
+            source = torch.zeros(int(bytes_moved) // 2, dtype=torch.uint8)
+            target = torch.empty_like(source)
+            turns["copy"] = lambda: target.copy_(source)
+        samples = time_in_turns(turns, rounds)
         medians = {name: statistics.median(s) for name, s in samples.items()}
         row = Row(
             case=request.node.name,
             ours=medians.pop("ours"),
+            copy=medians.pop("copy", None),
             rivals=medians,
             flops=flops,
             bytes_moved=bytes_moved,
-            ceiling=ceiling,
-            ceiling_name=ceiling_name,
+            goal=goal,
             spread=max(samples["ours"]) / min(samples["ours"]),
             notes=notes,
         )
@@ -123,12 +132,35 @@ def versus(benchmark: Any, request: pytest.FixtureRequest) -> Callable[..., Row]
             ratios={name: row.ratio(name) for name in medians},
             rate=rate,
             unit=unit,
+            share_of_copy_bandwidth=row.share(),
+            goal=goal,
             capability=ops.cpu_capability(),
             threads=torch.get_num_threads(),
             **notes,
         )
         benchmark.pedantic(ours, rounds=3, iterations=1, warmup_rounds=0)
         return row
+
+    return run
+
+
+@pytest.fixture
+def measure(versus: Callable[..., Row]) -> Callable[..., Row]:
+    """measure(ours, rivals, inputs, goal=None) -> Row, for a call that moves memory more than it computes.
+
+    The bytes that must move are those of the tensors `inputs` and of what `ours` returns. goal: the share of
+    copy bandwidth to reach.
+    """
+
+    def run(
+        ours: Callable[[], Any],
+        rivals: dict[str, Callable[[], Any]],
+        inputs: Iterable[Tensor],
+        goal: float | None = None,
+    ) -> Row:
+        results = ours()
+        moved = [*inputs, *([results] if isinstance(results, Tensor) else results)]
+        return versus(ours, rivals, bytes_moved=sum(t.nbytes for t in moved if t is not None), goal=goal)
 
     return run
 
@@ -141,34 +173,17 @@ def threads(request: pytest.FixtureRequest) -> Iterator[int]:
     torch.set_num_threads(before)
 
 
-_copy_bandwidth: dict[tuple[int, int], float] = {}
-
-
-@pytest.fixture
-def copy_bandwidth() -> Callable[[int], float]:
-    """copy_bandwidth(nbytes): GB/s, reads and writes counted, of a copy that touches that many bytes."""
-
-    def measure(nbytes: int) -> float:
-        key = (nbytes, torch.get_num_threads())
-        if key not in _copy_bandwidth:
-            source = torch.zeros(nbytes // 2, dtype=torch.uint8)
-            target = torch.empty_like(source)
-            samples = time_in_turns({"copy": lambda: target.copy_(source)})["copy"]
-            _copy_bandwidth[key] = nbytes / statistics.median(samples) / 1e9
-        return _copy_bandwidth[key]
-
-    return measure
-
-
 def pytest_terminal_summary(terminalreporter: Any) -> None:
     if not _rows:
         return
     write = terminalreporter.write_line
     write("")
     write(f"CPU tier of this host: {_native.host_capability()}; times are medians of calls taken in turns")
-    write(f"{'case':58} {'ours':>10} {'rate':>16} {'share':>18}  ratio to rivals (above 1: ours is faster)")
+    write(f"{'case':58} {'ours':>10} {'rate':>16} {'share':>24}  ratio to rivals (above 1: ours is faster)")
     for row in _rows:
         rate, unit = row.rate()
-        share = f"{rate / row.ceiling:.0%} of {row.ceiling_name}" if row.ceiling else ""
+        share = "" if row.share() is None else f"{row.share():.0%} of copy"
+        if row.goal is not None:
+            share += f" (goal {row.goal:.0%})"
         ratios = ", ".join(f"{name} {row.ratio(name):.2f}x" for name in row.rivals)
-        write(f"{row.case:58} {row.ours * 1e6:8.1f}us {rate:8.1f} {unit:7} {share:>18}  {ratios}")
+        write(f"{row.case:58} {row.ours * 1e6:8.1f}us {rate:8.1f} {unit:7} {share:>24}  {ratios}")
