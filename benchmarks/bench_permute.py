@@ -35,7 +35,7 @@ def tokens(request: pytest.FixtureRequest) -> Tokens:
     return Tokens(torch.randn(count, width).bfloat16(), torch.rand(count, TOP_K), indices)
 
 
-def test_expert_order(tokens: Tokens, threads: int, measure: Callable[..., Any]) -> None:
+def test_expert_order(tokens: Tokens, threads: int, versus: Callable[..., Any]) -> None:
     indices = tokens.indices
 
     def composed() -> None:
@@ -44,7 +44,7 @@ def test_expert_order(tokens: Tokens, threads: int, measure: Callable[..., Any])
         order.argsort()
         torch.bincount(flat, minlength=EXPERTS).cumsum(0)
 
-    measure(lambda: ops.expert_order(indices, EXPERTS), {"torch": composed}, [indices])
+    versus(lambda: ops.expert_order(indices, EXPERTS), {"torch": composed})
 
 
 def test_gather_rows(tokens: Tokens, threads: int, measure: Callable[..., Any]) -> None:
