@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 STRIDE = 499  # of 2^32 floats, 8.6 million; 1 sweeps all of them, in about ten minutes
-BOUND = {"exp": 1.2, "sigmoid": 1.7, "sigmoid_of_minus": 1.7}  # units in the last place of the exact result
+BOUND = {"exp": 1.1, "sigmoid": 1.66, "sigmoid_of_minus": 1.66}  # over all inputs: 1.092, 1.653, 1.653 ulp
 
 
 @pytest.fixture(scope="module")
