@@ -29,6 +29,9 @@ from .product import Fp8Product, Operand, Product, product_backward
 from .recompute import Recomputed, save_groups, saved_groups
 from .rope import rotate, softmax_scale
 
+LATENT_NORM_EPS = 1e-6
+"""Of the norms of the latents: a constant in DeepSeek's released code too, whatever rms_norm_eps is."""
+
 
 class Attention(Derived):
     """Causal MLA: x [B, T, hidden] to [B, T, hidden] in x's dtype."""
@@ -43,10 +46,10 @@ class Attention(Derived):
             self.q_proj = Linear(hidden, heads * c.qk_head_dim, precision)
         else:
             self.q_a_proj = Linear(hidden, c.q_lora_rank, precision)
-            self.q_a_layernorm = RMSNorm(c.q_lora_rank, c.rms_norm_eps)
+            self.q_a_layernorm = RMSNorm(c.q_lora_rank, LATENT_NORM_EPS)
             self.q_b_proj = Linear(c.q_lora_rank, heads * c.qk_head_dim, precision)
         self.kv_a_proj_with_mqa = Linear(hidden, c.kv_lora_rank + c.qk_rope_head_dim, precision)
-        self.kv_a_layernorm = RMSNorm(c.kv_lora_rank, c.rms_norm_eps)
+        self.kv_a_layernorm = RMSNorm(c.kv_lora_rank, LATENT_NORM_EPS)
         self.kv_b_proj = Linear(c.kv_lora_rank, heads * (c.qk_nope_head_dim + c.v_head_dim), precision)
         self.o_proj = Linear(heads * c.v_head_dim, hidden, precision)
 

@@ -87,8 +87,9 @@ class Head(Derived):
     def forward(self, hidden: Tensor) -> Tensor:
         """hidden [..., H] to logits [..., V] in the precision's dtype."""
         if self.precision == "fp32":
-            return F.linear(hidden, self.weight)
-        return F.linear(hidden, stand_in(self.derive(bf16_copy, self.weight), self.weight))
+            return F.linear(hidden.float(), self.weight)
+        copy = self.derive(bf16_copy, self.weight)
+        return F.linear(hidden.to(torch.bfloat16), stand_in(copy, self.weight))
 
     def cross_entropy(
         self, hidden: Tensor, targets: Tensor, scale: Tensor, *, choose: bool = False

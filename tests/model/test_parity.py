@@ -66,6 +66,9 @@ def random_config(seed: int) -> tuple[ModelConfig, float]:
         norm_topk_prob=draw.random() < 0.5,
         routed_scaling_factor=draw.choice([1.0, 2.5]),
         num_nextn_predict_layers=1 + seed % 2,
+        rms_norm_eps=1e-3
+        if seed % 3 == 1
+        else 1e-6,  # not of the latents' norms: so large it would show there
     )
     return config, draw.choice([0.0, -3.0])
 

@@ -136,6 +136,21 @@ def test_a_layer_can_have_another_precision(make_model: Make, make_batch: Make) 
     b.total.backward()
 
 
+@pytest.mark.parametrize(("model", "head"), [("bf16", "fp32"), ("fp32", "bf16")])
+def test_the_head_can_have_another_precision(
+    make_model: Make, make_batch: Make, model: str, head: str
+) -> None:
+    tokens, targets = make_batch(2, 16)
+    plain = make_model(model)
+    mixed = DeepseekV3(plain.config, precision=model, precision_overrides={"lm_head": head}, seed=3)
+    mixed.load_state_dict(plain.state_dict())
+    logits = mixed(tokens).logits
+    assert logits.dtype == (torch.float32 if head == "fp32" else torch.bfloat16)
+    torch.testing.assert_close(logits, plain(tokens).logits, rtol=2e-2, atol=2e-2, check_dtype=False)
+    mixed.loss(tokens, targets).total.backward()
+    assert mixed.lm_head.weight.grad.dtype == torch.float32
+
+
 def test_the_model_is_never_cast(make_model: Make) -> None:
     model = make_model("bf16")
     with pytest.raises(ValueError, match="stay float32 whatever the precision; write DeepseekV3"):
