@@ -87,8 +87,7 @@ class DeepseekV3(nn.Module):
         for tokens, targets in micro_batches:                       # int64 [B, T] each
             loss = model.loss(tokens, targets, num_targets=..., num_sequences=...)   # of the whole step
             loss.total.backward()
-        optimizer.step()
-        model.weights_changed()              # the FP8 codes and BF16 copies of the weights are stale
+        optimizer.step()                     # FP8 codes and BF16 copies are made anew at the next use
         load = model.router_load()           # int32 [number of routers, E]
         model.update_router_bias(rate)       # balances by the load, and restarts its count
 
@@ -210,7 +209,8 @@ class DeepseekV3(nn.Module):
     def weights_changed(self) -> None:
         """Says that parameters were written: FP8 codes and BF16 copies are made anew at their next use.
 
-        Call it after every optimizer step; loading a state dict does it by itself.
+        Needed only after writes that the layers do not notice (see `Derived`): they notice the steps of
+        torch.optim optimizers, in-place writes, and loading.
         """
         for module in self.modules():
             if isinstance(module, Derived):
