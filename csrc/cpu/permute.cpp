@@ -116,12 +116,12 @@ void gather_scales(const float* scales, int64_t columns, int64_t row_stride, int
                    const RowOrder& order, float* out, const ParallelFor& parallel) {
     parallel(order.count, grain_of_rows(columns), [&](int64_t begin, int64_t end) {
         for (int64_t i = begin; i < end; ++i) {
-            const int64_t row = order.rows[i];
+            const int64_t token = order.token(i);
             float* to = out + i * columns;
-            if (row < 0) {
+            if (token < 0) {
                 std::fill(to, to + columns, 1.0f);
             } else {
-                const float* from = scales + row / order.top_k * row_stride;
+                const float* from = scales + token * row_stride;
                 for (int64_t c = 0; c < columns; ++c) to[c] = from[c * column_stride];
             }
         }
