@@ -228,10 +228,10 @@ for _name in ("expert_order", "inverse_order", "gather_tiles"):
     _fragment.impl(_name, torch.library.fallthrough_kernel, "Autograd")
 
 
-# Autograd. Gathering and combining are each other's transposes, and either has row_dots as the gradient of its
-# weights; so the gradients of all three are made of the three. Two operators are there for gradients only:
-#   inverse_order(places [N], size) -> int32 [size]: result[places[i]] = i, -1 where no i leads; refuses on the
-#       CPU to be led to one place twice, since the gradient of a row named twice would be a sum.
+# Autograd. Gathering and combining are each other's transposes, and either has row_dots as the gradient of
+# its weights; so the gradients of all three are made of the three. Two operators serve gradients only:
+#   inverse_order(places [N], size) -> int32 [size]: result[places[i]] = i, -1 where no i leads; on the CPU it
+#       refuses a place named twice, since the gradient of a row named twice would be a sum.
 #   row_dots(x [T, H], rows_out [M, H], slots [T, K]) -> float32 [T, K]: inner products of each token with its
 #       rows, 0 for slot -1.
 
