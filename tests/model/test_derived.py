@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.utils import vector_to_parameters
 
-from deepseek_ext import Float8Linear, convert_linears, ops
+from deepseek_ext import Float8Linear
 
 Make = Callable[..., Any]
 
@@ -95,31 +93,3 @@ def test_weights_made_in_inference_mode() -> None:
         layer.weight.mul_(2)
         layer.weights_changed()
         torch.testing.assert_close(layer(x) - layer.bias, 2 * (y - layer.bias))
-
-
-def _train_sharded(rank: int, store: str) -> None:
-    from torch.distributed.fsdp import fully_shard
-
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(256, 256), nn.GELU(), nn.Linear(256, 128))
-    convert_linears(model)
-    fully_shard(model[0])
-    fully_shard(model[2])
-    fully_shard(model)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, fused=True)
-    x = torch.randn(4, 256)
-    for _ in range(4):
-        y = model(x)
-        w0, b0, w2, b2 = (p.full_tensor() for p in model.parameters())
-        assert torch.equal(y, ops.fp8_linear(torch.nn.functional.gelu(ops.fp8_linear(x, w0) + b0), w2) + b2)
-        y.square().sum().backward()
-        optimizer.step()
-        optimizer.zero_grad()
-    dist.destroy_process_group()
-
-
-def test_sharded_weights_are_renewed_after_a_step(tmp_path: Path) -> None:
-    """FSDP2 gathers into the same parameter, its version restored, at times at the same address."""
-    torch.multiprocessing.spawn(_train_sharded, (str(tmp_path / "store"),), nprocs=2)
