@@ -22,7 +22,6 @@ from .model import DeepseekV3
 from .nn.linear import Precision
 from .train import TrainConfig, load_run, run
 from .train.data import bits_per_byte, prepare_data
-from .train.environment import families
 from .train.tokenizer import eos_id, load_tokenizer
 from .train.trainer import RunStopped
 
@@ -127,8 +126,6 @@ def _info(args: list[str]) -> int:
     print(f"deepseek-ext {__version__}, built with {build['compiler']}, C++ {build['standard']}")
     print(f"torch {torch.__version__}, Python {sys.version.split()[0]}, {torch.get_num_threads()} threads")
     print(f"CPU tier in use {ops.cpu_capability()}, this CPU has {_native.host_capability()}")
-    for family, native in families().items():
-        print(f"  {family:<10} {'C++' if native else 'plain PyTorch (no kernels yet)'}")
     names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     print(f"CUDA devices: {', '.join(names) or 'none'}; this version has no CUDA kernels")
     return 0

@@ -1,8 +1,7 @@
-"""What this machine runs: kernels or plain PyTorch, a measured peak, memory."""
+"""What this machine can do and what a model asks of it: a measured peak, memory, sizes."""
 
 from __future__ import annotations
 
-import importlib
 import resource
 import statistics
 import time
@@ -11,26 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from .. import ops
 from ..config import ModelConfig
-
-FAMILIES = ("quantize", "gemm", "swiglu", "routing", "permute", "optimizer")
-
-
-def families() -> dict[str, bool]:
-    """Each operator family, and whether it runs in C++ on the CPU; the others are served by plain PyTorch."""
-    in_cpp = set(torch._C._dispatch_get_registrations_for_dispatch_key("CPU"))
-    return {family: all(name in in_cpp for name in _operators(family)) for family in FAMILIES}
-
-
-def _operators(family: str) -> list[str]:
-    module = importlib.import_module(f"{ops.__name__}.{family}")
-    functions = (
-        name for name in ops.__all__ if hasattr(module, name) and hasattr(torch.ops.deepseek_ext, name)
-    )
-    return [
-        f"deepseek_ext::{name}" for name in functions if getattr(module, name).__module__ == module.__name__
-    ]
 
 
 def peak_memory() -> int:

@@ -20,7 +20,7 @@ from .config import TrainConfig, differences
 from .config import describe as describe_config
 from .corpus import describe as describe_corpus
 from .data import bits_per_byte, prepare_data
-from .environment import families, matmul_peak, peak_memory
+from .environment import matmul_peak, peak_memory
 from .metrics import cut_back
 from .progress import Progress, clock
 from .tokenizer import load_tokenizer, tokenizer_hash
@@ -209,13 +209,7 @@ def _say_start(trainer: Trainer) -> None:
         f"model: {size.total / 1e6:.2f} M parameters, {size.active / 1e6:.2f} M active in a token's pass, "
         f"{size.flops_per_token / 1e6:.1f} MFLOP a trained token; precision {config.precision}"
     )
-    in_cpp = families()
-    print(
-        f"kernels: CPU tier {ops.cpu_capability()}, {torch.get_num_threads()} threads; in C++: "
-        f"{', '.join(name for name, native in in_cpp.items() if native) or 'none'}"
-    )
-    if slow := [name for name, native in in_cpp.items() if not native]:
-        print(f"SLOW: {', '.join(slow)} have no C++ kernels in this build and run as plain PyTorch")
+    print(f"kernels: CPU tier {ops.cpu_capability()}, {torch.get_num_threads()} threads")
     if not ops.cpu_capability().startswith(_native.host_capability()):
         print(f"SLOW: tier {ops.cpu_capability()} is in use, this CPU has {_native.host_capability()}")
     print(f"data: {describe_corpus(trainer.data.corpus)}")

@@ -19,7 +19,7 @@ from deepseek_ext.ops import accumulate_weight_gradients
 from deepseek_ext.train import TrainConfig, checkpoint
 from deepseek_ext.train import trainer as trainer_module
 from deepseek_ext.train.data import bits_per_byte, prepare_data
-from deepseek_ext.train.environment import Peak, families, model_size
+from deepseek_ext.train.environment import Peak, model_size
 from deepseek_ext.train.metrics import read_metrics
 from deepseek_ext.train.progress import Progress, clock
 from deepseek_ext.train.trainer import Outcome, RunStopped, Stop, Trainer
@@ -217,10 +217,6 @@ def test_progress_line_of_a_step_past_the_budget(config: TrainConfig) -> None:
 )
 def test_clock(seconds: float, text: str) -> None:
     assert clock(seconds) == text
-
-
-def test_families_are_all_named() -> None:
-    assert set(families()) == {"quantize", "gemm", "swiglu", "routing", "permute", "optimizer"}
 
 
 def test_the_first_interrupt_asks_and_the_second_stops() -> None:
