@@ -1,9 +1,13 @@
 """Checkpoints of torch.distributed.checkpoint: complete once renamed, read without running code from files.
 
-A checkpoint is a folder `step-00000400`: .metadata, __0_0.distcp   the tensors, as
-torch.distributed.checkpoint writes them state.json                everything that is not a tensor SHA256SUMS
-of the files above; `sha256sum -c SHA256SUMS` reads it too It is written under a temporary name, flushed to
-the disk and then renamed, so a folder with this name is whole.
+A checkpoint is a folder `step-00000400`:
+
+    .metadata, __0_0.distcp   the tensors, as torch.distributed.checkpoint writes them
+    state.json                everything that is not a tensor
+    SHA256SUMS                of the files above; `sha256sum -c SHA256SUMS` reads it too
+
+It is written under a temporary name, flushed to the disk and then renamed, so a folder with this name is
+whole.
 """
 
 from __future__ import annotations
@@ -37,6 +41,14 @@ STATE, SUMS = "state.json", "SHA256SUMS"
 _NAME = re.compile(r"step-(\d{8,})")
 _SUM = re.compile(r"([0-9a-f]{64})  ([\w.-]+)")
 
+
+def _memory_format(cls: Any, name: Any) -> Any:
+    """Stands in for getattr, by which Python 3.11.0 to 3.11.3 pickle the member of an enumeration."""
+    if cls is not dcp_metadata._MEM_FORMAT_ENCODING:
+        raise pickle.UnpicklingError(".metadata calls getattr, which no checkpoint of ours does")
+    return dcp_metadata._MEM_FORMAT_ENCODING[name]
+
+
 # What .metadata is made of; a pickle that names anything else is refused before it is called.
 _METADATA_CLASSES = {
     (dcp_metadata.__name__, name): getattr(dcp_metadata, name)
@@ -51,6 +63,7 @@ _METADATA_CLASSES = {
     )
 } | {
     (_StorageInfo.__module__, "_StorageInfo"): _StorageInfo,
+    ("builtins", "getattr"): _memory_format,
     ("pathlib", "PosixPath"): pathlib.PurePosixPath,
     ("pathlib._local", "PosixPath"): pathlib.PurePosixPath,
     ("torch", "Size"): torch.Size,

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.distributed.checkpoint import metadata as metadata_module
 
 from deepseek_ext.train import checkpoint
 from deepseek_ext.train.checkpoint import DamagedCheckpoint
@@ -202,3 +203,26 @@ def test_metadata_may_not_point_outside(tmp_path: Path, saved: Path) -> None:
 def test_a_missing_tensor_is_named(saved: Path) -> None:
     with pytest.raises(DamagedCheckpoint, match=r"other\.weight"):
         checkpoint.load_tensors(saved, {"other.weight": torch.zeros(3)})
+
+
+class ByName:
+    """A member of an enumeration as Python 3.11.0 to 3.11.3 pickle it, or any other attribute."""
+
+    def __init__(self, owner: object, name: str) -> None:
+        self.owner, self.name = owner, name
+
+    def __reduce__(self) -> tuple[object, tuple[object, str]]:
+        return getattr, (self.owner, self.name)
+
+
+def test_metadata_of_every_python_is_read_and_no_other_attribute(saved: Path) -> None:
+    metadata = pickle.loads((saved / ".metadata").read_bytes())
+    member = metadata_module._MEM_FORMAT_ENCODING.TORCH_CONTIGUOUS_FORMAT
+    for owner, allowed in ((metadata_module._MEM_FORMAT_ENCODING, True), (torch.Size, False)):
+        metadata.planner_data = ByName(owner, member.name if allowed else "numel")
+        (saved / ".metadata").write_bytes(pickle.dumps(metadata))
+        if allowed:
+            checkpoint.load_tensors(saved, empty_like(tensors()))
+        else:
+            with pytest.raises(DamagedCheckpoint, match="calls getattr"):
+                checkpoint.load_tensors(saved, empty_like(tensors()))

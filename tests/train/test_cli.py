@@ -212,7 +212,7 @@ def test_the_fixed_flags_exist(capsys: pytest.CaptureFixture[str]) -> None:
 def test_info_says_what_runs(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["info"]) == 0
     out = capsys.readouterr().out
-    for word in ["torch", "CPU tier in use", "quantize", "gemm", "swiglu", "routing", "permute", "optimizer"]:
+    for word in ["torch", "CPU tier in use", "CUDA devices"]:
         assert word in out
 
 
