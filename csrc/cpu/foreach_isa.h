@@ -13,6 +13,9 @@
 #error "define DSE_BODY before including cpu/foreach_isa.h"
 #endif
 
+// What a body is made of: inlined into functions of its own instruction set, whatever the optimiser thinks.
+#define DSE_INLINE static inline __attribute__((always_inline))
+
 #define DSE_HAS_AVX2 0
 #define DSE_HAS_AVX512 0
 #define DSE_HAS_VBMI 0

@@ -2,10 +2,6 @@
 // the threads take them from one queue, so that uneven groups leave no thread idle.
 #include "cpu/gemm.h"
 
-#if defined(__x86_64__) && defined(__GNUC__)
-#include <immintrin.h>
-#endif
-
 #include <algorithm>
 #include <atomic>
 #include <cstdlib>
@@ -14,10 +10,8 @@
 #include <vector>
 
 #include "cpu/gemm_task.h"
+#include "cpu/intrinsics.h"
 
-// immintrin.h starts some intrinsics from an undefined register on purpose.
-#pragma GCC diagnostic ignored "-Wuninitialized"
-#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 #define DSE_BODY "cpu/gemm.inc"
 #include "cpu/foreach_isa.h"
 

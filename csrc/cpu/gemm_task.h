@@ -9,8 +9,6 @@
 #include "formats/e4m3.h"
 #include "formats/tiles.h"
 
-#define DSE_INLINE static inline __attribute__((always_inline))
-
 namespace dse::cpu {
 
 // Up to this many rows are multiplied by dot products along K, which read B once without transposing it.

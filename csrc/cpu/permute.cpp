@@ -4,16 +4,14 @@
 #include <cstring>
 #include <vector>
 
-#if defined(__x86_64__)
-// avx512fintrin.h passes uninitialised vectors on purpose, as operands that are masked out.
-#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
-#pragma GCC diagnostic ignored "-Wuninitialized"
-#include <immintrin.h>
-#endif
-
 #include "cpu/cache.h"
+#include "cpu/intrinsics.h"
 #include "formats/bf16.h"
+#include "formats/e4m3.h"
+#include "formats/e5m6.h"
 #include "formats/f16.h"
+#include "formats/scale.h"
+#include "formats/tiles.h"
 
 namespace dse::cpu {
 namespace {
@@ -23,19 +21,6 @@ constexpr int64_t kGrain = 1 << 14;
 
 int64_t grain_of_rows(int64_t elements_a_row) {
     return std::max<int64_t>(1, kGrain / std::max<int64_t>(1, elements_a_row));
-}
-
-// f called with a zero of the C++ type of `type`.
-template <class F>
-void with_type(FloatType type, const F& f) {
-    switch (type) {
-        case FloatType::kFloat32:
-            return f(float{});
-        case FloatType::kBfloat16:
-            return f(Bf16{});
-        case FloatType::kFloat16:
-            return f(F16{});
-    }
 }
 
 }  // namespace

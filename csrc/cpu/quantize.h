@@ -4,11 +4,10 @@
 #pragma once
 #include <cstdint>
 
+#include "cpu/float_type.h"
 #include "cpu/parallel.h"
 
 namespace dse::cpu {
-
-enum class FloatType { kFloat32, kBfloat16, kFloat16 };
 
 // A row-major matrix of floating-point numbers: elements of a row are adjacent.
 struct FloatMatrix {

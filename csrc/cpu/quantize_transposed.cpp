@@ -1,15 +1,9 @@
-#if defined(__x86_64__)
-// avx512fintrin.h passes uninitialised vectors on purpose, as operands that are masked out.
-#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
-#pragma GCC diagnostic ignored "-Wuninitialized"
-#include <immintrin.h>
-#endif
-
 #include <cstring>
 #include <type_traits>
 #include <vector>
 
 #include "cpu/cache.h"
+#include "cpu/intrinsics.h"
 #include "cpu/quantize.h"
 #include "formats/bf16.h"
 #include "formats/e4m3.h"

@@ -5,21 +5,13 @@
 #include <utility>
 #include <vector>
 
-#if defined(__x86_64__)
-// avx512fintrin.h passes uninitialised vectors on purpose, as operands that are masked out.
-#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
-#pragma GCC diagnostic ignored "-Wuninitialized"
-#include <immintrin.h>
-#endif
-
+#include "cpu/intrinsics.h"
 #include "formats/bf16.h"
 #include "formats/e4m3.h"
 #include "formats/exp.h"
 #include "formats/f16.h"
 #include "formats/scale.h"
 #include "formats/tiles.h"
-
-#define DSE_INLINE static inline __attribute__((always_inline))
 
 namespace dse::cpu {
 namespace {

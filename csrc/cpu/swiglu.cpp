@@ -1,13 +1,7 @@
 #include "cpu/swiglu.h"
 
-#if defined(__x86_64__)
-// avx512fintrin.h passes uninitialised vectors on purpose, as operands that are masked out.
-#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
-#pragma GCC diagnostic ignored "-Wuninitialized"
-#include <immintrin.h>
-#endif
-
 #include "cpu/cache.h"
+#include "cpu/intrinsics.h"
 #include "formats/bf16.h"
 #include "formats/e4m3.h"
 #include "formats/e5m6.h"

@@ -8,45 +8,17 @@
 #include <tuple>
 
 #include "cpu/permute.h"
+#include "ops/matrix.h"
 #include "ops/parallel.h"
 
 namespace dse::permute {
 namespace {
-
-Tensor adjacent(const Tensor& x) { return x.is_contiguous() ? x : torch::stable::contiguous(x); }
-
-// A matrix whose rows are in one piece each, else a copy.
-Tensor with_whole_rows(const Tensor& x) {
-    return x.size(1) <= 1 || x.stride(1) == 1 ? x : torch::stable::contiguous(x);
-}
 
 const int32_t* ints(const Tensor& x) { return static_cast<const int32_t*>(x.const_data_ptr()); }
 int32_t* new_ints(const Tensor& x) { return static_cast<int32_t*>(x.mutable_data_ptr()); }
 float* floats(const Tensor& x) { return static_cast<float*>(x.mutable_data_ptr()); }
 const float* floats_or_null(const std::optional<Tensor>& x) {
     return x ? static_cast<const float*>(x->const_data_ptr()) : nullptr;
-}
-
-std::optional<Tensor> adjacent(const std::optional<Tensor>& x) {
-    if (!x) return std::nullopt;
-    return adjacent(*x);
-}
-
-cpu::FloatType float_type(ScalarType dtype) {
-    switch (dtype) {
-        case ScalarType::Float:
-            return cpu::FloatType::kFloat32;
-        case ScalarType::BFloat16:
-            return cpu::FloatType::kBfloat16;
-        case ScalarType::Half:
-            return cpu::FloatType::kFloat16;
-        default:
-            fail("permute: no kernel for ", describe(dtype));
-    }
-}
-
-cpu::FloatMatrix float_matrix(const Tensor& x) {
-    return {x.const_data_ptr(), float_type(x.scalar_type()), x.size(0), x.size(1), x.stride(0)};
 }
 
 cpu::ByteMatrix byte_matrix(const Tensor& x) {
@@ -75,7 +47,7 @@ cpu::Slots token_slots(const char* op, const Tensor& slots, int64_t rows) {
 
 std::tuple<Tensor, Tensor, Tensor> expert_order(const Tensor& indices, int64_t num_experts) {
     check_expert_order(indices, num_experts);
-    const Tensor choices = adjacent(indices);
+    const Tensor choices = packed(indices);
     check_values("expert_order", "indices", choices, num_experts,
                  "pass the indices of route, or -1 for a choice that is not here");
     const int64_t count = choices.numel();
@@ -89,7 +61,7 @@ std::tuple<Tensor, Tensor, Tensor> expert_order(const Tensor& indices, int64_t n
 
 Tensor inverse_order(const Tensor& places, int64_t size) {
     check_inverse_order(places, size);
-    const Tensor list = adjacent(places);
+    const Tensor list = packed(places);
     check_values("inverse_order", "places", list, size, "pass rows or slots of expert_order");
     Tensor result = torch::stable::new_empty(places, {size});
     const int64_t twice = cpu::inverse_order(ints(list), list.numel(), size, new_ints(result));
@@ -101,7 +73,7 @@ Tensor inverse_order(const Tensor& places, int64_t size) {
 std::tuple<Tensor, Tensor> gather_tiles(const Tensor& codes, const Tensor& scales, const Tensor& rows,
                                         int64_t top_k) {
     check_gather_tiles(codes, scales, rows, top_k);
-    const Tensor list = adjacent(rows), source = with_whole_rows(codes);
+    const Tensor list = packed(rows), source = walkable(codes);
     const cpu::RowOrder order = row_order("gather_tiles", list, codes.size(0), top_k);
     Tensor row_codes = torch::stable::new_empty(codes, {order.count, codes.size(1)});
     Tensor row_scales = torch::stable::new_empty(scales, {order.count, scales.size(1)});
@@ -114,11 +86,11 @@ std::tuple<Tensor, Tensor> gather_tiles(const Tensor& codes, const Tensor& scale
 
 Tensor gather_rows(const Tensor& x, const Tensor& rows, int64_t top_k, const std::optional<Tensor>& weights) {
     check_gather_rows(x, rows, top_k, weights);
-    const Tensor list = adjacent(rows), source = with_whole_rows(x);
+    const Tensor list = packed(rows), source = walkable(x);
     const cpu::RowOrder order = row_order("gather_rows", list, x.size(0), top_k);
     Tensor out = torch::stable::new_empty(x, {order.count, x.size(1)});
     if (weights) {
-        const std::optional<Tensor> factors = adjacent(weights);
+        const std::optional<Tensor> factors = packed(weights);
         cpu::gather_weighted(float_matrix(source), floats_or_null(factors), order, out.mutable_data_ptr(),
                              torch_threads());
     } else {
@@ -131,13 +103,13 @@ Tensor gather_rows(const Tensor& x, const Tensor& rows, int64_t top_k, const std
 Tensor combine_rows(const Tensor& rows_out, const Tensor& slots, const std::optional<Tensor>& weights,
                     const std::optional<Tensor>& residual) {
     check_combine_rows(rows_out, slots, weights, residual);
-    const Tensor table = adjacent(slots), source = with_whole_rows(rows_out);
+    const Tensor table = packed(slots), source = walkable(rows_out);
     const cpu::Slots places = token_slots("combine_rows", table, rows_out.size(0));
-    const std::optional<Tensor> factors = adjacent(weights);
+    const std::optional<Tensor> factors = packed(weights);
     std::optional<Tensor> added;
     cpu::FloatMatrix added_matrix{};
     if (residual) {
-        added = with_whole_rows(*residual);
+        added = walkable(*residual);
         added_matrix = float_matrix(*added);
     }
     Tensor out = torch::stable::new_empty(rows_out, {places.tokens, rows_out.size(1)});
@@ -148,7 +120,7 @@ Tensor combine_rows(const Tensor& rows_out, const Tensor& slots, const std::opti
 
 Tensor row_dots(const Tensor& x, const Tensor& rows_out, const Tensor& slots) {
     check_row_dots(x, rows_out, slots);
-    const Tensor table = adjacent(slots), tokens = with_whole_rows(x), source = with_whole_rows(rows_out);
+    const Tensor table = packed(slots), tokens = walkable(x), source = walkable(rows_out);
     const cpu::Slots places = token_slots("row_dots", table, rows_out.size(0));
     Tensor out = torch::stable::new_empty(x, shape_of(slots), ScalarType::Float);
     cpu::row_dots(float_matrix(tokens), float_matrix(source), places, floats(out), torch_threads());

@@ -10,13 +10,9 @@
 #include <vector>
 
 #include "formats/tiles.h"
-#include "ops/check.h"
-#include "ops/describe.h"
+#include "ops/require.h"
 
 namespace dse::permute {
-
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
 
 // Positions are int32.
 inline constexpr int64_t kMaxChoices = int64_t{1} << 31;
@@ -47,17 +43,13 @@ inline void check_top_k(const char* op, int64_t top_k) {
 inline void check_matrix(const char* op, const char* name, const char* layout, const Tensor& x) {
     DSE_REQUIRE(x.dim() == 2, op, ": ", name, " must be ", layout, ", got shape ", describe(x),
                 "; flatten the leading dimensions");
-    const ScalarType dtype = x.scalar_type();
-    DSE_REQUIRE(dtype == ScalarType::Float || dtype == ScalarType::BFloat16 || dtype == ScalarType::Half, op,
-                ": ", name, " must be bfloat16, float16 or float32, got ", describe(dtype),
-                "; convert it with .float()");
+    require_float(op, name, x);
 }
 
 inline void check_weights(const char* op, const std::optional<Tensor>& weights,
                           const std::vector<int64_t>& wanted) {
     if (!weights) return;
-    DSE_REQUIRE(weights->scalar_type() == ScalarType::Float, op, ": weights must be float32, got ",
-                describe(weights->scalar_type()), "; convert it with .float()");
+    require_float32(op, "weights", *weights);
     DSE_REQUIRE(shape_of(*weights) == wanted, op, ": weights must be [T, K] = ", describe(wanted), ", got ",
                 describe(*weights), "; give one for each choice of a token");
 }

@@ -5,60 +5,12 @@
 
 #include <tuple>
 
+#include "ops/matrix.h"
 #include "ops/parallel.h"
 #include "ops/quantize.h"
 
 namespace dse {
 namespace {
-
-cpu::FloatType float_type(ScalarType dtype) {
-    switch (dtype) {
-        case ScalarType::Float:
-            return cpu::FloatType::kFloat32;
-        case ScalarType::BFloat16:
-            return cpu::FloatType::kBfloat16;
-        case ScalarType::Half:
-            return cpu::FloatType::kFloat16;
-        default:
-            fail("quantize: no kernel for ", describe(dtype));
-    }
-}
-
-int64_t rows_of(const Tensor& x) {
-    int64_t rows = 1;
-    for (int64_t i = 0; i + 1 < x.dim(); ++i) rows *= x.size(i);
-    return rows;
-}
-
-// The distance between rows if all leading dimensions step through memory as one does; -1 if not.
-int64_t common_row_stride(const Tensor& x) {
-    int64_t stride = 0, expected = 0;
-    bool first = true;
-    for (int64_t i = x.dim() - 2; i >= 0; --i) {
-        if (x.size(i) == 1) continue;
-        if (first) stride = x.stride(i);
-        if (!first && x.stride(i) != expected) return -1;
-        expected = x.stride(i) * x.size(i);
-        first = false;
-    }
-    return stride;
-}
-
-// x [..., K] with its rows in place wherever they can be walked with one stride, else a contiguous copy.
-Tensor walkable(const Tensor& x) {
-    const int64_t last = x.dim() - 1;
-    const bool adjacent = x.size(last) <= 1 || x.stride(last) == 1;
-    return adjacent && common_row_stride(x) >= 0 ? x : torch::stable::contiguous(x);
-}
-
-Tensor contiguous_offs(const Tensor& offs) {
-    return offs.is_contiguous() ? offs : torch::stable::contiguous(offs);
-}
-
-cpu::FloatMatrix float_matrix(const Tensor& x) {
-    return {x.const_data_ptr(), float_type(x.scalar_type()), rows_of(x), x.size(x.dim() - 1),
-            common_row_stride(x)};
-}
 
 struct ScaleStrides {
     int64_t row, column;
@@ -107,11 +59,6 @@ cpu::Groups groups_of(const char* op, const std::optional<Tensor>& offs, int64_t
     return {ends, offs->size(0)};
 }
 
-std::optional<Tensor> readable(const std::optional<Tensor>& offs) {
-    if (!offs) return std::nullopt;
-    return contiguous_offs(*offs);
-}
-
 std::tuple<Tensor, Tensor> quantize_tiles(const Tensor& x, bool power_of_2) {
     require_rows("quantize_tiles", "x", x);
     require_float("quantize_tiles", "x", x);
@@ -129,7 +76,7 @@ std::tuple<Tensor, Tensor> quantize_tiles_transposed(const Tensor& x, const std:
     require_matrix("quantize_tiles_transposed", "x", x);
     require_float("quantize_tiles_transposed", "x", x);
     require_offs("quantize_tiles_transposed", offs);
-    const std::optional<Tensor> ends = readable(offs);
+    const std::optional<Tensor> ends = packed(offs);
     const cpu::Groups groups = groups_of("quantize_tiles_transposed", ends, x.size(0));
     auto [codes_t, scales_t] = new_transposed(x, x.size(0), x.size(1), offs);
     const Tensor rows = walkable(x);
@@ -144,7 +91,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> quantize_tiles_both(const Tensor& x,
     require_matrix("quantize_tiles_both", "x", x);
     require_float("quantize_tiles_both", "x", x);
     require_offs("quantize_tiles_both", offs);
-    const std::optional<Tensor> ends = readable(offs);
+    const std::optional<Tensor> ends = packed(offs);
     const cpu::Groups groups = groups_of("quantize_tiles_both", ends, x.size(0));
     const int64_t m = x.size(0), k = x.size(1);
     Tensor codes = new_codes(x, {m, k}), scales = new_scales(x, {m, num_tiles(k)});
@@ -241,7 +188,7 @@ std::tuple<Tensor, Tensor> retile(const Tensor& codes, const Tensor& scales,
     require_matrix("retile", "codes", codes);
     require_tiles("retile", codes, scales);
     require_offs("retile", offs);
-    const std::optional<Tensor> ends = readable(offs);
+    const std::optional<Tensor> ends = packed(offs);
     const cpu::Groups groups = groups_of("retile", ends, codes.size(0));
     auto [codes_t, scales_t] = new_transposed(codes, codes.size(0), codes.size(1), offs);
     const Tensor rows = walkable(codes);

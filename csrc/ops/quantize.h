@@ -12,24 +12,11 @@
 
 #include "formats/e5m6.h"
 #include "formats/tiles.h"
-#include "ops/check.h"
-#include "ops/describe.h"
+#include "ops/require.h"
 
 namespace dse {
 
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
 using Shape = std::vector<int64_t>;
-
-inline bool is_plain_float(ScalarType dtype) {
-    return dtype == ScalarType::Float || dtype == ScalarType::BFloat16 || dtype == ScalarType::Half;
-}
-
-inline void require_float(const char* op, const char* name, const Tensor& x) {
-    DSE_REQUIRE(is_plain_float(x.scalar_type()), op, ": ", name,
-                " must be bfloat16, float16 or float32, got ", describe(x.scalar_type()),
-                "; convert it with .float()");
-}
 
 inline void require_rows(const char* op, const char* name, const Tensor& x) {
     DSE_REQUIRE(x.dim() >= 1, op, ": ", name, " must be [..., K], got a scalar; reshape it to [1]");

@@ -6,6 +6,7 @@
 #include <tuple>
 
 #include "cpu/routing.h"
+#include "ops/matrix.h"
 #include "ops/parallel.h"
 
 namespace dse::routing {
@@ -13,16 +14,6 @@ namespace {
 
 using Options = cpu::RouteOptions;
 
-Tensor packed(const Tensor& x) { return x.is_contiguous() ? x : torch::stable::contiguous(x); }
-std::optional<Tensor> packed(const std::optional<Tensor>& x) {
-    if (!x) return std::nullopt;
-    return packed(*x);
-}
-
-// Rows may be apart; the elements of one must be adjacent.
-Tensor readable(const Tensor& logits) {
-    return logits.size(1) == 1 || logits.stride(1) == 1 ? logits : torch::stable::contiguous(logits);
-}
 cpu::Logits view(const Tensor& logits) {
     return {logits.const_data_ptr<float>(), logits.size(0), logits.size(1), logits.stride(0)};
 }
@@ -39,7 +30,7 @@ std::tuple<Tensor, Tensor, Tensor> route(const Tensor& logits, const Tensor& bia
     Tensor weights = torch::stable::new_empty(logits, {tokens, top_k});
     Tensor indices = torch::stable::new_empty(logits, {tokens, top_k}, ScalarType::Int);
     Tensor load = torch::stable::new_empty(logits, {logits.size(1)}, ScalarType::Int);
-    const Tensor rows = readable(logits), biases = packed(bias);
+    const Tensor rows = walkable(logits), biases = packed(bias);
     const std::optional<Tensor> counted = packed(valid);
     const Options options{top_k, n_groups, topk_groups, static_cast<float>(routed_scaling_factor),
                           norm_topk_prob};
@@ -52,7 +43,7 @@ std::tuple<Tensor, Tensor, Tensor> route(const Tensor& logits, const Tensor& bia
 Tensor route_backward(const Tensor& grad_weights, const Tensor& logits, const Tensor& indices,
                       double routed_scaling_factor, bool norm_topk_prob) {
     require_route_backward(grad_weights, logits, indices);
-    const Tensor rows = readable(logits), chosen = packed(indices), grads = packed(grad_weights);
+    const Tensor rows = walkable(logits), chosen = packed(indices), grads = packed(grad_weights);
     require_experts("route_backward", chosen.const_data_ptr<int32_t>(), chosen.numel(), logits.size(1));
     Tensor grad_logits = torch::stable::new_empty(logits, {logits.size(0), logits.size(1)});
     const Options options{indices.size(1), 1, 1, static_cast<float>(routed_scaling_factor), norm_topk_prob};
@@ -88,7 +79,7 @@ struct Balance {
             int64_t num_sequences)
         : sequences(num_sequences) {
         require_balance(op, logits, indices, valid, num_sequences);
-        rows = readable(logits);
+        rows = walkable(logits);
         chosen = packed(indices);
         counted = packed(valid);
         require_experts(op, chosen.const_data_ptr<int32_t>(), chosen.numel(), logits.size(1));

@@ -6,32 +6,11 @@
 #include <tuple>
 
 #include "cpu/swiglu.h"
+#include "ops/matrix.h"
 #include "ops/parallel.h"
 
 namespace dse::swiglu {
 namespace {
-
-cpu::FloatType float_type(ScalarType dtype) {
-    switch (dtype) {
-        case ScalarType::Float:
-            return cpu::FloatType::kFloat32;
-        case ScalarType::BFloat16:
-            return cpu::FloatType::kBfloat16;
-        case ScalarType::Half:
-            return cpu::FloatType::kFloat16;
-        default:
-            fail("swiglu: no kernel for ", describe(dtype));
-    }
-}
-
-// x [M, N] where its rows lie, or a contiguous copy if the elements of a row are apart.
-Tensor with_adjacent_columns(const Tensor& x) {
-    return x.size(1) <= 1 || x.stride(1) == 1 ? x : torch::stable::contiguous(x);
-}
-
-cpu::FloatMatrix float_matrix(const Tensor& x) {
-    return {x.const_data_ptr(), float_type(x.scalar_type()), x.size(0), x.size(1), x.stride(0)};
-}
 
 cpu::RowWeights row_weights(const std::optional<Tensor>& weights) {
     if (!weights) return {nullptr, 0};
@@ -58,7 +37,7 @@ Tensor swiglu(const Tensor& gate_up, const std::optional<Tensor>& weights) {
     check_gate_up("swiglu", gate_up);
     check_weights("swiglu", weights, gate_up.size(0));
     Tensor out = new_matrix(gate_up, gate_up.size(0), gate_up.size(1) / 2, gate_up.scalar_type());
-    const Tensor rows = with_adjacent_columns(gate_up);
+    const Tensor rows = walkable(gate_up);
     cpu::swiglu(float_matrix(rows), row_weights(weights), out.mutable_data_ptr(), torch_threads());
     return out;
 }
@@ -71,7 +50,7 @@ std::tuple<Tensor, Tensor, std::optional<Tensor>, std::optional<Tensor>> swiglu_
     const Tiles output(gate_up, m, columns / 2);
     std::optional<Tiles> cached;
     if (cache) cached.emplace(gate_up, m, columns);
-    const Tensor rows = with_adjacent_columns(gate_up);
+    const Tensor rows = walkable(gate_up);
     cpu::swiglu_quantize(float_matrix(rows), row_weights(weights), power_of_2, output.results(),
                          cached ? cached->results() : cpu::TileResults{nullptr, nullptr}, torch_threads());
     if (!cached) return {output.codes, output.scales, std::nullopt, std::nullopt};
@@ -83,7 +62,7 @@ std::tuple<Tensor, std::optional<Tensor>> swiglu_gradient(const Tensor& grad, co
     check_gradient("swiglu_gradient", grad, gate_up, weights);
     Tensor grad_gate_up = new_matrix(gate_up, gate_up.size(0), gate_up.size(1), gate_up.scalar_type());
     std::optional<Tensor> grad_weights = new_grad_weights(weights);
-    const Tensor rows = with_adjacent_columns(gate_up), grad_rows = with_adjacent_columns(grad);
+    const Tensor rows = walkable(gate_up), grad_rows = walkable(grad);
     cpu::swiglu_gradient(float_matrix(grad_rows), float_matrix(rows), row_weights(weights),
                          grad_gate_up.mutable_data_ptr(), floats(grad_weights), torch_threads());
     return {grad_gate_up, grad_weights};
@@ -97,7 +76,7 @@ std::tuple<Tensor, std::optional<Tensor>, Tensor> swiglu_backward(const Tensor& 
     Tensor grad_gate_up = new_matrix(grad, m, columns, ScalarType::BFloat16);
     Tensor output = new_matrix(grad, m, columns / 2, ScalarType::BFloat16);
     std::optional<Tensor> grad_weights = new_grad_weights(weights);
-    const Tensor rows = with_adjacent_columns(codes), grad_rows = with_adjacent_columns(grad);
+    const Tensor rows = walkable(codes), grad_rows = walkable(grad);
     const cpu::CodeMatrix matrix{static_cast<const uint8_t*>(rows.const_data_ptr()),
                                  static_cast<const float*>(scales.const_data_ptr()),
                                  m,

@@ -16,8 +16,7 @@ inline void check_gate_up(const char* op, const Tensor& gate_up) {
 
 inline void check_weights(const char* op, const std::optional<Tensor>& weights, int64_t rows) {
     if (!weights) return;
-    DSE_REQUIRE(weights->scalar_type() == ScalarType::Float, op, ": weights must be float32, got ",
-                describe(weights->scalar_type()), "; convert it with .float()");
+    require_float32(op, "weights", *weights);
     DSE_REQUIRE(weights->dim() == 1 && weights->size(0) == rows, op, ": weights must be [M] = [", rows,
                 "], one for each row, got ", describe(*weights), "; pass one number for each row, or None");
 }
