@@ -116,15 +116,20 @@ class DeepseekV3(nn.Module):
         initialise(self, seed=seed, std=config.initializer_range)
         self.register_load_state_dict_post_hook(_after_load)
 
-    def forward(self, tokens: Tensor, *, use_mtp: bool = True) -> Output:
+    def forward(
+        self, tokens: Tensor, *, document_starts: Tensor | None = None, use_mtp: bool = True
+    ) -> Output:
         """Logits of every position: tokens int64 [B, T] to `Output`, whose dtype is the residual stream's.
 
+        document_starts: int32 [B, T] confines attention to the documents that are packed into a sequence: for
+        each position the index of the first one that it may attend to. What a document then says is what it
+        would say alone, except for rows of MTP module k that look past its end, i + k being in the next one.
         use_mtp=False skips the MTP modules and returns no mtp_logits. The same call serves inference, in eval
         mode and under no_grad. Raises ValueError for tokens of another shape or dtype, or more than
-        max_position_embeddings of them.
+        max_position_embeddings of them, and for document_starts that are none.
         """
         self._check_tokens(tokens)
-        context = self._context(tokens)
+        context = self._context(tokens, document_starts=document_starts)
         embedded = self.model.embed_tokens(tokens)
         hidden, _ = self._main(embedded, context)
         logits = self.lm_head(hidden)
@@ -139,6 +144,7 @@ class DeepseekV3(nn.Module):
         num_targets: int | Tensor | None = None,
         num_sequences: int | Tensor | None = None,
         valid: Tensor | None = None,
+        document_starts: Tensor | None = None,
         mtp_weight: float | None = None,
         balance_alpha: float | None = None,
         use_mtp: bool = True,
@@ -150,6 +156,7 @@ class DeepseekV3(nn.Module):
         ranks, num_sequences: its sequences; None means those of this call. With them the gradient of a step
         does not depend on how it is split into micro-batches, unless balance_loss is "batch". valid: bool
         [B, T], False for padding, which counts neither in the router load nor in the balance loss.
+        document_starts: as in forward; MTP predictions past the end of a document then count nowhere.
         mtp_weight, balance_alpha: None means the configuration's. use_mtp=False leaves the MTP modules out.
 
         Raises ValueError for arguments whose shapes or dtypes do not fit, and for a balance_alpha where the
@@ -159,12 +166,11 @@ class DeepseekV3(nn.Module):
         _check_like("targets", targets, tokens, torch.int64)
         if valid is not None:
             _check_like("valid", valid, tokens, torch.bool)
-        counted = targets != IGNORED
         if num_targets is None:
-            num_targets = counted.sum()
+            num_targets = (targets != IGNORED).sum()
         scale = 1.0 / torch.as_tensor(num_targets, dtype=torch.float32, device=tokens.device).clamp_min(1.0)
         alpha = self._balance_alpha(balance_alpha)
-        context = self._context(tokens, valid, alpha)
+        context = self._context(tokens, valid, alpha, document_starts=document_starts)
         use_mtp = use_mtp and self.config.num_nextn_predict_layers > 0
 
         embedded = self.model.embed_tokens(tokens)
@@ -175,11 +181,15 @@ class DeepseekV3(nn.Module):
         depths = self._depths(embedded, hidden, context) if use_mtp else iter(())
         for k, (normed, depth_balances) in enumerate(depths, start=1):
             # Row i of depth k and row i + k of the main model predict the same token.
-            depth_loss, choice = self.lm_head.cross_entropy(normed, targets[:, k:], scale, choose=True)
+            ahead = targets[:, k:]
+            if document_starts is not None:
+                ahead = ahead.masked_fill(~_same_document(document_starts, k), IGNORED)
+            depth_loss, choice = self.lm_head.cross_entropy(normed, ahead, scale, choose=True)
             mtp.append(depth_loss)
             assert main_choice is not None
-            same = (choice == main_choice[:, k:]) & counted[:, k:]
-            acceptance.append(same.sum() / counted[:, k:].sum().clamp_min(1))
+            counted = ahead != IGNORED
+            same = (choice == main_choice[:, k:]) & counted
+            acceptance.append(same.sum() / counted.sum().clamp_min(1))
             balances += depth_balances
 
         # Each balance loss is the mean over this call's sequences.
@@ -252,10 +262,13 @@ class DeepseekV3(nn.Module):
         valid: Tensor | None = None,
         balance_alpha: float = 0.0,
         cache: LatentCache | None = None,
+        document_starts: Tensor | None = None,
     ) -> Context:
+        if document_starts is not None:
+            _check_starts(document_starts, tokens)
         start = 0 if cache is None else cache.length
         rotation = rotations(self.config, start, tokens.shape[1], tokens.device)
-        return Context(rotation, valid, balance_alpha, cache)
+        return Context(rotation, valid, balance_alpha, cache, document_starts)
 
     def _main(self, embedded: Tensor, context: Context) -> tuple[Tensor, list[Tensor]]:
         """The hidden state after the final norm [B, T, H], and the balance loss of each router."""
@@ -282,7 +295,11 @@ class DeepseekV3(nn.Module):
                 yield embedded[:, :0], []
                 continue
             valid = None if context.valid is None else context.valid[:, :rows] & context.valid[:, k:]
-            depth = Context(context.rotation[:rows], valid, context.balance_alpha)
+            starts = context.document_starts
+            if starts is not None:
+                inside = _same_document(starts, k)
+                valid, starts = inside if valid is None else valid & inside, starts[:, :rows]
+            depth = Context(context.rotation[:rows], valid, context.balance_alpha, document_starts=starts)
             hidden, balance = module(hidden[:, :rows], embedded[:, k:], depth)
             yield module.normed(hidden), [] if balance is None else [balance]
 
@@ -337,9 +354,26 @@ def _check_precision(argument: str, value: Any) -> None:
         raise ValueError(f"DeepseekV3: {argument} must be one of {', '.join(PRECISIONS)}, got {value!r}")
 
 
+def _same_document(starts: Tensor, ahead: int) -> Tensor:
+    """Whether position i + ahead belongs to the document of position i: bool [B, T - ahead]."""
+    return starts[:, ahead:] == starts[:, : starts.shape[1] - ahead]
+
+
+def _check_starts(starts: Tensor, tokens: Tensor) -> None:
+    _check_like("document_starts", starts, tokens, torch.int32)
+    if starts.is_cuda:  # values are not worth waiting for the device
+        return
+    at = torch.arange(starts.shape[1])
+    if (starts < 0).any() or (starts > at).any() or (starts.diff(dim=1) < 0).any():
+        raise ValueError(
+            "DeepseekV3: document_starts must hold, for each position, the first one of its document: not "
+            "negative, not after the position itself, and nowhere less than the one before"
+        )
+
+
 def _check_like(argument: str, tensor: Tensor, tokens: Tensor, dtype: torch.dtype) -> None:
     if tensor.shape != tokens.shape or tensor.dtype != dtype:
         raise ValueError(
-            f"DeepseekV3.loss: {argument} must be {dtype} {list(tokens.shape)} like tokens, "
+            f"DeepseekV3: {argument} must be {dtype} {list(tokens.shape)} like tokens, "
             f"got {tensor.dtype} {list(tensor.shape)}"
         )

@@ -75,6 +75,7 @@ class Attention(Derived):
             q_up=q_up.product(),
             kv_up=self.kv_b_proj.product(),
             o=self.o_proj.product(),
+            starts=context.document_starts,
             keep=torch.is_grad_enabled(),
         )
         weights = q_up.weight, self.kv_b_proj.weight, self.o_proj.weight
@@ -149,6 +150,8 @@ class _Core(NamedTuple):
     q_up: Product
     kv_up: Product
     o: Product
+    starts: Tensor | None
+    """`Context.document_starts`."""
     keep: bool
     """Whether a backward may follow."""
 
@@ -183,7 +186,7 @@ class _LatentAttention(torch.autograd.Function):
         *_, q_source, kv_source, core = args
         q_x, kv_x = core.q_up.operand(q_in.flatten(0, 1)), core.kv_up.operand(kv_in.flatten(0, 1))
         q, k, v = core.project_up(q_x, kv_x, k_rope)
-        out, logsumexp = causal_attention(q, k, v, core.scale)
+        out, logsumexp = causal_attention(q, k, v, core.scale, core.starts)
         rows = out.transpose(1, 2).reshape(q_x[0].shape[0], -1)
         if core.keep:
             save_groups(ctx, (k_rope, logsumexp), core.cache(rows), q_source.kept, kv_source.kept)
@@ -208,7 +211,9 @@ class _LatentAttention(torch.autograd.Function):
         q_x = core.q_up.operand(ctx.q_again(*q_kept).flatten(0, 1))
         kv_x = core.kv_up.operand(ctx.kv_again(*kv_kept).flatten(0, 1))
         q, k, v = core.project_up(q_x, kv_x, k_rope)
-        grads = causal_attention_backward(by_head(grad_out), q, k, v, by_head(out), logsumexp, core.scale)
+        grads = causal_attention_backward(
+            by_head(grad_out), q, k, v, by_head(out), logsumexp, core.scale, core.starts
+        )
         grad_q, grad_kv, grad_k_rope = core.heads.backward(*grads)
         grad_q_in, grad_q_up = through(core.q_up, 3, grad_q, partial(core.q_up.transposed, q_x))
         grad_kv_in, grad_kv_up = through(core.kv_up, 4, grad_kv, partial(core.kv_up.transposed, kv_x))

@@ -57,3 +57,6 @@ class Context:
     """Weight of the balance loss; 0 leaves it out."""
     cache: LatentCache | None = None
     """The cache of a generation."""
+    document_starts: Tensor | None = None
+    """Where each position's document begins in its sequence, int32 [B, T]: the first position that it may
+    attend to, at most itself and nowhere less than the one before; None: the start of the sequence."""
