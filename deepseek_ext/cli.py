@@ -1,4 +1,4 @@
-"""The command line: `deepseek-ext {info,train,generate,eval,export-hf}`, also as `python -m deepseek_ext`."""
+"""The command line, `deepseek-ext` or `python -m deepseek_ext`; `_COMMANDS` lists what it can do."""
 
 from __future__ import annotations
 
@@ -9,14 +9,16 @@ import shlex
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
 import torch
 import tyro
 from tokenizers import Tokenizer
 
 from . import __version__, _native, ops
+from .generate import generate
 from .hf import load_hf, save_hf
 from .model import DeepseekV3
 from .nn.linear import Precision
@@ -27,12 +29,10 @@ from .train.trainer import RunStopped
 
 T = TypeVar("T")
 
-_USAGE = """usage: deepseek-ext {info,train,generate,eval,export-hf} ...
-  info       versions, build, which kernels run here
-  train      pre-trains a model; `deepseek-ext train --help` lists every setting
-  generate   continues a prompt with the model of a run or of a Hugging Face checkpoint
-  eval       validation bits per byte of a run's newest checkpoint
-  export-hf  writes a run's model and tokenizer as a Hugging Face checkpoint"""
+
+@dataclass(kw_only=True, slots=True)
+class InfoOptions:
+    """Says versions, build, and which kernels run here."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -83,24 +83,44 @@ class EvalOptions:
     """The run directory."""
 
 
+class Command(NamedTuple):
+    """One line of the table of commands."""
+
+    name: str
+    summary: str
+    run: Callable[[str, list[str]], int]
+    """Given the words that started it, "deepseek-ext NAME", and its arguments, returns the exit code."""
+
+
 def main(args: Sequence[str] | None = None) -> int:
     """Runs the command line and returns its exit code: 2, after one line on stderr, for a user's error."""
-    given = list(sys.argv[1:] if args is None else args)
-    commands: dict[str, Callable[[list[str]], int]] = {
-        "info": _info,
-        "train": lambda rest: train(TrainConfig(), rest, program="deepseek-ext train"),
-        "generate": _generate,
-        "eval": _evaluate,
-        "export-hf": _export,
-    }
-    if given[:1] in (["-h"], ["--help"]):
-        print(_USAGE)
+    name, *rest = [*(sys.argv[1:] if args is None else args)] or [""]
+    if name in ("-h", "--help"):
+        print(_usage())
         return 0
-    if not given or given[0] not in commands:
-        wanted = f"no command is called {given[0]!r}" if given else "no command given"
-        print(f"deepseek-ext: {wanted}; choose from {', '.join(commands)}", file=sys.stderr)
-        return 2
-    return _one_line_errors("deepseek-ext", lambda: commands[given[0]](given[1:]))
+    if name == "--version":
+        print(f"deepseek-ext {__version__}")
+        return 0
+    commands = {command.name: command for command in _COMMANDS}
+    if name in commands:
+        program = f"deepseek-ext {name}"
+        return _one_line_errors(program, lambda: commands[name].run(program, rest))
+    if name:
+        close = get_close_matches(name, commands, 1)
+        hint = f"; did you mean {close[0]}?" if close else ""
+        print(f"deepseek-ext: no command is called {name!r}{hint}", file=sys.stderr)
+    print(_usage(), file=sys.stderr)
+    return 2
+
+
+def _usage() -> str:
+    width = max(len(command.name) for command in _COMMANDS)
+    lines = [f"  {command.name:{width}}  {command.summary}" for command in _COMMANDS]
+    names = ",".join(command.name for command in _COMMANDS)
+    more = (
+        "`deepseek-ext COMMAND --help` lists what a command takes, `deepseek-ext --version` names the version"
+    )
+    return "\n".join([f"usage: deepseek-ext {{{names}}} ...", *lines, more])
 
 
 def train(recipe: TrainConfig, args: Sequence[str] | None = None, *, program: str | None = None) -> int:
@@ -119,9 +139,7 @@ def train(recipe: TrainConfig, args: Sequence[str] | None = None, *, program: st
     return _one_line_errors(program, go)
 
 
-def _info(args: list[str]) -> int:
-    if args:
-        raise ValueError(f"info takes no arguments, got {shlex.join(args)}")
+def _info(_: InfoOptions) -> int:
     build = _native.build_info()
     print(f"deepseek-ext {__version__}, built with {build['compiler']}, C++ {build['standard']}")
     print(f"torch {torch.__version__}, Python {sys.version.split()[0]}, {torch.get_num_threads()} threads")
@@ -131,10 +149,7 @@ def _info(args: list[str]) -> int:
     return 0
 
 
-def _generate(args: list[str]) -> int:
-    from .generate import generate
-
-    options = _parse(GenerateOptions, args, "deepseek-ext generate")
+def _generate(options: GenerateOptions) -> int:
     model, tokenizer = _load(options.run_dir, options.precision)
     print(
         options.prompt
@@ -164,8 +179,7 @@ def _load(path: Path, precision: Precision | None) -> tuple[DeepseekV3, Tokenize
     return model, tokenizer
 
 
-def _evaluate(args: list[str]) -> int:
-    options = _parse(EvalOptions, args, "deepseek-ext eval")
+def _evaluate(options: EvalOptions) -> int:
     model, tokenizer, config = load_run(options.run_dir)
     data = prepare_data(config, tokenizer=tokenizer)
     score, zlib = bits_per_byte(model, data), data.corpus.zlib_bits_per_byte()
@@ -175,8 +189,7 @@ def _evaluate(args: list[str]) -> int:
     return 0
 
 
-def _export(args: list[str]) -> int:
-    options = _parse(ExportOptions, args, "deepseek-ext export-hf")
+def _export(options: ExportOptions) -> int:
     model, tokenizer, _ = load_run(options.source)
     try:
         save_hf(
@@ -197,6 +210,11 @@ def _export(args: list[str]) -> int:
         f'deepseek_ext.load_hf("{options.out}") and transformers read it'
     )
     return 0
+
+
+def _parsed(kind: type[T], action: Callable[[T], int]) -> Callable[[str, list[str]], int]:
+    """A command whose arguments are the fields of a dataclass."""
+    return lambda program, args: action(_parse(kind, args, program))
 
 
 def _parse(kind: type[T], args: list[str], program: str, **settings: Any) -> T:
@@ -224,3 +242,24 @@ def _one_line_errors(program: str, action: Callable[[], int]) -> int:
     except KeyboardInterrupt:
         print(f"{program}: stopped at once; what the last checkpoint holds is kept", file=sys.stderr)
         return 130
+
+
+_COMMANDS = (
+    Command("info", "versions, build, which kernels run here", _parsed(InfoOptions, _info)),
+    Command(
+        "train",
+        "pre-trains a model, or resumes a run",
+        lambda program, args: train(TrainConfig(), args, program=program),
+    ),
+    Command(
+        "generate",
+        "continues a prompt with the model of a run or of a Hugging Face checkpoint",
+        _parsed(GenerateOptions, _generate),
+    ),
+    Command("eval", "validation bits per byte of a run's newest checkpoint", _parsed(EvalOptions, _evaluate)),
+    Command(
+        "export-hf",
+        "writes a run's model and tokenizer as a Hugging Face checkpoint",
+        _parsed(ExportOptions, _export),
+    ),
+)
