@@ -19,6 +19,7 @@ from torch import Tensor
 
 from .. import ops
 from ..config import ModelConfig
+from ..ops.derivatives import first_order_only
 from ..ops.wgrad import accumulation
 from .context import Context, LatentCache
 from .derived import Derived
@@ -195,6 +196,7 @@ class _LatentAttention(torch.autograd.Function):
         return core.o.fprop(core.o.operand(rows), k_rope.dtype).unflatten(0, k_rope.shape[:-1])
 
     @staticmethod
+    @first_order_only("Attention")
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         core: _Core = ctx.core
         (k_rope, logsumexp), kept, q_kept, kv_kept = saved_groups(ctx)

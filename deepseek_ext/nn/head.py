@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..ops.derivatives import first_order_only
 from .derived import Derived
 from .linear import Precision, bf16_copy, stand_in
 
@@ -65,6 +66,7 @@ class _CrossEntropySum(torch.autograd.Function):
         return total, choices
 
     @staticmethod
+    @first_order_only("Head.cross_entropy")
     def backward(ctx: Any, grad: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
         if grad is None:
             return None, None, None, None, None, None

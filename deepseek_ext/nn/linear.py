@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import ops
+from ..ops.derivatives import first_order_only
 from ..ops.wgrad import accumulation, weight_gradient
 from .derived import Derived
 from .product import Fp8Product, Operand, PlainProduct, Product, add_or_widen, product_backward
@@ -93,6 +94,7 @@ class _Project(torch.autograd.Function):
         return tuple(by.fprop(operands[by.reads], dtype).unflatten(0, x.shape[:-1]) for by in products)
 
     @staticmethod
+    @first_order_only("Linear")
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         kept = ctx.saved_tensors
         rows = cache(lambda: ctx.again(*kept).flatten(0, -2))

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from .. import ops
 from ..config import ModelConfig
+from ..ops.derivatives import first_order_only
 from ..ops.wgrad import accumulation
 from .context import Context
 from .derived import Derived
@@ -58,6 +59,7 @@ class _SwiGLU(torch.autograd.Function):
         return down.fprop(hidden, x.dtype).view(x.shape)
 
     @staticmethod
+    @first_order_only("SwiGLU")
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         gate_up, down = ctx.gate_up, ctx.down
         kept, x_kept = saved_groups(ctx)

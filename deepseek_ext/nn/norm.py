@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..ops.derivatives import first_order_only
 from .recompute import Recomputed
 
 
@@ -23,6 +24,7 @@ class _RMSNorm(torch.autograd.Function):
         return _scale(x, rstd, weight), rstd
 
     @staticmethod
+    @first_order_only("RMSNorm")
     def backward(ctx: Any, grad: Tensor, _: None) -> tuple[Tensor, Tensor, None]:
         x, weight, rstd = ctx.saved_tensors
         normed = x.float() * rstd

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ._checks import dtype_of, shape_of
+from .derivatives import first_order_only
 from .wgrad import accumulation, weight_gradient
 
 _ops = torch.ops.deepseek_ext
@@ -75,6 +76,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
     ctx.accumulation = accumulation()
 
 
+@first_order_only("fp8_linear")
 def _backward(ctx: Any, grad: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
     needs_x, needs_weight = ctx.needs_input_grad[:2]
     if grad is None or not (needs_x or needs_weight):

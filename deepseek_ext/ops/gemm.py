@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from ._checks import TILE, dtype_of, num_tiles, require, shape_of
+from .derivatives import require_no_grad
 
 
 def gemm(
@@ -32,8 +33,9 @@ def gemm(
     a: codes [M, K] in 1x128 tiles, a_scales [M, KB]. b: codes [N, K], either in 128x128 blocks with
     b_scales [ceil(N/128), KB] (a weight) or in 1x128 tiles with b_scales [N, KB] (weight gradients); the
     shape of b_scales tells. Not differentiable: see fp8_linear. Raises ValueError for arguments that do not
-    fit.
+    fit or require grad.
     """
+    require_no_grad("gemm", "fp8_linear", a=a, a_scales=a_scales, b=b, b_scales=b_scales)
     return _gemm(a, a_scales, b, b_scales, out_dtype=out_dtype)
 
 
@@ -42,6 +44,7 @@ def gemm_accumulate_(out: Tensor, a: Tensor, a_scales: Tensor, b: Tensor, b_scal
 
     The product is summed from zero and added once. The other arguments and errors are gemm's.
     """
+    require_no_grad("gemm_accumulate_", "fp8_linear", out=out, a=a, a_scales=a_scales, b=b, b_scales=b_scales)
     _gemm_accumulate_(out, a, a_scales, b, b_scales)
 
 
@@ -59,8 +62,10 @@ def grouped_gemm(
     a: codes [M, K] in 1x128 tiles, sorted by expert, a_scales [M, KB]. b: codes [E, N, K] in 128x128
     blocks, b_scales [E, ceil(N/128), KB]. offs: int32 [E], the end of each expert's rows; experts may be
     empty. Rows from offs[-1] on are never read and are zero in the result. out_dtype: bfloat16 or float32.
-    Raises ValueError for arguments that do not fit and, on the CPU, for offs that decrease or pass M.
+    Not differentiable: see moe_ffn. Raises ValueError for arguments that do not fit or require grad and, on
+    the CPU, for offs that decrease or pass M.
     """
+    require_no_grad("grouped_gemm", "moe_ffn", a=a, a_scales=a_scales, b=b, b_scales=b_scales)
     return _grouped_gemm(a, a_scales, b, b_scales, offs, out_dtype=out_dtype)
 
 
@@ -73,9 +78,12 @@ def grouped_gemm_wgrad(
     quantize_tiles_transposed and retile write them): expert e's columns start at P(e), a multiple of 128,
     P(e+1) = P(e) + 128*ceil(m_e/128), with code 0 in the gaps; a_scales_t [N, M'/128], b_scales_t [K,
     M'/128]. offs: int32 [E], the end of each expert's rows before padding. An expert without rows gets
-    exact zeros. Raises ValueError for arguments that do not fit and, on the CPU, for offs that decrease or
-    need more than M' columns.
+    exact zeros. Not differentiable: see moe_ffn. Raises ValueError for arguments that do not fit or require
+    grad and, on the CPU, for offs that decrease or need more than M' columns.
     """
+    require_no_grad(
+        "grouped_gemm_wgrad", "moe_ffn", a_t=a_t, a_scales_t=a_scales_t, b_t=b_t, b_scales_t=b_scales_t
+    )
     return _grouped_gemm_wgrad(a_t, a_scales_t, b_t, b_scales_t, offs)
 
 
@@ -87,6 +95,10 @@ def grouped_gemm_wgrad_accumulate_(
     The gradient is summed from zero and added once; an expert without rows keeps what it has. The other
     arguments and errors are grouped_gemm_wgrad's.
     """
+    require_no_grad(
+        "grouped_gemm_wgrad_accumulate_", "moe_ffn",
+        out=out, a_t=a_t, a_scales_t=a_scales_t, b_t=b_t, b_scales_t=b_scales_t,
+    )  # fmt: skip
     _grouped_gemm_wgrad_accumulate_(out, a_t, a_scales_t, b_t, b_scales_t, offs)
 
 

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from ._checks import dtype_of, shape_of
 from ._library import NAMESPACE
+from .derivatives import first_order_only
 from .wgrad import accumulation, weight_gradient
 
 _ops = torch.ops.deepseek_ext
@@ -45,7 +46,7 @@ def moe_ffn(
     adds nothing). gate_up: [E, 2I, H], gate first, and down: [E, H, I], float32 or bfloat16; `codes` are
     their (codes, scales) from quantize_blocks, gate_up's pair first, for a layer that quantises once a
     step, and are made here if None. The result has x's dtype. Differentiable in x, weights, gate_up and
-    down: weight gradients are summed in FP32, have their weight's dtype, and are not computed where not
+    down, once: weight gradients are summed in FP32, have their weight's dtype, and are not computed where not
     needed (under accumulate_weight_gradients they are added straight to `.grad`); experts without tokens get
     exact zeros. exchange is for experts on several processes and must be
     None. Raises ValueError for arguments that do not fit. Source: sections 2.1.2 and 3.3.
@@ -223,6 +224,7 @@ def _setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, .
     ctx.accumulation = accumulation()
 
 
+@first_order_only("moe_ffn")
 def _backward(ctx: Any, grad: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
     if grad is None:
         return (None,) * 9

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ._checks import dtype_of, require, shape_of
 from ._library import NAMESPACE
+from .derivatives import first_order_only
 
 _ops = torch.ops.deepseek_ext
 
@@ -40,7 +41,7 @@ def route(
     choices (its only one, if it has one), and the experts of all other groups rank as -inf. Ties, of groups
     too, go to the lower index; a NaN choice ranks as -inf. weights are the chosen sigmoid(logits), without
     bias, divided by their sum + 1e-20 if norm_topk_prob, times routed_scaling_factor. No token is dropped.
-    Differentiable in logits, through weights. The bits depend neither on the tier nor on the number of
+    Differentiable in logits, through weights, once. The bits depend neither on the tier nor on the number of
     threads. Raises ValueError for arguments that do not fit. Source: equations 12 to 16.
     """
     return Routed(
@@ -77,8 +78,8 @@ def sequence_balance_loss(
     equal length one after the other; valid: bool [N], False for padding. f_e = E / (K T) * (how often e was
     chosen), P_e = the mean over tokens of s_e / sum s with s = sigmoid(logits); T counts a sequence's valid
     tokens, and a sequence without any adds 0 to the mean. num_sequences=1 balances the batch as a whole.
-    Differentiable in logits, through P. Raises ValueError for arguments that do not fit and, on the CPU, for
-    indices outside [0, E). Source: equations 17 to 20.
+    Differentiable in logits, through P, once. Raises ValueError for arguments that do not fit and, on the
+    CPU, for indices outside [0, E). Source: equations 17 to 20.
     """
     return _ops.sequence_balance_loss.default(
         logits, indices, valid, num_sequences=num_sequences, alpha=alpha
@@ -259,6 +260,7 @@ def _route_setup(
     ctx.options = {name: keyword_only_inputs[name] for name in ("routed_scaling_factor", "norm_topk_prob")}
 
 
+@first_order_only("route")
 def _route_backward(ctx: Any, grad_weights: Tensor, *_: None) -> tuple[Tensor, None, None]:
     return _ops.route_backward.default(grad_weights, *ctx.saved_tensors, **ctx.options), None, None
 
@@ -273,15 +275,9 @@ def _balance_setup(
     ctx.options = {name: keyword_only_inputs[name] for name in ("num_sequences", "alpha")}
 
 
+@first_order_only("sequence_balance_loss")
 def _balance_backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
     return _ops.sequence_balance_loss_backward.default(grad, *ctx.saved_tensors, **ctx.options), None, None
-
-
-def _second_derivative(ctx: Any, *_: Tensor | None) -> None:
-    raise ValueError(
-        "route, sequence_balance_loss: the gradient cannot be differentiated again; "
-        "compute it without create_graph"
-    )
 
 
 torch.library.register_fake(f"{NAMESPACE}::route", _route_fake)
@@ -293,5 +289,3 @@ torch.library.register_autograd(f"{NAMESPACE}::route", _route_backward, setup_co
 torch.library.register_autograd(
     f"{NAMESPACE}::sequence_balance_loss", _balance_backward, setup_context=_balance_setup
 )
-torch.library.register_autograd(f"{NAMESPACE}::route_backward", _second_derivative)
-torch.library.register_autograd(f"{NAMESPACE}::sequence_balance_loss_backward", _second_derivative)

@@ -7,13 +7,14 @@ same bits on every CPU tier and for any number of threads.
 
 from __future__ import annotations
 
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ._checks import dtype_of, num_tiles, require, shape_of
 from ._library import NAMESPACE, _fragment
+from .derivatives import first_order_only, require_no_grad
 from .quantize import _check_x, _new_codes, _new_scales
 
 _ops = torch.ops.deepseek_ext
@@ -51,8 +52,10 @@ def swiglu_gradient(
     """Gradients of swiglu: (grad_gate_up [M, 2I] in gate_up's dtype, grad_weights float32 [M] or None).
 
     grad: the gradient of swiglu's output, [M, I] in gate_up's dtype; gate_up: bfloat16, float16 or float32
-    [M, 2I]; weights: float32 [M]. Not differentiable again. Raises ValueError for another dtype or shape.
+    [M, 2I]; weights: float32 [M]. Not differentiable: see swiglu. Raises ValueError for another dtype or
+    shape and for a tensor that requires grad.
     """
+    require_no_grad("swiglu_gradient", "swiglu", grad=grad, gate_up=gate_up, weights=weights)
     return _ops.swiglu_gradient.default(grad, gate_up, weights)
 
 
@@ -64,9 +67,13 @@ def swiglu_backward(
     grad: bfloat16, float16 or float32 [M, I]; gate_up_codes: float8_e4m3fn [M, 2I], gate_up_scales: float32
     [M, ceil(2I/128)], from swiglu_quantize(..., cache=True); weights: float32 [M]. Returns (grad_gate_up
     bfloat16 [M, 2I], grad_weights float32 [M] or None, output bfloat16 [M, I]), computed in FP32. Not
-    differentiable again. Raises ValueError for arguments that do not fit. Source: section 3.3.3, inputs of
-    the SwiGLU operator.
+    differentiable: see swiglu. Raises ValueError for arguments that do not fit and for a tensor that requires
+    grad. Source: section 3.3.3, inputs of the SwiGLU operator.
     """
+    require_no_grad(
+        "swiglu_backward", "swiglu",
+        grad=grad, gate_up_codes=gate_up_codes, gate_up_scales=gate_up_scales, weights=weights,
+    )  # fmt: skip
     return _ops.swiglu_backward.default(grad, gate_up_codes, gate_up_scales, weights)
 
 
@@ -183,15 +190,10 @@ def _setup_context(ctx: Any, inputs: tuple[Tensor, Tensor | None], output: Tenso
     ctx.save_for_backward(*inputs)
 
 
+@first_order_only("swiglu")
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None]:
     gate_up, weights = ctx.saved_tensors
     return _ops.swiglu_gradient.default(grad, gate_up, weights)
-
-
-def _no_second_derivative(ctx: Any, *grads: Tensor | None) -> NoReturn:
-    raise NotImplementedError(
-        "swiglu: second derivatives are not implemented; compose it from torch's operators to have them"
-    )
 
 
 torch.library.register_fake(f"{NAMESPACE}::swiglu", _swiglu_fake)
@@ -199,6 +201,4 @@ torch.library.register_fake(f"{NAMESPACE}::swiglu_quantize", _swiglu_quantize_fa
 torch.library.register_fake(f"{NAMESPACE}::swiglu_gradient", _swiglu_gradient_fake)
 torch.library.register_fake(f"{NAMESPACE}::swiglu_backward", _swiglu_backward_fake)
 torch.library.register_autograd(f"{NAMESPACE}::swiglu", _backward, setup_context=_setup_context)
-torch.library.register_autograd(f"{NAMESPACE}::swiglu_gradient", _no_second_derivative)
-torch.library.register_autograd(f"{NAMESPACE}::swiglu_backward", _no_second_derivative)
 _fragment.impl("swiglu_quantize", torch.library.fallthrough_kernel, "Autograd")

@@ -61,9 +61,10 @@ def weight_gradient(ctx: Any, edge: int, how: Accumulation | None, product: Prod
     """The gradient that a backward returns for its weight: the product, or None where it goes to `.grad`.
 
     ctx: the node that runs, whose edge number `edge` (tensor arguments are counted) leads to the weight.
-    how: `accumulation()` as it was in forward.
+    how: `accumulation()` as it was in forward; a gradient that may be differentiated itself is returned
+    whatever it says.
     """
-    if how is None:
+    if how is None or torch.is_grad_enabled():
         return product(None)
     parameter = _accumulates_into(ctx.next_functions[edge][0])
     if parameter is None:

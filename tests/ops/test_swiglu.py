@@ -151,14 +151,6 @@ def test_autograd_is_the_gradient(weighted: bool, rng: torch.Generator) -> None:
     assert_same_bits(got, tuple(t for t in wanted if t is not None))
 
 
-def test_second_derivatives_are_refused(rng: torch.Generator) -> None:
-    _, gate_up, _ = example(rng)
-    gate_up.requires_grad_()
-    (grad,) = torch.autograd.grad(ops.swiglu(gate_up).sum(), gate_up, create_graph=True)
-    with pytest.raises(NotImplementedError, match="second derivatives"):
-        grad.sum().backward()
-
-
 def test_reference_gradient_is_the_derivative_of_the_reference(weighted: bool, rng: torch.Generator) -> None:
     grad, gate_up, weights = (t.double() for t in example(rng))
     given = weights if weighted else None
