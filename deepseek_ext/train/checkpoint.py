@@ -22,7 +22,7 @@ import re
 import shutil
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -103,7 +103,8 @@ def save(
         shutil.rmtree(temporary, ignore_errors=True)
         raise OSError(_reason(error)) from error
     for old in list_checkpoints(folder)[:-keep_last]:
-        shutil.rmtree(old, ignore_errors=True)
+        with suppress(OSError):  # half deleted it must not have its name
+            shutil.rmtree(old.rename(f"{old}.tmp-{os.getpid()}"))
     return final
 
 
@@ -135,7 +136,7 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
             if _sha256(checkpoint / name) != expected:
                 raise DamagedCheckpoint(f"{checkpoint}: {name} differs from its checksum")
         state = json.loads((checkpoint / STATE).read_text())
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         raise DamagedCheckpoint(f"{checkpoint}: {error}") from error
     if not isinstance(state, dict):
         raise DamagedCheckpoint(f"{checkpoint}: {STATE} is not a JSON object")
@@ -160,9 +161,14 @@ def load_tensors(checkpoint: Path, tensors: dict[str, Tensor]) -> None:
 
 
 def _reason(error: BaseException) -> str:
-    """One line for an error, taken out of the wrapping that torch.distributed.checkpoint puts around it."""
+    """One line for an error, taken out of the wrapping that torch.distributed.checkpoint puts around it.
+
+    What is no Exception, such as an interrupt, is wrapped there too, and raised again.
+    """
     if isinstance(error, CheckpointException):
         error = next(iter(error.failures.values()))[0]
+    if not isinstance(error, Exception):
+        raise error
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 

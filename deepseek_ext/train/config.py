@@ -78,6 +78,9 @@ class TrainConfig:
     balance_alpha: float = 1e-4
     """Weight of the balance loss."""
 
+    ema_decay: float | None = None
+    """Keeps a moving average of the weights, with this decay (0.999, say), and validates it too."""
+
     hidden_size: int | None = None
     """Width of the residual stream."""
     heads: int | None = None
@@ -102,6 +105,8 @@ class TrainConfig:
         for name in _NOT_NEGATIVE:
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{flag(name)} must not be negative, got {getattr(self, name)}")
+        if self.ema_decay is not None and not 0 < self.ema_decay < 1:
+            raise ValueError(f"--ema-decay must lie between 0 and 1, got {self.ema_decay}")
         if self.seq_len <= self.mtp_depth:
             raise ValueError(
                 f"--seq-len {self.seq_len} leaves nothing to predict for --mtp-depth {self.mtp_depth}"

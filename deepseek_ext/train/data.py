@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer
@@ -39,6 +40,10 @@ class RunData:
     held_out_bytes: int
     bytes_per_token: float
     """Of the training split, its ends of documents counted as tokens."""
+
+    def save_tokenizer(self, run_dir: Path) -> None:
+        """Writes tokenizer.json, which checkpoints and exports need beside them; raises OSError."""
+        (run_dir / "tokenizer.json").write_text(self.tokenizer.to_str(pretty=True))
 
 
 def prepare_data(config: TrainConfig, *, tokenizer: Tokenizer | None = None) -> RunData:

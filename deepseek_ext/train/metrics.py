@@ -10,24 +10,48 @@ from typing import Any
 
 
 class MetricsFile:
-    """Appends one object a step, whole and flushed, so that a crash tears at most the last line."""
+    """Appends one object a step, whole and at once, so that a crash tears at most the last line.
+
+    Rows that cannot be written wait in memory for the next one; a file that was removed is begun anew.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = open(path, "a")  # noqa: SIM115  open for the length of the run
+        self._file = self._open()
+        self._waiting = b""
+        self._failed = False
 
-    def write(self, row: dict[str, Any]) -> None:
+    def write(self, row: dict[str, Any]) -> str | None:
+        """Appends a row; returns a warning, once, if that began to fail or if the file was removed."""
         # JSON has no NaN: a loss that was none is null.
         clean = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
-        self._file.write(json.dumps(clean) + "\n")
-        self._file.flush()
+        self._waiting += json.dumps(clean).encode() + b"\n"
+        failed, self._failed = self._failed, False
+        try:
+            removed = os.fstat(self._file).st_nlink == 0
+            if removed:
+                os.close(self._file)
+                self._file = self._open()
+            while self._waiting:
+                self._waiting = self._waiting[os.write(self._file, self._waiting) :]
+        except OSError as error:
+            self._failed = True
+            return (
+                None
+                if failed
+                else f"{self.path} cannot be written ({error.strerror}); its rows wait in memory"
+            )
+        return f"{self.path} was removed; it begins anew at step {row['step']}" if removed else None
 
     def __enter__(self) -> MetricsFile:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._file.close()
+        os.close(self._file)
+
+    def _open(self) -> int:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        return os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
 
 
 def cut_back(path: Path, step: int) -> None:

@@ -10,13 +10,16 @@ from torch import Tensor, nn
 
 from .. import ops
 
+_MOMENTS = ("exp_avg", "exp_avg_sq")
+
 
 class AdamW(torch.optim.Optimizer):
     """AdamW over `ops.adamw_step_`, with moments in BF16 (paper, section 3.3.3).
 
-    torch's own refuses BF16 moments beside FP32 parameters. Parameters must be FP32. The moments exist from
-    the start, so that a checkpoint can be read straight into them. `step(grad_scale=...)` multiplies every
-    gradient on the fly, which is how gradients are clipped without another pass over them.
+    torch's own refuses BF16 moments beside FP32 parameters. The moments exist from the start, so that a
+    checkpoint can be read straight into them, and each group counts its own steps. `step(grad_scale=...)`
+    multiplies every gradient on the fly, which is how gradients are clipped without another pass over them.
+    Raises ValueError for parameters that are not FP32, and for the state of another kind of optimizer.
     """
 
     def __init__(
@@ -33,9 +36,20 @@ class AdamW(torch.optim.Optimizer):
         super().__init__(
             params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "step": 0}
         )
-        for group in self.param_groups:
-            for parameter in group["params"]:
-                self._state_of(parameter)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        super().add_param_group(param_group)
+        for parameter in self.param_groups[-1]["params"]:
+            if parameter.dtype != torch.float32:
+                del self.param_groups[-1]
+                raise ValueError(
+                    f"AdamW: parameters must be float32, got {parameter.dtype} {list(parameter.shape)}; keep "
+                    "FP32 weights and let the layers cast them"
+                )
+        for parameter in self.param_groups[-1]["params"]:
+            self.state[parameter] = {
+                moment: torch.zeros_like(parameter, dtype=self.moment_dtype) for moment in _MOMENTS
+            }
 
     @torch.no_grad()
     def step(  # type: ignore[override]
@@ -50,13 +64,13 @@ class AdamW(torch.optim.Optimizer):
             if not parameters:
                 continue
             group["step"] += 1
-            states = [self._state_of(p) for p in parameters]
+            states = [self.state[p] for p in parameters]
             ops.adamw_step_(
                 parameters,
                 [p.grad for p in parameters],
                 [state["exp_avg"] for state in states],
                 [state["exp_avg_sq"] for state in states],
-                lr=group["lr"],
+                lr=float(group["lr"]),
                 beta1=group["betas"][0],
                 beta2=group["betas"][1],
                 eps=group["eps"],
@@ -67,20 +81,21 @@ class AdamW(torch.optim.Optimizer):
         return loss
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        for group in state_dict["param_groups"]:
+            stored = [state_dict["state"].get(number, {}) for number in group["params"]]
+            if "step" not in group or not all(state.keys() == set(_MOMENTS) for state in stored):
+                raise ValueError(
+                    "AdamW.load_state_dict: this is the state of another kind of optimizer; load one that "
+                    "deepseek_ext's AdamW gave, or begin with fresh moments"
+                )
         super().load_state_dict(state_dict)
         # The base class casts all state to the parameter's dtype; from BF16 to FP32 and back loses nothing.
         for state in self.state.values():
-            for name in ("exp_avg", "exp_avg_sq"):
-                state[name] = state[name].to(self.moment_dtype)
+            for moment in _MOMENTS:
+                state[moment] = state[moment].to(self.moment_dtype)
 
-    def _state_of(self, parameter: Tensor) -> dict[str, Tensor]:
-        state = self.state[parameter]
-        if not state:
-            for name in ("exp_avg", "exp_avg_sq"):
-                state[name] = torch.zeros_like(
-                    parameter, dtype=self.moment_dtype, memory_format=torch.preserve_format
-                )
-        return state
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "moment_dtype": self.moment_dtype}
 
 
 def build_optimizer(
@@ -118,5 +133,5 @@ def optimizer_tensors(model: nn.Module, optimizer: AdamW) -> dict[str, Tensor]:
         f"optimizer.{name}.{moment}": optimizer.state[parameter][moment]
         for name, parameter in model.named_parameters()
         if parameter in optimizer.state
-        for moment in ("exp_avg", "exp_avg_sq")
+        for moment in _MOMENTS
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -11,6 +12,7 @@ from typing import Any
 
 import torch
 from tokenizers import Tokenizer
+from torch import Tensor
 
 from .. import _native, ops
 from ..model import DeepseekV3
@@ -20,7 +22,9 @@ from .config import TrainConfig, differences
 from .config import describe as describe_config
 from .corpus import describe as describe_corpus
 from .data import bits_per_byte, prepare_data
+from .ema import stored_name
 from .environment import matmul_peak, peak_memory
+from .folder import held
 from .metrics import cut_back
 from .progress import Progress, clock
 from .tokenizer import load_tokenizer, tokenizer_hash
@@ -36,8 +40,7 @@ def run(config: TrainConfig, *, command: Sequence[str] = ("deepseek-ext", "train
     config = config.derived()
     if config.threads is not None:
         torch.set_num_threads(config.threads)
-    _prepare_folder(config)
-    with Stop().listening() as stop:
+    with held(config.run_dir, anew=config.resume == "never"), Stop().listening() as stop:
         trainer = _resumed(config) or _fresh(config)
         _say_start(trainer)
         peak = matmul_peak()
@@ -58,10 +61,11 @@ def run(config: TrainConfig, *, command: Sequence[str] = ("deepseek-ext", "train
     return 0 if outcome.saved else 1
 
 
-def load_run(folder: Path) -> tuple[DeepseekV3, Tokenizer, TrainConfig]:
+def load_run(folder: Path, *, average: bool = False) -> tuple[DeepseekV3, Tokenizer, TrainConfig]:
     """The model, tokenizer and configuration of a run: of its newest readable checkpoint, or of a given one.
 
-    folder: the run directory, or one of its checkpoints. Raises ValueError if nothing there can be read.
+    folder: the run directory, or one of its checkpoints. average: the moving average of the weights instead
+    of the weights. Raises ValueError if nothing there can be read, or the run keeps no average.
     """
     run_dir, found = folder, _readable(folder)
     if (folder / checkpoint.STATE).is_file():
@@ -69,9 +73,15 @@ def load_run(folder: Path) -> tuple[DeepseekV3, Tokenizer, TrainConfig]:
         found = iter([(folder, checkpoint.read_state(folder))])
     for path, state in found:
         config = _stored_config(path, state)
+        if average and config.ema_decay is None:
+            raise ValueError(f"{path} holds no averaged weights: its run was trained without --ema-decay")
         model = DeepseekV3(config.model_config(), precision=config.precision, seed=config.seed)
+        tensors: dict[str, Tensor] = dict(model.state_dict())
+        if average:
+            for name, _ in model.named_parameters():
+                tensors[stored_name(name)] = tensors.pop(name)
         try:
-            checkpoint.load_tensors(path, dict(model.state_dict()))
+            checkpoint.load_tensors(path, tensors)
         except DamagedCheckpoint as error:
             _warn_damaged(error)
             continue
@@ -82,22 +92,10 @@ def load_run(folder: Path) -> tuple[DeepseekV3, Tokenizer, TrainConfig]:
     )
 
 
-def _prepare_folder(config: TrainConfig) -> None:
-    folder = config.run_dir
-    if config.resume == "never" and folder.exists() and any(folder.iterdir()):
-        aside = next(p for n in range(1, 10**6) if not (p := folder.with_name(f"{folder.name}.{n}")).exists())
-        folder.rename(aside)
-        print(f"--resume never: the run that was in {folder} is now in {aside}")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ValueError(f"--run-dir {folder} cannot be made ({error.strerror}); choose another") from error
-
-
 def _fresh(config: TrainConfig) -> Trainer:
     data = prepare_data(config)
     cut_back(config.run_dir / "metrics.jsonl", 0)
-    data.tokenizer.save(str(config.run_dir / "tokenizer.json"))
+    data.save_tokenizer(config.run_dir)
     if config.minutes is not None:
         tokens, rate = tokens_for_minutes(config, data)
         config = replace(config, tokens=tokens)
@@ -168,9 +166,10 @@ def _same_data(config: TrainConfig, state: dict[str, Any]) -> Any:
 
 
 def _stored_config(path: Path, state: dict[str, Any]) -> TrainConfig:
-    if state.get("format") != FORMAT:
+    if (written := state.get("format")) != FORMAT:
         raise ValueError(
-            f"{path} was written by another version of this package; use that version, or --resume never"
+            f"{path} has format {written}, this version of the package reads {FORMAT}; use the version that "
+            "wrote it, or --resume never"
         )
     try:
         return TrainConfig.from_json(state["config"])
@@ -195,7 +194,9 @@ def _readable(run_dir: Path, *, set_aside: bool = False) -> Iterator[tuple[Path,
 def _set_aside(path: Path, error: DamagedCheckpoint) -> None:
     """Renames a damaged checkpoint, so that it does not count among those kept."""
     _warn_damaged(error)
-    path.rename(path.with_name(path.name + ".damaged"))
+    aside = path.with_name(path.name + ".damaged")
+    shutil.rmtree(aside, ignore_errors=True)  # the same step may be damaged twice
+    path.rename(aside)
 
 
 def _warn_damaged(error: DamagedCheckpoint) -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+import os
 import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -21,10 +23,12 @@ from ..ops import accumulate_weight_gradients
 from . import checkpoint
 from .config import TrainConfig
 from .data import RunData, bits_per_byte
+from .ema import MovingAverage
 from .environment import model_size
 from .metrics import MetricsFile, cut_back
 from .optimizer import build_optimizer, optimizer_tensors
 from .progress import Progress
+from .replay import first_not_finite
 
 FORMAT = 1  # of state.json
 _STEPS_TIMED, _STEPS_WARM = 10, 2
@@ -66,6 +70,8 @@ class Stop:
     def _request(self, number: int, frame: FrameType | None) -> None:
         if self.requested and number == signal.SIGINT:
             raise KeyboardInterrupt
+        if not self.requested:
+            os.write(2, b"\nstopping after this step; Ctrl-C again stops at once\n")
         self.requested = True
 
 
@@ -84,6 +90,7 @@ class Trainer:
         self.optimizer = build_optimizer(
             self.model, lr=self.schedules.lr.peak, weight_decay=config.weight_decay
         )
+        self.average = MovingAverage(self.model, config.ema_decay) if config.ema_decay else None
         self.size = model_size(self.model, self.model.config, config.seq_len)
         self.step = 0
         self.tokens = 0
@@ -108,7 +115,8 @@ class Trainer:
                     row |= self.validate(progress, stop)
                 self.seconds = progress.elapsed
                 self.last_row = row
-                metrics.write(row)
+                if warning := metrics.write(row):
+                    progress.say(f"WARNING: {warning}")
                 progress.show(row)
                 if row["not_finite"]:
                     self.refuse_to_go_on(progress)
@@ -127,7 +135,8 @@ class Trainer:
         seen = self.tokens + tokens.numel()
         gamma, lr = s.bias_update_speed(seen), s.lr(seen)
 
-        losses = self._forward_backward(tokens, targets, mtp_weight=s.mtp_weight(seen))
+        forward_backward = partial(self._forward_backward, tokens, targets, mtp_weight=s.mtp_weight(seen))
+        losses = forward_backward()
         gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients)
         load = self.model.router_load().double()
@@ -139,6 +148,10 @@ class Trainer:
             for group in self.optimizer.param_groups:
                 group["lr"] = lr
             self.optimizer.step(grad_scale=min(1.0, self.config.grad_clip / max(norm_, 1e-12)))
+            if self.average:
+                self.average.update(self.optimizer.param_groups[0]["step"])
+        else:
+            culprit = first_not_finite(self.model, lambda: forward_backward()[0])
         self.model.update_router_bias(gamma if finite else 0.0)  # also sets the load back
         self.optimizer.zero_grad()
 
@@ -146,7 +159,7 @@ class Trainer:
         self.step += 1
         self.tokens = seen
         seconds = time.perf_counter() - started
-        return {
+        row = {
             "step": self.step,
             "tokens": seen,
             "loss": loss,
@@ -158,6 +171,7 @@ class Trainer:
             "mtp_acceptance": acceptance if self.config.mtp_depth else None,
             "not_finite": not finite,
         }
+        return row if finite else row | {"not_finite_in": culprit}
 
     def _forward_backward(
         self, tokens: Tensor, targets: Tensor, *, mtp_weight: float
@@ -188,13 +202,24 @@ class Trainer:
             return {}
         progress.say(f"step {self.step}: validation {score:.4f} bits/byte")
         for prompt in self.config.prompts:
-            progress.say(f"  {sample(self.model, self.data, prompt)}")
-        return {"val_bits_per_byte": score}
+            if not stop.requested:
+                progress.say(f"  {sample(self.model, self.data, prompt)}")
+        if not self.average:
+            return {"val_bits_per_byte": score}
+        with self.average.in_place():
+            average = bits_per_byte(self.model, self.data, stop=lambda: stop.requested)
+        if stop.requested:
+            return {"val_bits_per_byte": score}
+        progress.say(f"step {self.step}: validation {average:.4f} bits/byte with averaged weights")
+        return {"val_bits_per_byte": score, "val_bits_per_byte_ema": average}
 
     def refuse_to_go_on(self, progress: Progress) -> None:
-        """Says that an update was skipped; raises RunStopped at the third in a row."""
+        """Says that an update was skipped, and why; raises RunStopped at the third in a row."""
+        culprit = self.last_row["not_finite_in"]
         if self.not_finite < _NOT_FINITE_IN_A_ROW:
-            progress.say(f"step {self.step}: loss or gradient is not finite; the update is skipped")
+            progress.say(
+                f"step {self.step}: loss or gradient is not finite, first in {culprit}; the update is skipped"
+            )
             return
         good = (
             f"the last good checkpoint is {self.last_checkpoint}"
@@ -202,8 +227,8 @@ class Trainer:
             else "nothing was saved yet"
         )
         raise RunStopped(
-            f"loss or gradient was not finite {self.not_finite} steps in a row, up to step {self.step}; "
-            f"{good}; try a lower --lr or another --precision"
+            f"loss or gradient was not finite {self.not_finite} steps in a row, up to step {self.step}, "
+            f"first in {culprit}; {good}; try a lower --lr or another --precision"
         )
 
     def save(self, progress: Progress) -> int | None:
@@ -223,6 +248,9 @@ class Trainer:
         }
         folder = self.config.run_dir / "checkpoints"
         try:
+            if not (self.config.run_dir / "tokenizer.json").exists():  # someone removed the folder
+                self.config.run_dir.mkdir(parents=True, exist_ok=True)
+                self.data.save_tokenizer(self.config.run_dir)
             self.last_checkpoint = checkpoint.save(
                 folder, self.step, self._tensors(), state, keep_last=self.config.keep_last
             )
@@ -257,6 +285,7 @@ class Trainer:
         return {
             **self.model.state_dict(),
             **optimizer_tensors(self.model, self.optimizer),
+            **(self.average.tensors() if self.average else {}),
             "rng.cpu": torch.get_rng_state(),
         }
 

@@ -1,11 +1,14 @@
-"""A folder of text for the tiny run, and its flags."""
+"""A folder of text for the tiny run, its flags, and its configuration."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
-from tiny_run import Flags, tiny_flags  # type: ignore[import-not-found]
+from tiny_run import TINY, Flags, tiny_flags  # type: ignore[import-not-found]
+
+from deepseek_ext.train import TrainConfig
 
 
 @pytest.fixture(scope="session")
@@ -27,3 +30,12 @@ def flags(text_folder: Path, tmp_path: Path) -> Flags:
         return tiny_flags(**{"run_dir": tmp_path / "run", "data": text_folder, **changes})
 
     return make
+
+
+@pytest.fixture
+def config(tmp_path: Path, text_folder: Path) -> TrainConfig:
+    settings: dict[str, Any] = {
+        name.replace("-", "_"): int(value) if value.isdigit() else value for name, value in TINY.items()
+    }
+    settings |= {"prompts": (), "data": (str(text_folder),), "run_dir": tmp_path / "run"}
+    return TrainConfig(**settings, checkpoint_every=2).derived()

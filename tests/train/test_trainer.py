@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import math
 import signal
 from contextlib import nullcontext
@@ -12,42 +11,17 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_run import TINY  # type: ignore[import-not-found]
+from tiny_trainer import quiet_progress, train  # type: ignore[import-not-found]
 
 from deepseek_ext import DeepseekV3
 from deepseek_ext.ops import accumulate_weight_gradients
 from deepseek_ext.train import TrainConfig, checkpoint
 from deepseek_ext.train import trainer as trainer_module
 from deepseek_ext.train.data import bits_per_byte, prepare_data
-from deepseek_ext.train.environment import Peak, model_size
+from deepseek_ext.train.environment import model_size
 from deepseek_ext.train.metrics import read_metrics
-from deepseek_ext.train.progress import Progress, clock
+from deepseek_ext.train.progress import clock
 from deepseek_ext.train.trainer import Outcome, RunStopped, Stop, Trainer
-
-
-@pytest.fixture
-def config(tmp_path: Path, text_folder: Path) -> TrainConfig:
-    settings: dict[str, Any] = {
-        name.replace("-", "_"): int(value) if value.isdigit() else value for name, value in TINY.items()
-    }
-    settings |= {"prompts": (), "data": (str(text_folder),), "run_dir": tmp_path / "run"}
-    return TrainConfig(**settings, checkpoint_every=2).derived()
-
-
-def quiet_progress(trainer: Trainer) -> Progress:
-    return Progress(
-        total_tokens=trainer.schedules.total,
-        flops_per_token=trainer.size.flops_per_token,
-        peak=Peak(1e12, "a stated peak"),
-        stream=io.StringIO(),
-    )
-
-
-def train(trainer: Trainer) -> tuple[Outcome, str]:
-    trainer.config.run_dir.mkdir(exist_ok=True)
-    progress = quiet_progress(trainer)
-    outcome = trainer.train(progress, Stop())
-    return outcome, progress._console.file.getvalue()  # type: ignore[attr-defined]
 
 
 def poison(trainer: Trainer, steps: set[int]) -> None:
@@ -87,14 +61,18 @@ def test_a_step_that_is_not_finite_is_skipped(config: TrainConfig) -> None:
     metrics = read_metrics(config.run_dir / "metrics.jsonl")
     assert [row["step"] for row in metrics if row["not_finite"]] == [3, 4, 7]
     assert metrics[2]["loss"] is None
-    assert "step 3: loss or gradient is not finite; the update is skipped" in said
+    assert {row["not_finite_in"] for row in metrics if row["not_finite"]} == {"the loss (forward)"}
+    said_of_it = "loss or gradient is not finite, first in the loss (forward); the update is skipped"
+    assert f"step 3: {said_of_it}" in said
     assert [group["step"] for group in trainer.optimizer.param_groups] == [7, 7]
 
 
 def test_three_in_a_row_stop_the_run(config: TrainConfig) -> None:
     trainer = Trainer(config, prepare_data(config))
     poison(trainer, {5, 6, 7})
-    with pytest.raises(RunStopped, match=r"3 steps in a row, up to step 7; the last good .*step-00000004;"):
+    with pytest.raises(
+        RunStopped, match=r"3 steps in a row, up to step 7, first in .*; the last good .*step-00000004;"
+    ):
         train(trainer)
     # A checkpoint of a run that is failing would push out good ones.
     names = [path.name for path in checkpoint.list_checkpoints(config.run_dir / "checkpoints")]

@@ -1,0 +1,61 @@
+"""Moving average of the weights, kept on the CPU and put in their place on request (paper, section 3.2.3)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+
+class MovingAverage:
+    """average = decay average + (1 - decay) weight after each step, FP32 in CPU memory, for every parameter.
+
+    Buffers are not averaged: router biases follow the load of the moment. The first steps count more, since
+    they are all there is: step t uses min(decay, (1 + t) / (10 + t)).
+    """
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self.model = model
+        self.decay = decay
+        self._parameters = dict(model.named_parameters())
+        self._averages = {
+            name: p.detach().to("cpu", torch.float32, copy=True) for name, p in self._parameters.items()
+        }
+
+    @torch.no_grad()
+    def update(self, step: int) -> None:
+        """Takes in the weights as they are after optimizer step `step`, counted from 1."""
+        decay = min(self.decay, (1 + step) / (10 + step))
+        weights = [p.detach().to("cpu", torch.float32) for p in self._parameters.values()]
+        torch._foreach_lerp_(list(self._averages.values()), weights, 1 - decay)
+
+    @contextmanager
+    def in_place(self) -> Iterator[None]:
+        """The model with the averages for weights; afterwards it has its own again, to the bit.
+
+        On the CPU nothing is copied. FP8 codes and BF16 copies are made anew at the next use, both times.
+        """
+        own = {name: parameter.data for name, parameter in self._parameters.items()}
+        self._put(self._averages)
+        try:
+            yield
+        finally:
+            self._put(own)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The averages by the names that a checkpoint stores them under."""
+        return {stored_name(name): average for name, average in self._averages.items()}
+
+    def _put(self, values: dict[str, Tensor]) -> None:
+        for name, parameter in self._parameters.items():
+            parameter.data = values[name].to(parameter.device, parameter.dtype)
+        weights_changed = getattr(self.model, "weights_changed", None)
+        if weights_changed is not None:
+            weights_changed()
+
+
+def stored_name(parameter: str) -> str:
+    """The name of a parameter's average in a checkpoint."""
+    return f"ema.{parameter}"
