@@ -23,7 +23,8 @@ from .config import ModelConfig, read_hf_config
 from .hf_layout import CONFIG, INDEX, Entry, block_size, entries, layer_of, quantise_weight, stored_as
 from .hf_read import Found, check_tensors, fill, scan
 from .model import DeepseekV3
-from .nn.linear import Precision
+from .nn.linear import Linear, Precision
+from .nn.moe import Experts, SwiGLU
 
 Dtype = Literal["bfloat16", "float32", "fp8"]
 
@@ -107,8 +108,9 @@ def load_hf(
 
     Weights may be BF16, FP16, FP32, or E4M3 with a scale per 128x128 block (FP32, or powers of two, which may
     be stored as E8M0); they become the model's FP32 parameters, from which `precision` makes what it
-    multiplies by. precision, precision_overrides and device are DeepseekV3's. The model is in training mode,
-    like any that was just made.
+    multiplies by. "fp8" makes scales of the kind that the file has, so that FP8 weights are not rounded a
+    second time (docs/checkpoints.md has the fine print). precision, precision_overrides and device are
+    DeepseekV3's. The model is in training mode, like any that was just made.
 
     A checkpoint without MTP modules gives a model without, and a warning if its config.json speaks of some.
     Tensors are read one by one, so this takes the memory of the model and little more.
@@ -132,7 +134,10 @@ def load_hf(
     for name, buffer in model.named_buffers():
         if name not in persistent:
             buffer.zero_()  # the routers' counts
-    fill(persistent, wanted, found)
+    powers_of_2 = fill(persistent, wanted, found)
+    for module in model.modules():
+        if isinstance(module, Linear | SwiGLU | Experts):
+            module.power_of_2 = powers_of_2
     model.weights_changed()
     return model
 

@@ -113,8 +113,11 @@ def check_tensors(folder: Path, wanted: list[Entry], found: Mapping[str, Found])
         raise ValueError(f"load_hf: the tensors in {folder} do not fit its {CONFIG}: {'; '.join(kinds)}")
 
 
-def fill(tensors: dict[str, Tensor], wanted: list[Entry], found: Mapping[str, Found]) -> None:
-    """Reads every weight into the model's state dict, one tensor after the other, file by file."""
+def fill(tensors: dict[str, Tensor], wanted: list[Entry], found: Mapping[str, Found]) -> bool:
+    """Reads every weight into the model's state dict, one tensor after the other, file by file.
+
+    Returns whether there are scales, and all of them powers of two.
+    """
     # Scales first, for they may be in another file than their codes; they are 1/4096 of the model.
     quantised = [entry.scale_name for entry in wanted if found[entry.name].dtype == "F8_E4M3"]
     scales: dict[str, Tensor] = {}
@@ -129,6 +132,7 @@ def fill(tensors: dict[str, Tensor], wanted: list[Entry], found: Mapping[str, Fo
                 for name in names:
                     entry = entries[name]
                     _read(reader, entry, entry.of(tensors), scales.get(entry.scale_name))
+    return bool(scales) and all(bool((torch.frexp(s).mantissa == 0.5).all()) for s in scales.values())
 
 
 def _by_file(names: list[str], found: Mapping[str, Found]) -> Iterable[tuple[Path, list[str]]]:

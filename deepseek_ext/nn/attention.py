@@ -106,8 +106,9 @@ class Attention(Derived):
         c = self.config
 
         def values(weight: Tensor) -> list[Tensor]:
-            if self.kv_b_proj.precision == "fp8":
-                weight = ops.dequantize_blocks(*ops.quantize_blocks(weight))
+            by = self.kv_b_proj.product()
+            if isinstance(by, Fp8Product):
+                weight = ops.dequantize_blocks(by.codes, by.scales)
             per_head = weight.to(dtype).unflatten(0, (c.num_attention_heads, -1))
             return [part.contiguous() for part in per_head.split([c.qk_nope_head_dim, c.v_head_dim], 1)]
 

@@ -57,10 +57,10 @@ def bf16_copy(weight: Tensor) -> Tensor:
     return weight.to(torch.bfloat16)
 
 
-def product(owner: Derived, precision: Precision, *weights: Tensor) -> Product:
+def product(owner: Derived, precision: Precision, *weights: Tensor, power_of_2: bool = False) -> Product:
     """The products by these weights, stacked; `owner` keeps what the precision derives from them."""
     if precision == "fp8":
-        return Fp8Product(*owner.derive(_fp8_codes, *weights))
+        return Fp8Product(*owner.derive(partial(_fp8_codes, power_of_2=power_of_2), *weights))
     if precision == "bf16":
         return PlainProduct(owner.derive(_bf16_stack, *weights))
     return PlainProduct(owner.derive(_stack, *weights) if weights[1:] else weights[0].detach())
@@ -70,8 +70,8 @@ def _stack(*weights: Tensor) -> Tensor:
     return torch.cat(weights) if weights[1:] else weights[0]
 
 
-def _fp8_codes(*weights: Tensor) -> tuple[Tensor, Tensor]:
-    return ops.quantize_blocks(_stack(*weights))
+def _fp8_codes(*weights: Tensor, power_of_2: bool) -> tuple[Tensor, Tensor]:
+    return ops.quantize_blocks(_stack(*weights), power_of_2=power_of_2)
 
 
 def _bf16_stack(*weights: Tensor) -> Tensor:
@@ -133,7 +133,12 @@ def project(x: Recomputed, *layers: Layer, dtype: torch.dtype | None = None) -> 
 
 
 class Linear(Derived):
-    """y = x W^T without bias: x [..., in_features] to [..., out_features], in x's dtype."""
+    """y = x W^T without bias: x [..., in_features] to [..., out_features], in x's dtype.
+
+    power_of_2: whether the scales of the weight's FP8 codes are rounded up to powers of two.
+    """
+
+    power_of_2 = False
 
     def __init__(self, in_features: int, out_features: int, precision: Precision) -> None:
         super().__init__()
@@ -141,7 +146,7 @@ class Linear(Derived):
         self.weight = nn.Parameter(torch.empty(out_features, in_features))
 
     def product(self) -> Product:
-        return product(self, self.precision, self.weight)
+        return product(self, self.precision, self.weight, power_of_2=self.power_of_2)
 
     def forward(self, x: Tensor | Recomputed) -> Tensor:
         return project(as_it_is(x) if isinstance(x, Tensor) else x, self)[0]

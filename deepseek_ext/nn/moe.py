@@ -27,6 +27,8 @@ from .recompute import Recomputed, save_groups, saved_groups
 class SwiGLU(Derived):
     """down(silu(gate(x)) * up(x)), the dense FFN and the shared expert; gate and up run as one product."""
 
+    power_of_2 = False  # as Linear's
+
     def __init__(self, hidden: int, width: int, precision: Precision) -> None:
         super().__init__()
         self.precision = precision
@@ -36,7 +38,7 @@ class SwiGLU(Derived):
 
     def forward(self, x: Recomputed) -> Tensor:
         gate, up, down = self.gate_proj.weight, self.up_proj.weight, self.down_proj.weight
-        gate_up = product(self, self.precision, gate, up)
+        gate_up = product(self, self.precision, gate, up, power_of_2=self.power_of_2)
         keep = torch.is_grad_enabled()
         return _SwiGLU.apply(x.value, gate, up, down, x, gate_up, self.down_proj.product(), keep)
 
@@ -154,6 +156,8 @@ class Router(nn.Module):
 class Experts(Derived):
     """The routed experts: gate_up [E, 2I, H] (gate first) and down [E, H, I]."""
 
+    power_of_2 = False  # as Linear's
+
     def __init__(self, config: ModelConfig, precision: Precision) -> None:
         super().__init__()
         self.precision = precision
@@ -164,7 +168,8 @@ class Experts(Derived):
     def forward(self, x: Tensor, weights: Tensor, indices: Tensor) -> Tensor:
         """Each token's weighted sum over its experts: x [T, H], weights and indices [T, K] to [T, H]."""
         if self.precision == "fp8":
-            codes = self.derive(_fp8_codes, self.gate_up, self.down)
+            make = partial(_fp8_codes, power_of_2=self.power_of_2)
+            codes = self.derive(make, self.gate_up, self.down)
             return ops.moe_ffn(x, weights, indices, self.gate_up, self.down, codes=codes)
         values = self.gate_up.detach(), self.down.detach()
         if self.precision == "bf16":
@@ -177,8 +182,11 @@ class Experts(Derived):
         return ops.combine_rows(F.grouped_mm(hidden, down.mT, offs=offs), slots).to(x.dtype)
 
 
-def _fp8_codes(gate_up: Tensor, down: Tensor) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    return ops.quantize_blocks(gate_up), ops.quantize_blocks(down)
+def _fp8_codes(
+    gate_up: Tensor, down: Tensor, *, power_of_2: bool
+) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    quantise = partial(ops.quantize_blocks, power_of_2=power_of_2)
+    return quantise(gate_up), quantise(down)
 
 
 def _bf16_copies(gate_up: Tensor, down: Tensor) -> tuple[Tensor, Tensor]:

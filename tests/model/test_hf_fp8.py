@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import safetensors.torch
@@ -18,6 +20,7 @@ from hf_models import (  # type: ignore[import-not-found]
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from deepseek_ext import load_hf, ops, save_hf
 from deepseek_ext.hf_layout import quantise_weight
@@ -84,49 +87,121 @@ def test_saved_loaded_and_saved_again_is_the_same_to_the_byte(
     assert all(powers) if power_of_2 else not any(powers)
 
 
-def codes_of_forward(weight: Tensor) -> Quantised:
-    """As a Linear of precision fp8 makes them of its FP32 weight."""
-    return ops.quantize_blocks(weight)
+class WeightsInUse(TorchDispatchMode):
+    """Collects the codes and scales that products multiply by, as bytes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: set[bytes] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        first = {"deepseek_ext::gemm": 2, "deepseek_ext::moe_ffn": 5}.get(func.name())
+        for k in range(first, len(args), 2) if first else ():
+            self.found.add(bytes_of(args[k], args[k + 1]))
+        return func(*args, **(kwargs or {}))
 
 
-def test_the_forward_multiplies_by_the_codes_of_the_file(rng: torch.Generator, tmp_path: Path) -> None:
-    """With FP32 scales. With powers of two it rounds once more, to scales of its own."""
-    model = small_model(rng)
-    for name, power_of_2 in (("float", False), ("ue8m0", True)):
-        save_hf(model, tmp_path / name, "fp8", power_of_2=power_of_2)
-    stored = tensors_of(tmp_path / "float")
-    loaded = load_hf(tmp_path / "float", "fp8")
-    state = loaded.state_dict()
-    compared = 0
+def bytes_of(codes: Tensor, scales: Tensor) -> bytes:
+    return b"".join(t.contiguous().view(torch.uint8).numpy().tobytes() for t in (codes, scales))
+
+
+def weights_of_file(folder: Path) -> set[bytes]:
+    """The codes and scales of a checkpoint, stacked as the model multiplies by them."""
+    stored = tensors_of(folder)
+    groups: dict[str, list[Quantised]] = {}
     for name, codes in stored.items():
-        if codes.dtype == torch.float8_e4m3fn and name in state:
-            assert same_bytes(codes_of_forward(state[name]), (codes, stored[name + "_scale_inv"])), name
-            compared += 1
-    assert compared > 10
-    # Hence the loaded model is, bit for bit, the one that was saved: wherever gate and up are whole blocks.
-    whole = small_model(rng, moe_intermediate_size=128)
-    save_hf(whole, tmp_path / "whole", "fp8")
+        if codes.dtype == torch.float8_e4m3fn:
+            stack = (
+                re.sub(r"experts\.\d+\.", "experts.", name)
+                .replace("gate_proj", "up")
+                .replace("up_proj", "up")
+            )
+            groups.setdefault(stack, []).append((codes, stored[name + "_scale_inv"]))
+    return {bytes_of(*(torch.cat(parts) for parts in zip(*group, strict=True))) for group in groups.values()}
+
+
+def rewrite(folder: Path, tensors: dict[str, Tensor]) -> None:
+    """Puts other tensors into a checkpoint, as one file without an index."""
+    for file in folder.glob("model*"):
+        file.unlink()
+    safetensors.torch.save_file(tensors, folder / "model.safetensors")
+
+
+@pytest.mark.parametrize("power_of_2", [False, True])
+def test_the_model_multiplies_by_the_bytes_of_the_file(
+    power_of_2: bool, rng: torch.Generator, tmp_path: Path
+) -> None:
+    """MTP module and experts included, where gate and up are whole blocks."""
+    model = small_model(rng, moe_intermediate_size=128)
+    save_hf(model, tmp_path / "fp8", "fp8", power_of_2=power_of_2)
     tokens = torch.randint(96, (2, 9), generator=rng)
-    fp8 = load_hf(tmp_path / "whole", "fp8").eval()
-    save_hf(whole, tmp_path / "bf16", "float32")
-    original = load_hf(tmp_path / "bf16", "fp8").eval()
+    loaded = load_hf(tmp_path / "fp8", "fp8").eval()
+    with WeightsInUse() as products, torch.no_grad():
+        logits = loaded(tokens).logits
+    assert products.found == weights_of_file(tmp_path / "fp8")
+    assert len(products.found) == 3 * 5 + 2 + 2 * 4
+
+    # With FP32 scales the loaded model is, bit for bit, the one that was saved.
+    save_hf(model, tmp_path / "fp32", "float32")
+    original = load_hf(tmp_path / "fp32", "fp8").eval()
     with torch.no_grad():  # what FP8 files keep in BF16
         for name, value in original.named_parameters():
             if name.endswith(("layernorm.weight", "norm.weight", "gate.weight", "embed_tokens.weight")):
                 value.copy_(value.bfloat16())
         original.weights_changed()
-        assert torch.equal(fp8(tokens).logits, original(tokens).logits)
+        assert torch.equal(logits, original(tokens).logits) != power_of_2
 
-    powers, state = tensors_of(tmp_path / "ue8m0"), load_hf(tmp_path / "ue8m0", "fp8").state_dict()
+
+CODES = torch.arange(1, 0x7F, dtype=torch.uint8).view(torch.float8_e4m3fn)  # all positive ones, ascending
+
+
+@pytest.mark.parametrize("exponent", [-100, -20, -3, 0, 5, 110])
+def test_codes_with_powers_of_two_are_never_rounded_again(exponent: int, rng: torch.Generator) -> None:
+    """Whatever the largest code of a block. Its bytes stay if that is above 224; else codes double."""
+    choice = [torch.randint(k, (128,), generator=rng) for k in range(1, len(CODES) + 1)]
+    codes = torch.stack([CODES.view(torch.uint8)[c] for c in choice]).view(torch.float8_e4m3fn)[:, None]
+    codes.view(torch.uint8)[:, 0, 7] = CODES.view(torch.uint8)  # block k has code k as its largest
+    scales = torch.full((len(CODES), 1, 1), 2.0**exponent)
+    values = ops.dequantize_blocks(codes, scales)
+    again = ops.quantize_blocks(values, power_of_2=True)
+    assert torch.equal(ops.dequantize_blocks(*again), values)
+    kept = [same_bytes((codes[k], scales[k]), (again[0][k], again[1][k])) for k in range(len(CODES))]
+    assert kept == (CODES.float() > 224).tolist()
+    # A product is the same to the bit all the same.
+    x = ops.quantize_tiles(torch.randn(3, 128, generator=rng))
+    for k in range(0, len(CODES), 5):
+        product = ops.gemm(*x, codes[k], scales[k], out_dtype=torch.float32)
+        assert torch.equal(product, ops.gemm(*x, again[0][k], again[1][k], out_dtype=torch.float32))
+
+
+def test_a_file_of_others_with_powers_of_two_is_computed_with_exactly(
+    rng: torch.Generator, tmp_path: Path
+) -> None:
+    """Whatever their largest codes."""
+    save_hf(small_model(rng, moe_intermediate_size=128), tmp_path / "a", "fp8", power_of_2=True)
+    stored = tensors_of(tmp_path / "a")
+    for name, codes in stored.items():
+        if codes.dtype == torch.float8_e4m3fn:  # half the values, so that the largest code may be 120 to 224
+            stored[name] = (codes.float() / 2).to(torch.float8_e4m3fn)
+    rewrite(tmp_path / "a", stored)
+    o_proj = load_hf(tmp_path / "a", "fp8").model.layers[0].self_attn.o_proj
     name = "model.layers.0.self_attn.o_proj.weight"
-    exact = ops.dequantize_blocks(powers[name], powers[name + "_scale_inv"])
-    assert torch.equal(state[name], exact)
-    assert torch.equal(exact.bfloat16().float(), exact)  # so precision bf16 adds no error to such files
-    again = ops.dequantize_blocks(*codes_of_forward(state[name]))
-    assert not torch.equal(again, exact)
-    # Half the distance of two codes: 2^-4 of a normal one, 2^-10 of the scale below.
-    bound = torch.maximum(exact.abs() * 2**-4, ops.quantize_blocks(state[name])[1].max() * 2.0**-10)
-    assert ((again - exact).abs() <= bound).all()
+    of_file = stored[name], stored[name + "_scale_inv"]
+    x = torch.randn(5, 128, generator=rng).bfloat16()
+    with WeightsInUse() as products, torch.no_grad():
+        assert torch.equal(o_proj(x), ops.gemm(*ops.quantize_tiles(x), *of_file))
+    assert len(products.found) == 2  # the layer's codes are other bytes than the file's
+
+
+def test_fp32_scales_of_others_keep_their_codes(rng: torch.Generator) -> None:
+    """Where the largest code of a block is 448; a scale moves by its last bit, or not at all."""
+    codes = torch.randint(0, 0x7F, (4096, 1, 64), generator=rng, dtype=torch.uint8)
+    codes[:, 0, 3] = 0x7E
+    scales = (torch.rand(4096, 1, 1, generator=rng) + 0.01) * 2.0 ** torch.randint(-30, 9, (4096, 1, 1))
+    again = ops.quantize_blocks(ops.dequantize_blocks(codes.view(torch.float8_e4m3fn), scales))
+    assert torch.equal(again[0].view(torch.uint8), codes)
+    moved = (again[1].view(torch.int32) - scales.view(torch.int32)).abs()
+    assert set(moved.flatten().tolist()) == {0, 1}
 
 
 def move_scales(folder: Path, dtype: torch.dtype = torch.float32) -> None:
@@ -163,9 +238,7 @@ def test_values_are_code_times_scale(rng: torch.Generator, tmp_path: Path) -> No
     codes = torch.randint(0, 0x70, (200, 128), generator=rng, dtype=torch.uint8).view(torch.float8_e4m3fn)
     scales = torch.rand(2, 1, generator=rng) + 0.01
     stored[name], stored[name + "_scale_inv"] = codes, scales
-    for file in (tmp_path / "a").glob("model*"):
-        file.unlink()
-    safetensors.torch.save_file(stored, tmp_path / "a" / "model.safetensors")
+    rewrite(tmp_path / "a", stored)
     rows = scales.repeat_interleave(128, 0)[:200].repeat_interleave(128, 1)
     assert torch.equal(load_hf(tmp_path / "a", "fp32").state_dict()[name], codes.float() * rows)
 
