@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..config import BalanceLoss, ModelConfig
+from .profiling import window
 from .schedules import Schedules, scaled
 
 Precision = Literal["fp8", "bf16", "fp32"]
@@ -15,11 +16,12 @@ Precision = Literal["fp8", "bf16", "fp32"]
 FREE_TO_CHANGE = {
     *("tokens", "minutes", "data", "tokenizer"),  # checked by what they stand for
     *("run_dir", "checkpoint_every", "keep_last", "resume", "threads", "validate_every", "prompts"),
+    *("telemetry", "log", "profile"),
 }
 _POSITIVE = (
     *("depth", "tokens", "minutes", "vocab_size", "checkpoint_every", "keep_last", "threads", "seq_len"),
     *("sequences", "micro_sequences", "lr", "grad_clip", "hidden_size", "heads", "experts", "expert_size"),
-    "validate_every",
+    *("validate_every", "telemetry"),
 )
 _NOT_NEGATIVE = ("weight_decay", "bias_update_speed", "balance_alpha", "mtp_depth", "seed")
 
@@ -97,6 +99,13 @@ class TrainConfig:
     prompts: tuple[str, ...] = ("def __init__(self, ", "import os\n", "class Error(")
     """Prompts whose greedy continuation is shown after each validation."""
 
+    telemetry: int | None = None
+    """Steps between rows of telemetry.jsonl: what FP8 does to each operand, and each router's load."""
+    log: tuple[Literal["tensorboard", "wandb"], ...] = ()
+    """Where metrics go beside metrics.jsonl."""
+    profile: str | None = None
+    """FIRST:COUNT, e.g. 20:5: writes torch.profiler's trace of these steps to the run's folder profile."""
+
     def __post_init__(self) -> None:
         for name in _POSITIVE:
             value = getattr(self, name)
@@ -107,6 +116,8 @@ class TrainConfig:
                 raise ValueError(f"{flag(name)} must not be negative, got {getattr(self, name)}")
         if self.ema_decay is not None and not 0 < self.ema_decay < 1:
             raise ValueError(f"--ema-decay must lie between 0 and 1, got {self.ema_decay}")
+        if self.profile is not None:
+            window(self.profile)
         if self.seq_len <= self.mtp_depth:
             raise ValueError(
                 f"--seq-len {self.seq_len} leaves nothing to predict for --mtp-depth {self.mtp_depth}"
@@ -192,8 +203,8 @@ class TrainConfig:
     def from_json(cls, fields: dict[str, Any]) -> TrainConfig:
         """The inverse of to_json."""
         values = dict(fields)
-        for name in ("data", "prompts"):
-            values[name] = tuple(values[name])
+        for name in ("data", "prompts", "log"):
+            values[name] = tuple(values.get(name, ()))
         values["run_dir"] = Path(values["run_dir"])
         values["tokenizer"] = Path(values["tokenizer"]) if values["tokenizer"] else None
         return cls(**values)

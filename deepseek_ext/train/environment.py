@@ -24,6 +24,8 @@ class Peak:
 
     flops: float
     name: str
+    short: str = "peak"
+    """The name for a progress line."""
 
 
 def matmul_peak() -> Peak:
@@ -39,7 +41,8 @@ def matmul_peak() -> Peak:
             times.append(time.perf_counter() - start)
         rates[name] = 2 * 1024**3 / statistics.median(times)
     best = max(rates, key=lambda name: rates[name])
-    return Peak(rates[best], f"torch's {best} matmul at 1024, {torch.get_num_threads()} threads")
+    name = f"torch's {best} matmul at 1024, {torch.get_num_threads()} threads"
+    return Peak(rates[best], name, f"{best} matmul")
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""metrics.jsonl: one JSON object a step, cut back on resume to where the checkpoint stood."""
+"""metrics.jsonl and telemetry.jsonl: JSON lines by step, cut back on resume to the checkpoint's."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 
 class MetricsFile:
-    """Appends one object a step, whole and at once, so that a crash tears at most the last line.
+    """Appends one object at a time, whole and at once, so that a crash tears at most the last line.
 
     Rows that cannot be written wait in memory for the next one; a file that was removed is begun anew.
     """
@@ -43,11 +43,14 @@ class MetricsFile:
             )
         return f"{self.path} was removed; it begins anew at step {row['step']}" if removed else None
 
+    def close(self) -> None:
+        os.close(self._file)
+
     def __enter__(self) -> MetricsFile:
         return self
 
     def __exit__(self, *_: object) -> None:
-        os.close(self._file)
+        self.close()
 
     def _open(self) -> int:
         self.path.parent.mkdir(parents=True, exist_ok=True)

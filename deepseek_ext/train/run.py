@@ -25,8 +25,12 @@ from .data import bits_per_byte, prepare_data
 from .ema import stored_name
 from .environment import matmul_peak, peak_memory
 from .folder import held
+from .loggers import TensorBoard, WandB
 from .metrics import cut_back
+from .observers import Observer, Observers
+from .profiling import Profiler, window
 from .progress import Progress, clock
+from .telemetry import Telemetry
 from .tokenizer import load_tokenizer, tokenizer_hash
 from .trainer import FORMAT, Outcome, Stop, Trainer, sample, tokens_for_minutes
 
@@ -52,7 +56,7 @@ def run(config: TrainConfig, *, command: Sequence[str] = ("deepseek-ext", "train
             seconds_before=trainer.seconds,
             tokens_before=trainer.tokens,
         )
-        with progress:
+        with progress, _observers(trainer, progress) as trainer.observers:
             outcome = trainer.train(progress, stop)
         if outcome.finished:
             _say_end(trainer, outcome, command)
@@ -90,6 +94,22 @@ def load_run(folder: Path, *, average: bool = False) -> tuple[DeepseekV3, Tokeni
     raise ValueError(
         f"{folder} holds no checkpoint that can be read; name the run directory of a training run"
     )
+
+
+def _observers(trainer: Trainer, progress: Progress) -> Observers:
+    """What the configuration asks for."""
+    config, step = trainer.config, trainer.step
+    asked: list[Observer] = []
+    if config.telemetry is not None:
+        path, say = config.run_dir / "telemetry.jsonl", progress.say
+        asked.append(Telemetry(trainer.model, path, every=config.telemetry, after_step=step, say=say))
+    if config.profile is not None:
+        asked.append(Profiler(window(config.profile), config.run_dir / "profile", progress.say))
+    if "tensorboard" in config.log:
+        asked.append(TensorBoard(config.run_dir, config.to_json(), after_step=step))
+    if "wandb" in config.log:
+        asked.append(WandB(config.run_dir, config.to_json()))
+    return Observers(asked, progress.say)
 
 
 def _fresh(config: TrainConfig) -> Trainer:

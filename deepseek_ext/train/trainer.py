@@ -26,9 +26,11 @@ from .data import RunData, bits_per_byte
 from .ema import MovingAverage
 from .environment import model_size
 from .metrics import MetricsFile, cut_back
+from .observers import Observer
 from .optimizer import build_optimizer, optimizer_tensors
 from .progress import Progress
 from .replay import first_not_finite
+from .telemetry import max_violation
 
 FORMAT = 1  # of state.json
 _STEPS_TIMED, _STEPS_WARM = 10, 2
@@ -98,6 +100,7 @@ class Trainer:
         self.not_finite = 0  # steps in a row
         self.last_checkpoint: Path | None = None
         self.last_row: dict[str, Any] = {}
+        self.observers: Observer = Observer()
         steps = math.ceil(self.schedules.total / (self.schedules.sequences.end * config.seq_len))
         self.validate_every = config.validate_every or max(1, math.ceil(steps / 4))
 
@@ -110,13 +113,16 @@ class Trainer:
         saved_at = self.step if self.last_checkpoint else None
         with MetricsFile(self.config.run_dir / "metrics.jsonl") as metrics:
             while not self.finished and not stop.requested:
-                row = self.train_step()
+                with self.observers.around(self.step + 1):
+                    row = self.train_step()
+                row |= progress.speed(row)
                 if self.step % self.validate_every == 0 or self.finished:
                     row |= self.validate(progress, stop)
                 self.seconds = progress.elapsed
                 self.last_row = row
                 if warning := metrics.write(row):
                     progress.say(f"WARNING: {warning}")
+                self.observers.see(row)
                 progress.show(row)
                 if row["not_finite"]:
                     self.refuse_to_go_on(progress)
@@ -139,10 +145,9 @@ class Trainer:
         losses = forward_backward()
         gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients)
-        load = self.model.router_load().double()
-        violation = (load.amax(1) / load.mean(1).clamp_min(1e-9) - 1).amax() if len(load) else torch.zeros(())
+        violations = max_violation(self.model.router_load())
         # The only wait for the device in a step, and the only check: is the update finite?
-        loss, acceptance, norm_, max_vio = torch.stack([*losses, norm, violation]).tolist()
+        loss, acceptance, norm_, *max_vio = torch.cat([torch.stack([*losses, norm]), violations]).tolist()
         finite = math.isfinite(loss) and math.isfinite(norm_)
         if finite:
             for group in self.optimizer.param_groups:
@@ -167,7 +172,8 @@ class Trainer:
             "lr": lr,
             "grad_norm": norm_,
             "tokens_per_second": tokens.numel() / seconds,
-            "max_vio": max_vio,
+            "max_vio": max(max_vio, default=0.0),
+            "max_vio_by_router": max_vio,
             "mtp_acceptance": acceptance if self.config.mtp_depth else None,
             "not_finite": not finite,
         }

@@ -17,7 +17,7 @@ from deepseek_ext import cli
 from deepseek_ext.train import TrainConfig, checkpoint
 from deepseek_ext.train.metrics import read_metrics
 
-WALL_CLOCK = {"tokens_per_second"}
+WALL_CLOCK = {"tokens_per_second", "gflops_per_second", "share_of_peak", "seconds"}
 
 
 def rows(run: Path) -> list[dict[str, Any]]:

@@ -20,7 +20,6 @@ from deepseek_ext.train import trainer as trainer_module
 from deepseek_ext.train.data import bits_per_byte, prepare_data
 from deepseek_ext.train.environment import model_size
 from deepseek_ext.train.metrics import read_metrics
-from deepseek_ext.train.progress import clock
 from deepseek_ext.train.trainer import Outcome, RunStopped, Stop, Trainer
 
 
@@ -168,33 +167,10 @@ def test_model_size_counts_parameters(config: TrainConfig) -> None:
     assert size.flops_per_token > 6 * (size.active - shape.hidden_size - 1000)
 
 
-def test_the_line_names_every_figure(config: TrainConfig) -> None:
-    trainer = Trainer(config, prepare_data(config))
-    line = quiet_progress(trainer).line(trainer.train_step())
-    wanted = "step 1 |10.0 %|loss |bits/byte|lr |norm |tokens/s|GFLOP/s|MaxVio|MTP"
-    for phrase in wanted.split("|"):
-        assert phrase in line
-
-
 def test_plain_lines_are_few(config: TrainConfig) -> None:
     _, said = train(Trainer(config, prepare_data(config)))
     assert 2 <= sum(line.startswith("step ") and "tokens/s" in line for line in said.splitlines()) <= 4
     assert "\x1b" not in said
-
-
-def test_progress_line_of_a_step_past_the_budget(config: TrainConfig) -> None:
-    trainer = Trainer(config, prepare_data(config))
-    row = trainer.train_step() | {"tokens": trainer.schedules.total + 100}
-    line = quiet_progress(trainer).line(row)
-    assert "100.0 %" in line
-    assert line.endswith("< 0:00")
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"), [(0, "0:00"), (61.4, "1:01"), (3600, "1:00:00"), (7325, "2:02:05")]
-)
-def test_clock(seconds: float, text: str) -> None:
-    assert clock(seconds) == text
 
 
 def test_the_first_interrupt_asks_and_the_second_stops() -> None:
