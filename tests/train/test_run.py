@@ -11,13 +11,11 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_run import Flags, start_example, tiny_flags  # type: ignore[import-not-found]
+from tiny_run import WALL_CLOCK, Flags, start_example, tiny_flags  # type: ignore[import-not-found]
 
 from deepseek_ext import cli
 from deepseek_ext.train import TrainConfig, checkpoint
 from deepseek_ext.train.metrics import read_metrics
-
-WALL_CLOCK = {"tokens_per_second", "gflops_per_second", "share_of_peak", "seconds"}
 
 
 def rows(run: Path) -> list[dict[str, Any]]:

@@ -10,6 +10,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 Flags = Callable[..., list[str]]
+WALL_CLOCK = {"tokens_per_second", "gflops_per_second", "share_of_peak", "seconds"}
+"""What differs between two runs that are the same: fields of metrics.jsonl."""
 
 # 2 layers, one dense and one MoE; 128 tokens a step.
 TINY = {
