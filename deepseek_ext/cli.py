@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
+import re
 import shlex
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Literal, NamedTuple, TypeVar
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
 import torch
 import tyro
 from tokenizers import Tokenizer
 
 from . import __version__, _native, ops
-from .cli_arguments import parse
 from .generate import generate
 from .hf import load_hf, save_hf
 from .model import DeepseekV3
 from .nn.linear import Precision
-from .train import TrainConfig, load_run, run
+from .train import TrainConfig, load_run, recipes, run
 from .train.data import bits_per_byte, prepare_data
+from .train.run import stored_config
 from .train.tokenizer import eos_id, load_tokenizer
 from .train.trainer import RunStopped
 
@@ -53,10 +56,6 @@ class GenerateOptions:
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1:
             raise ValueError(f"--max-new-tokens must be positive, got {self.max_new_tokens}")
-        if not self.temperature >= 0:
-            raise ValueError(f"--temperature must not be negative, got {self.temperature}; 0 is greedy")
-        if not self.prompt:
-            raise ValueError("--prompt must not be empty; give some text to continue")
 
 
 @dataclass(kw_only=True, slots=True)
@@ -83,6 +82,19 @@ class EvalOptions:
 
     run_dir: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """The run directory."""
+
+
+@dataclass(kw_only=True, slots=True)
+class ExtendOptions:
+    """`deepseek-ext extend RUN`: trains a run on in longer sequences, with YaRN, from its newest weights.
+
+    Every flag of train may follow; what is not given is as in RUN, or as in the paper's second phase.
+    """
+
+    seq_len: int | None = None
+    """Tokens of a sequence; None: four times those of RUN."""
+    rope_factor: float | None = None
+    """How much longer the context becomes than RUN's was at first; None: just what --seq-len needs."""
 
 
 class Command(NamedTuple):
@@ -135,10 +147,25 @@ def train(recipe: TrainConfig, args: Sequence[str] | None = None, *, program: st
     program = program or f"python {shlex.quote(sys.argv[0])}"
 
     def go() -> int:
-        config = parse(TrainConfig, given, program, default=recipe)
+        config = _parse(TrainConfig, given, program, default=recipe)
         return run(config, command=[*shlex.split(program), *given])
 
     return _one_line_errors(program, go)
+
+
+def _extend(program: str, args: list[str]) -> int:
+    """Reads what the recipe of the second phase depends on, and hands the other flags to train."""
+    if not args or (args[0].startswith("-") and args[0] not in ("-h", "--help")):
+        raise ValueError(f"name the run first: {program} RUN --seq-len N, and then any flag of train")
+    parsed: Any = _parse(ExtendOptions, args[1:] or args[:1], program, return_unknown_args=True)
+    options, rest = parsed
+    folder = Path(args[0])
+    recipe = recipes.extended(
+        stored_config(folder), folder, seq_len=options.seq_len, rope_factor=options.rope_factor
+    )
+    flags = [] if options.seq_len is None else ["--seq-len", str(options.seq_len)]
+    flags += [] if options.rope_factor is None else ["--rope-factor", str(options.rope_factor)]
+    return train(recipe, [*flags, *rest], program=f"{program} {shlex.quote(args[0])}")
 
 
 def _info(_: InfoOptions) -> int:
@@ -216,7 +243,20 @@ def _export(options: ExportOptions) -> int:
 
 def _parsed(kind: type[T], action: Callable[[T], int]) -> Callable[[str, list[str]], int]:
     """A command whose arguments are the fields of a dataclass."""
-    return lambda program, args: action(parse(kind, args, program))
+    return lambda program, args: action(_parse(kind, args, program))
+
+
+def _parse(kind: type[T], args: list[str], program: str, **settings: Any) -> T:
+    """The options as tyro reads them; its boxed complaint becomes one sentence."""
+    complaint = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(complaint):
+            return tyro.cli(kind, args=args, prog=program, **settings)
+    except SystemExit as error:
+        if error.code in (0, None):
+            raise
+        words = re.sub(r"\x1b\[[0-9;]*m|[─-╿]|-{4,}", " ", complaint.getvalue())
+        raise ValueError(re.sub(r"\s+", " ", words).strip()) from None
 
 
 def _one_line_errors(program: str, action: Callable[[], int]) -> int:
@@ -251,4 +291,5 @@ _COMMANDS = (
         "writes a run's model and tokenizer as a Hugging Face checkpoint",
         _parsed(ExportOptions, _export),
     ),
+    Command("extend", "trains a run on in longer sequences (YaRN), from its weights", _extend),
 )

@@ -1,5 +1,6 @@
 """Training: data, schedules, optimizer, checkpoints and the loop."""
 
+from . import recipes
 from .config import TrainConfig
 from .optimizer import AdamW, build_optimizer
 from .run import load_run, run
@@ -14,5 +15,6 @@ __all__ = [
     "build_optimizer",
     "deepseek_v3",
     "load_run",
+    "recipes",
     "run",
 ]

@@ -2,28 +2,31 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from ..config import BalanceLoss, ModelConfig
 from .profiling import window
-from .schedules import Schedules, scaled
+from .schedules import Schedules, extension, scaled
 
 Precision = Literal["fp8", "bf16", "fp32"]
+Preset = Literal["deepseek-v3", "deepseek-v3-16b", "small", "tiny"]
 
 # A resumed run may change these; everything else is part of what the run is.
 FREE_TO_CHANGE = {
-    *("tokens", "minutes", "data", "tokenizer"),  # checked by what they stand for
+    *("tokens", "minutes", "data", "tokenizer", "init_from"),  # checked by what they stand for
     *("run_dir", "checkpoint_every", "keep_last", "resume", "threads", "validate_every", "prompts"),
     *("telemetry", "log", "profile"),
 }
 _POSITIVE = (
     *("depth", "tokens", "minutes", "vocab_size", "checkpoint_every", "keep_last", "threads", "seq_len"),
     *("sequences", "micro_sequences", "lr", "grad_clip", "hidden_size", "heads", "experts", "expert_size"),
-    *("validate_every", "telemetry"),
+    *("validate_every", "telemetry", "sequences_start", "warmup_steps", "rope_factor", "rope_original"),
 )
-_NOT_NEGATIVE = ("weight_decay", "bias_update_speed", "balance_alpha", "mtp_depth", "seed")
+_NOT_NEGATIVE = ("weight_decay", "bias_update_speed", "balance_alpha", "mtp_depth", "seed", "fim_rate")
+_SHAPE = ("hidden_size", "heads", "experts", "expert_size")
 
 
 @dataclass(kw_only=True, slots=True)
@@ -60,14 +63,31 @@ class TrainConfig:
     threads: int | None = None
     """Threads of torch and of the kernels; None leaves it to torch."""
 
+    fim_rate: float = 0.0
+    """Share of training documents read as prefix, suffix, middle; the paper's is 0.1."""
+    document_masking: bool = False
+    """Confine attention to documents. Without it a sequence is packed from documents that see one another."""
+    init_from: Path | None = None
+    """A run whose weights to start from: a second phase, with an optimizer that begins anew and the learning
+    rate held constant after its warm-up; see `deepseek-ext extend`."""
+    rope_factor: float | None = None
+    """How much longer the context is than rope_original: extends the rotary positions by YaRN."""
+    rope_original: int | None = None
+    """Length of the sequences that the model was first trained on, for rope_factor."""
+
     seq_len: int = 256
     """Tokens of a sequence."""
     sequences: int | None = None
     """Sequences of an optimizer step."""
+    sequences_start: int | None = None
+    """Sequences of the first steps: grows to --sequences over the first 3.2 % of the tokens, as in the paper
+    (from 3072 to 15360 over 469 billion)."""
     micro_sequences: int | None = None
     """Sequences of one forward and backward pass; None runs the whole step in one."""
     lr: float | None = None
     """Peak learning rate."""
+    warmup_steps: int | None = None
+    """Steps until the learning rate has reached its peak; None: 4 % of the tokens. The paper's are 2000."""
     weight_decay: float = 0.1
     """Of AdamW, on matrices only."""
     grad_clip: float = 1.0
@@ -83,6 +103,8 @@ class TrainConfig:
     ema_decay: float | None = None
     """Keeps a moving average of the weights, with this decay (0.999, say), and validates it too."""
 
+    preset: Preset | None = None
+    """A named shape of the model (`ModelConfig.preset`) instead of the one that depth derives."""
     hidden_size: int | None = None
     """Width of the residual stream."""
     heads: int | None = None
@@ -129,10 +151,34 @@ class TrainConfig:
                 f"--sequences {self.sequences} must be a multiple of --micro-sequences {self.micro_sequences}"
             )
 
+        if self.fim_rate > 1:
+            raise ValueError(f"--fim-rate is a share of documents, at most 1, got {self.fim_rate}")
+        if (self.rope_factor is None) != (self.rope_original is None):
+            raise ValueError("--rope-factor and --rope-original go together; give both or neither")
+        if self.preset and (given := [name for name in _SHAPE if getattr(self, name) is not None]):
+            raise ValueError(f"--preset {self.preset} is a whole shape; leave {flag(given[0])} out")
+        self._check_ramp()
+
+    def _check_ramp(self) -> None:
+        if self.sequences_start is None:
+            return
+        if self.init_from is not None:
+            raise ValueError(
+                "--sequences-start is for a first phase; leave it out where --init-from is given"
+            )
+        sequences, quantum = self._pace()[0], self.micro_sequences or 1
+        if self.sequences_start > sequences or self.sequences_start % quantum:
+            raise ValueError(
+                f"--sequences-start must be at most --sequences ({sequences}) and a multiple of "
+                f"--micro-sequences ({quantum}), got {self.sequences_start}"
+            )
+
     def derived(self) -> TrainConfig:
         """A copy in which every field that depth derives has its value."""
         hidden, heads, experts, expert_size = self._shape()
         sequences, lr = self._pace()
+        if self.preset:
+            return replace(self, sequences=sequences, lr=lr)
         return replace(
             self,
             hidden_size=hidden,
@@ -151,14 +197,16 @@ class TrainConfig:
 
     def _pace(self) -> tuple[int, float]:
         """Sequences a step and peak learning rate."""
-        hidden = self._shape()[0]
+        hidden = ModelConfig.preset(self.preset).hidden_size if self.preset else self._shape()[0]
         return self.sequences or self.micro_sequences or 8, self.lr or 2e-3 * (256 / hidden) ** 0.5
 
     def model_config(self) -> ModelConfig:
         """The shape of the model."""
+        if self.preset:
+            longest = ModelConfig.preset(self.preset).max_position_embeddings
+            return ModelConfig.preset(self.preset, **self._common(longest))
         hidden, heads, experts, expert_size = self._shape()
         return ModelConfig(
-            vocab_size=self.vocab_size,
             hidden_size=hidden,
             num_hidden_layers=self.depth,
             first_k_dense_replace=1 if self.depth > 1 else 0,
@@ -169,30 +217,56 @@ class TrainConfig:
             qk_nope_head_dim=32,
             qk_rope_head_dim=32,
             v_head_dim=64,
-            max_position_embeddings=max(4096, self.seq_len),
             n_routed_experts=experts,
             n_shared_experts=1,
             moe_intermediate_size=expert_size,
             num_experts_per_tok=4,
             n_group=4,
             topk_group=2,
-            balance_loss=self.balance_loss,
-            balance_alpha=self.balance_alpha,
-            num_nextn_predict_layers=self.mtp_depth,
             # The paper's 0.006 at width 7168 is 0.5 / sqrt(7168).
             initializer_range=0.5 / hidden**0.5,
+            **self._common(4096),
         )
 
+    def _common(self, longest: int) -> dict[str, Any]:
+        """What the model is given whatever its shape; longest: positions of the shape."""
+        yarn = None
+        if self.rope_factor is not None and self.rope_original is not None:
+            yarn = {  # the released model's settings
+                "type": "yarn",
+                "factor": self.rope_factor,
+                "original_max_position_embeddings": self.rope_original,
+                "mscale": 1.0,
+                "mscale_all_dim": 1.0,
+            }
+            longest = max(longest, math.ceil(self.rope_factor * self.rope_original))
+        return {
+            "vocab_size": self.vocab_size,
+            "balance_loss": self.balance_loss,
+            "balance_alpha": self.balance_alpha,
+            "num_nextn_predict_layers": self.mtp_depth,
+            "max_position_embeddings": max(longest, self.seq_len),
+            "rope_scaling": yarn,
+        }
+
     def schedules(self) -> Schedules:
-        """The paper's schedules with their shapes scaled to this run's tokens."""
+        """The paper's schedules with their shapes scaled to this run's tokens; a second phase has its own."""
         sequences, lr = self._pace()
+        settings: dict[str, Any] = {
+            "lr": lr,
+            "sequences": sequences,
+            "seq_len": self.seq_len,
+            "bias_update_speed": self.bias_update_speed,
+            "balance_alpha": self.balance_alpha,
+            "warmup_steps": self.warmup_steps,
+        }
+        if self.init_from is not None:
+            return extension(self.tokens, **settings)
         return scaled(
             self.tokens,
-            lr=lr,
-            sequences=sequences,
-            seq_len=self.seq_len,
-            bias_update_speed=self.bias_update_speed,
-            balance_alpha=self.balance_alpha,
+            sequences_start=self.sequences_start,
+            quantum=self.micro_sequences or 1,
+            **settings,
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -206,7 +280,8 @@ class TrainConfig:
         for name in ("data", "prompts", "log"):
             values[name] = tuple(values.get(name, ()))
         values["run_dir"] = Path(values["run_dir"])
-        values["tokenizer"] = Path(values["tokenizer"]) if values["tokenizer"] else None
+        for name in ("tokenizer", "init_from"):
+            values[name] = Path(values[name]) if values.get(name) else None
         return cls(**values)
 
 
@@ -230,11 +305,15 @@ def describe(config: TrainConfig) -> str:
     c = config.derived()
     m = c.model_config()
     s = c.schedules()
+    batch = f"{c.sequences} sequences"
+    if c.sequences_start:
+        batch = f"{c.sequences_start} to {c.sequences} sequences"
+    shape = f"--preset {c.preset}" if c.preset else f"--depth {c.depth}"
     return (
-        f"--depth {c.depth}: {m.num_hidden_layers} layers of width {m.hidden_size}, "
+        f"{shape}: {m.num_hidden_layers} layers of width {m.hidden_size}, "
         f"{m.num_attention_heads} heads, {m.n_routed_experts} experts of width {m.moe_intermediate_size} "
         f"(top-{m.num_experts_per_tok} in {m.topk_group} of {m.n_group} groups, {m.n_shared_experts} "
-        f"shared), MTP depth {m.num_nextn_predict_layers}; {c.sequences} sequences of {c.seq_len} tokens "
+        f"shared), MTP depth {m.num_nextn_predict_layers}; {batch} of {c.seq_len} tokens "
         f"a step, peak learning rate {s.lr.peak:.2g} after "
         f"{s.lr.warmup:,} tokens"
     )

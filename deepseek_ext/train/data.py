@@ -13,8 +13,9 @@ from torch import Tensor
 
 from ..model import DeepseekV3
 from .config import TrainConfig
-from .corpus import Corpus, load_corpus
-from .packing import IGNORED, Mixture, PackedSequences, validation_windows
+from .corpus import Corpus, Source, load_corpus
+from .fim import FillInTheMiddle
+from .packing import IGNORED, Mixture, PackedSequences, document_starts, validation_windows
 from .tokenizer import (
     cached_encoding,
     cached_tokenizer,
@@ -40,6 +41,14 @@ class RunData:
     held_out_bytes: int
     bytes_per_token: float
     """Of the training split, its ends of documents counted as tokens."""
+    eos: int
+    """The end-of-document token."""
+    document_masking: bool = False
+    """Whether attention is confined to documents."""
+
+    def document_starts(self, tokens: Tensor) -> Tensor | None:
+        """What the model is to be told of the documents in `tokens` [B, T]."""
+        return document_starts(tokens, self.eos) if self.document_masking else None
 
     def save_tokenizer(self, run_dir: Path) -> None:
         """Writes tokenizer.json, which checkpoints and exports need beside them; raises OSError."""
@@ -68,8 +77,21 @@ def prepare_data(config: TrainConfig, *, tokenizer: Tokenizer | None = None) -> 
     eos = eos_id(tokenizer)
     encoded = [cached_encoding(tokenizer, source.train, manifest, cache) for source in corpus.sources]
     held_out = cached_encoding(tokenizer, corpus.held_out, manifest, cache)
+
+    def rewrite(source: Source) -> FillInTheMiddle | None:
+        if not config.fim_rate:
+            return None
+        return FillInTheMiddle(source.train, tokenizer, rate=config.fim_rate, seed=config.seed)
+
     packed = [
-        PackedSequences(tokens, config.seq_len, eos=eos, seed=config.seed, name=source.name)
+        PackedSequences(
+            tokens,
+            config.seq_len,
+            eos=eos,
+            seed=config.seed,
+            name=source.name,
+            rewrite=rewrite(source),
+        )
         for source, tokens in zip(corpus.sources, encoded, strict=True)
     ]
     train_bytes = sum(len(document.text.encode()) for document in corpus.train)
@@ -82,6 +104,8 @@ def prepare_data(config: TrainConfig, *, tokenizer: Tokenizer | None = None) -> 
         validation=validation_windows(held_out, config.seq_len, eos=eos),
         held_out_bytes=len(corpus.held_out_bytes()),
         bytes_per_token=train_bytes / sum(source.tokens_per_epoch for source in packed),
+        eos=eos,
+        document_masking=config.document_masking,
     )
 
 
@@ -102,7 +126,10 @@ def bits_per_byte(model: DeepseekV3, data: RunData, *, stop: Callable[[], bool] 
                 return math.nan
             wanted = targets[start : start + windows]
             count = int((wanted != IGNORED).sum())
-            nats += model.loss(tokens[start : start + windows], wanted, use_mtp=False).main.item() * count
+            batch = tokens[start : start + windows]
+            starts = data.document_starts(batch)
+            loss = model.loss(batch, wanted, document_starts=starts, use_mtp=False)
+            nats += loss.main.item() * count
     finally:
         model.train(was_training)
     return nats / (math.log(2) * data.held_out_bytes)

@@ -6,7 +6,7 @@ import shlex
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,9 @@ from .progress import Progress, clock
 from .telemetry import Telemetry
 from .tokenizer import load_tokenizer, tokenizer_hash
 from .trainer import FORMAT, Outcome, Stop, Trainer, sample, tokens_for_minutes
+
+# What a second phase may change of a model: what no weight depends on.
+_MAY_DIFFER = ("rope_scaling", "max_position_embeddings", "balance_loss", "balance_alpha")
 
 
 def run(config: TrainConfig, *, command: Sequence[str] = ("deepseek-ext", "train")) -> int:
@@ -112,6 +115,33 @@ def _observers(trainer: Trainer, progress: Progress) -> Observers:
     return Observers(asked, progress.say)
 
 
+def stored_config(folder: Path) -> TrainConfig:
+    """The configuration of the newest readable checkpoint of a run; raises ValueError if there is none."""
+    for path, state in _readable(folder):
+        return _stored_config(path, state)
+    raise ValueError(
+        f"{folder} holds no checkpoint that can be read; name the run directory of a training run"
+    )
+
+
+def _start_from(trainer: Trainer, folder: Path) -> None:
+    """Gives the model the weights and router biases of another run."""
+    before, _, config = load_run(folder)
+    shape, theirs = trainer.model.config, before.config
+    same = replace(theirs, **{name: getattr(shape, name) for name in _MAY_DIFFER})
+    if different := [name for name, value in asdict(shape).items() if value != getattr(same, name)]:
+        name = different[0]
+        raise ValueError(
+            f"--init-from {folder}: its model has {name} {getattr(theirs, name)}, this run "
+            f"{getattr(shape, name)}; leave the flags that shape the model as they were"
+        )
+    trainer.model.load_state_dict(before.state_dict())
+    print(
+        f"starting from the weights of {folder}, trained on {config.tokens:,} tokens in sequences of "
+        f"{config.seq_len}"
+    )
+
+
 def _fresh(config: TrainConfig) -> Trainer:
     data = prepare_data(config)
     cut_back(config.run_dir / "metrics.jsonl", 0)
@@ -124,7 +154,10 @@ def _fresh(config: TrainConfig) -> Trainer:
             f"{tokens:,} tokens"
         )
     torch.manual_seed(config.seed)
-    return Trainer(config, data)
+    trainer = Trainer(config, data)
+    if config.init_from is not None:
+        _start_from(trainer, config.init_from)
+    return trainer
 
 
 def _resumed(config: TrainConfig) -> Trainer | None:

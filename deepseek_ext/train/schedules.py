@@ -72,6 +72,11 @@ class BatchRamp:
     quantum: int = 1
 
     def __post_init__(self) -> None:
+        if self.end < self.start:
+            raise ValueError(
+                f"batch ramp: {self.end} sequences at its end are fewer than {self.start} at its start; "
+                "raise the one or lower the other"
+            )
         if self.quantum < 1 or self.start % self.quantum or self.end % self.quantum or self.start < 1:
             raise ValueError(
                 f"batch ramp: {self.start} and {self.end} sequences must be positive multiples of the "
@@ -137,30 +142,73 @@ def scaled(
     seq_len: int,
     bias_update_speed: float,
     balance_alpha: float,
+    sequences_start: int | None = None,
+    quantum: int = 1,
+    warmup_steps: int | None = None,
 ) -> Schedules:
-    """The shapes of `deepseek_v3` squeezed into a budget of `total` tokens, at a batch that stays constant.
+    """The shapes of `deepseek_v3` squeezed into a budget of `total` tokens.
 
-    The breakpoints keep their share of the whole run; only the warm-up takes more of it, 4 %, since 2000
-    steps would be longer than a short run.
+    The breakpoints keep their share of the whole run, the learning rates their ratios. The batch grows from
+    sequences_start where that is given. The warm-up takes 4 % of the run unless warmup_steps is given, since
+    2000 steps would be longer than a short run.
     """
 
-    def at(share: float) -> int:
-        return round(total * share)
+    def at(billions: int) -> int:
+        return round(total * billions / 14_800)
 
-    stable, decayed = at(10 / 14.8), at(14.3 / 14.8)
+    ramp = BatchRamp(start=sequences_start or sequences, end=sequences, ramp=at(469), quantum=quantum)
+    warmup = round(total * 0.04) if warmup_steps is None else tokens_after(warmup_steps, ramp, seq_len)
+    stable, decayed = at(10_000), at(14_300)
+    if warmup > stable:
+        raise ValueError(
+            f"--warmup-steps {warmup_steps} are {warmup:,} tokens, and of {total:,} the learning rate falls "
+            f"after {stable:,}; warm up for fewer steps, or train longer"
+        )
     return Schedules(
         lr=LearningRate(
             peak=lr,
-            warmup=at(0.04),
+            warmup=warmup,
             constant_until=stable,
             cosine_until=decayed,
             final=lr / 10,
-            tail=((at(14.633 / 14.8), lr / 10), (total, lr / 30)),
+            tail=((at(14_633), lr / 10), (total, lr * 73 / 2200)),
         ),
-        sequences=BatchRamp(start=sequences, end=sequences),
+        sequences=ramp,
         seq_len=seq_len,
         bias_update_speed=Steps(first=bias_update_speed, until=decayed, then=0.0),
         mtp_weight=Steps(first=0.3, until=stable, then=0.1),
+        balance_alpha=balance_alpha,
+        total=total,
+    )
+
+
+def extension(
+    total: int,
+    *,
+    lr: float,
+    sequences: int,
+    seq_len: int,
+    bias_update_speed: float,
+    balance_alpha: float,
+    warmup_steps: int | None = None,
+) -> Schedules:
+    """The schedules of a context extension (paper, section 4.3): what pre-training ended with, held constant.
+
+    The optimizer begins anew, so the learning rate is warmed up, over 4 % of the tokens or over warmup_steps.
+    """
+    warmup = round(total * 0.04) if warmup_steps is None else warmup_steps * sequences * seq_len
+    return Schedules(
+        lr=LearningRate(
+            peak=lr,
+            warmup=warmup,
+            constant_until=max(total, warmup),
+            cosine_until=max(total, warmup),
+            final=lr,
+        ),
+        sequences=BatchRamp(start=sequences, end=sequences),
+        seq_len=seq_len,
+        bias_update_speed=Steps(first=bias_update_speed, until=total, then=bias_update_speed),
+        mtp_weight=Steps(first=0.1, until=total, then=0.1),
         balance_alpha=balance_alpha,
         total=total,
     )

@@ -21,6 +21,12 @@ from .corpus import Document
 EOS = "<|eos|>"
 # How other tokenizer files name the end of a document, tried in this order.
 _EOS_NAMES = (EOS, "<｜end▁of▁sentence｜>", "<|endoftext|>", "<|end_of_text|>", "</s>")
+# The marks of fill-in-the-middle: begin, hole, end; ours, then those of DeepSeek's released tokenizer.
+FIM_NAMES = (
+    ("<|fim_begin|>", "<|fim_hole|>", "<|fim_end|>"),
+    ("<｜fim▁begin｜>", "<｜fim▁hole｜>", "<｜fim▁end｜>"),
+)
+_SPECIAL = [EOS, *FIM_NAMES[0]]
 
 Tokens = npt.NDArray[np.int32]
 
@@ -32,7 +38,7 @@ def train_tokenizer(documents: Sequence[Document], vocab_size: int) -> Tokenizer
     tokenizer.decoder = ByteLevelDecoder()
     trainer = BpeTrainer(
         vocab_size=vocab_size,
-        special_tokens=[EOS],
+        special_tokens=_SPECIAL,
         initial_alphabet=ByteLevel.alphabet(),
         show_progress=False,
     )
@@ -42,7 +48,8 @@ def train_tokenizer(documents: Sequence[Document], vocab_size: int) -> Tokenizer
 
 def cached_tokenizer(documents: Sequence[Document], vocab_size: int, manifest: str, cache: Path) -> Tokenizer:
     """The tokenizer for a manifest, from the cache folder or trained now and kept there."""
-    key = hashlib.sha256(f"{manifest} {vocab_size} {tokenizers.__version__}".encode()).hexdigest()[:16]
+    settings = f"{manifest} {vocab_size} {tokenizers.__version__} {' '.join(_SPECIAL)}"
+    key = hashlib.sha256(settings.encode()).hexdigest()[:16]
     path = cache / f"tokenizer-{key}.json"
     if not path.exists():
         _write(path, train_tokenizer(documents, vocab_size).to_str().encode())

@@ -193,6 +193,7 @@ class Trainer:
                     micro_targets,
                     num_targets=targets.numel(),
                     num_sequences=sequences,
+                    document_starts=self.data.document_starts(micro_tokens),
                     mtp_weight=mtp_weight,
                 )
             loss.total.backward()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import pairwise
 
 import numpy as np
@@ -10,7 +11,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from deepseek_ext.train.packing import IGNORED, Mixture, PackedSequences, validation_windows
+from deepseek_ext.train.packing import (
+    IGNORED,
+    Mixture,
+    PackedSequences,
+    document_starts,
+    validation_windows,
+)
 from deepseek_ext.train.tokenizer import Tokens
 
 EOS = 0
@@ -44,7 +51,7 @@ def test_documents_stay_whole_and_in_order() -> None:
     documents = numbered([5, 3, 8, 1])
     source = PackedSequences(documents, 3, eos=EOS, seed=1)
     starts = [document[0] for document in documents]
-    stream = source._stream(0)
+    stream = source._slice(0, source.tokens_per_epoch)
     for token, following in pairwise(stream):
         if token == EOS:
             assert following in starts
@@ -55,7 +62,7 @@ def test_documents_stay_whole_and_in_order() -> None:
 def test_inputs_are_the_tokens_before_the_targets() -> None:
     documents = numbered([5, 3, 8, 1])
     source = PackedSequences(documents, 4, eos=EOS, seed=3)
-    whole = np.concatenate([source._stream(epoch) for epoch in range(5)])
+    whole = source._slice(0, 5 * source.tokens_per_epoch)
     before = np.concatenate([[EOS], whole[:-1]])
     for n in range(20):
         row = source.sequence(n)
@@ -83,6 +90,45 @@ def test_any_position_can_be_read_first() -> None:
     rows = [walked.sequence(n).tolist() for n in range(40)]
     for n in (39, 0, 17, 8, 38):
         assert PackedSequences(documents, 4, eos=EOS, seed=0).sequence(n).tolist() == rows[n]
+
+
+def rewritten(documents: list[Tokens]) -> Callable[[int], dict[int, Tokens]]:
+    """In epoch e the documents e, e + 3, ... are one token longer."""
+
+    def rewrite(epoch: int) -> dict[int, Tokens]:
+        chosen = range(epoch % 3, len(documents), 3)
+        return {i: np.array([1000, *documents[i]], dtype=np.int32) for i in chosen}
+
+    return rewrite
+
+
+def test_epochs_may_rewrite_documents() -> None:
+    documents = numbered([7, 2, 11, 5, 3])
+    source = PackedSequences(documents, 4, eos=EOS, seed=0, rewrite=rewritten(documents))
+    lengths = [33 + 2, 33 + 2, 33 + 1]
+    stream = source._slice(0, 3 * sum(lengths))
+    at = 0
+    for length in lengths * 3:
+        epoch = stream[at : at + length]
+        assert (epoch == 1000).sum() == length - 33
+        assert np.bincount(epoch[epoch < 1000])[1:].tolist() == [1] * 28
+        at += length
+    # Four epochs of each length end where a sequence does.
+    count = sum(lengths) * 4 // 4
+    targets = np.concatenate([source.sequence(n)[1:] for n in range(count)])
+    assert sorted(targets) == sorted(source._slice(0, 4 * sum(lengths)))
+    assert source.epoch(count) == 12.0
+    rows = [source.sequence(n).tolist() for n in range(40)]
+    for n in (39, 0, 17, 38):
+        fresh = PackedSequences(documents, 4, eos=EOS, seed=0, rewrite=rewritten(documents))
+        assert fresh.sequence(n).tolist() == rows[n]
+
+
+def test_an_end_of_document_begins_the_next() -> None:
+    tokens = torch.tensor([[5, 6, EOS, 7, 8, EOS, EOS, 9], [EOS, 1, 2, 3, 4, 5, 6, EOS]])
+    starts = document_starts(tokens, EOS)
+    assert starts.dtype == torch.int32
+    assert starts.tolist() == [[0, 0, 2, 2, 2, 5, 6, 6], [0] * 7 + [7]]
 
 
 def test_mixture_keeps_to_its_shares_and_resumes() -> None:
