@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from . import ops
 from .nn.derived import Derived
+from .ops._checks import check_linear
 
 _DTYPES = (torch.float32, torch.bfloat16)
 
@@ -35,6 +36,7 @@ class Float8Linear(nn.Linear, Derived):
         device = x.device.type
         if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
             x = x.to(torch.get_autocast_dtype(device))
+        check_linear("Float8Linear", x, self.weight)
         compiling = torch.compiler.is_compiling()
         codes = None if compiling else self.derive(ops.quantize_blocks, self.weight)
         y = ops.fp8_linear(x, self.weight, codes=codes)
@@ -80,7 +82,21 @@ def convert_linears(
         _check(name, layer)
     for layer in accepted:
         layer.__class__ = Float8Linear
+    for parent in module.modules():
+        if not accepted.keys().isdisjoint(parent.modules()):
+            _leave_fused_path(parent)
     return list(accepted.values())
+
+
+def _leave_fused_path(module: nn.Module) -> None:
+    """Makes false what torch asks before it runs an encoder without gradient as one operator.
+
+    That operator reads the layers' weights itself, in their own precision, and calls none of them.
+    """
+    if isinstance(module, nn.TransformerEncoderLayer):
+        module.activation_relu_or_gelu = 0
+    elif isinstance(module, nn.TransformerEncoder):
+        module.use_nested_tensor = False  # which such layers alone can read
 
 
 def _check(name: str, layer: nn.Linear) -> None:

@@ -3,6 +3,7 @@
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
 
+#include <cctype>
 #include <string>
 #include <vector>
 
@@ -24,6 +25,18 @@ inline std::string describe(const torch::stable::Tensor& x) { return describe(sh
 inline std::string describe(torch::headeronly::ScalarType dtype) {
     using torch::headeronly::ScalarType;
     switch (dtype) {
+        case ScalarType::ComplexHalf:
+            return "complex32";
+        case ScalarType::ComplexFloat:
+            return "complex64";
+        case ScalarType::ComplexDouble:
+            return "complex128";
+        case ScalarType::UInt16:
+            return "uint16";
+        case ScalarType::UInt32:
+            return "uint32";
+        case ScalarType::UInt64:
+            return "uint64";
         case ScalarType::Byte:
             return "uint8";
         case ScalarType::Char:
@@ -44,12 +57,11 @@ inline std::string describe(torch::headeronly::ScalarType dtype) {
             return "float32";
         case ScalarType::Double:
             return "float64";
-        case ScalarType::Float8_e4m3fn:
-            return "float8_e4m3fn";
-        case ScalarType::Float8_e5m2:
-            return "float8_e5m2";
-        default:
-            return torch::headeronly::toString(dtype);
+        default: {  // as torch's C++ names it, but in Python's capitals: float8_e4m3fn
+            std::string name = torch::headeronly::toString(dtype);
+            for (char& c : name) c = static_cast<char>(std::tolower(static_cast<unsigned char>(c)));
+            return name;
+        }
     }
 }
 

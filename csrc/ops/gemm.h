@@ -9,17 +9,14 @@
 #include <vector>
 
 #include "formats/tiles.h"
-#include "ops/check.h"
-#include "ops/describe.h"
+#include "ops/require.h"
 
 namespace dse::gemm {
 
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
-
 inline void check_codes(const char* op, const char* name, const Tensor& x, int64_t dims, const char* layout,
                         const char* remedy) {
-    DSE_REQUIRE(x.dim() == dims, op, ": ", name, " must be ", layout, ", got shape ", describe(x));
+    DSE_REQUIRE(x.dim() == dims, op, ": ", name, " must be ", layout, ", got shape ", describe(x),
+                "; reshape it before it is quantised");
     DSE_REQUIRE(x.scalar_type() == ScalarType::Float8_e4m3fn, op, ": ", name,
                 " must hold float8_e4m3fn codes, got ", describe(x.scalar_type()), "; make them with ",
                 remedy);
@@ -27,8 +24,7 @@ inline void check_codes(const char* op, const char* name, const Tensor& x, int64
 
 inline void check_scales(const char* op, const char* name, const Tensor& scales, const char* layout,
                          const std::vector<int64_t>& wanted, const char* codes) {
-    DSE_REQUIRE(scales.scalar_type() == ScalarType::Float, op, ": ", name, " must be float32, got ",
-                describe(scales.scalar_type()));
+    require_float32(op, name, scales, "pass the scales that came with ", codes);
     DSE_REQUIRE(shape_of(scales) == wanted, op, ": ", name, " must be ", layout, " = ", describe(wanted),
                 ", one scale for each tile or block of ", codes, ", got ", describe(scales),
                 "; pass the scales that came with ", codes);
@@ -49,10 +45,9 @@ inline void check_out_dtype(const char* op, ScalarType dtype) {
 
 inline void check_out(const char* op, const Tensor& out, const char* layout,
                       const std::vector<int64_t>& wanted) {
-    DSE_REQUIRE(out.scalar_type() == ScalarType::Float, op, ": out must be float32, got ",
-                describe(out.scalar_type()));
+    require_float32(op, "out", out, "accumulate in float32");
     DSE_REQUIRE(shape_of(out) == wanted, op, ": out must be ", layout, " = ", describe(wanted), ", got ",
-                describe(out));
+                describe(out), "; pass a tensor of the product's shape");
     const int64_t last = out.dim() - 1;
     DSE_REQUIRE(out.size(last) <= 1 || out.stride(last) == 1, op,
                 ": out must have stride 1 along its last dimension, got ", out.stride(last),
@@ -60,10 +55,9 @@ inline void check_out(const char* op, const Tensor& out, const char* layout,
 }
 
 inline void check_offs(const char* op, const Tensor& offs) {
-    DSE_REQUIRE(offs.scalar_type() == ScalarType::Int, op, ": offs must be int32, got ",
-                describe(offs.scalar_type()));
+    require_int32(op, "offs", offs);
     DSE_REQUIRE(offs.dim() == 1, op, ": offs must be [E], the end of each expert's rows, got shape ",
-                describe(offs));
+                describe(offs), "; flatten it");
 }
 
 // The last group of rows must end at `most` or before. Only where values can be read: on the CPU.
@@ -73,7 +67,8 @@ inline void check_ends(const char* op, const Tensor& offs, int64_t most, const c
     for (int64_t e = 0; e < offs.size(0); ++e) {
         const int64_t value = end[e * offs.stride(0)];
         DSE_REQUIRE(value >= before && value <= most, op, ": offs must ascend from 0 to at most ", limit,
-                    " = ", most, ", got ", value, " after ", before, " at index ", e);
+                    " = ", most, ", got ", value, " after ", before, " at index ", e,
+                    "; pass the offs of expert_order");
         before = value;
     }
 }
@@ -106,7 +101,7 @@ inline void check_grouped(const char* op, const Tensor& a, const Tensor& a_scale
                  {b.size(0), num_tiles(b.size(1)), depth}, "b");
     check_offs(op, offs);
     DSE_REQUIRE(offs.size(0) == b.size(0), op, ": offs must hold one end for each of the ", b.size(0),
-                " experts of b, got ", offs.size(0));
+                " experts of b, got ", offs.size(0), "; give experts without rows the end before theirs");
 }
 
 inline void check_wgrad(const char* op, const Tensor& a_t, const Tensor& a_scales_t, const Tensor& b_t,

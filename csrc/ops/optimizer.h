@@ -56,16 +56,19 @@ enum class Stored { kFloat, kFloatOrBf16 };
 inline void check_list(const char* name, const TensorList& tensors, const TensorList& params, Stored as,
                        bool written) {
     DSE_REQUIRE(tensors.size() == params.size(), "adamw_step_: ", name, " must hold ", params.size(),
-                " tensors like params, got ", tensors.size());
+                " tensors like params, got ", tensors.size(),
+                "; leave a parameter without gradient out of all lists");
     for (size_t i = 0; i < tensors.size(); ++i) {
         const Tensor& x = tensors[i];
         const ScalarType dtype = x.scalar_type();
         const bool right =
             dtype == ScalarType::Float || (as == Stored::kFloatOrBf16 && dtype == ScalarType::BFloat16);
         DSE_REQUIRE(right, "adamw_step_: ", name, "[", i, "] must be ",
-                    as == Stored::kFloat ? "float32" : "bfloat16 or float32", ", got ", describe(dtype));
+                    as == Stored::kFloat ? "float32" : "bfloat16 or float32", ", got ", describe(dtype),
+                    "; convert it with .float()");
         DSE_REQUIRE(same_shape(x, params[i]), "adamw_step_: ", name, "[", i,
-                    "] must have the shape of params[", i, "], ", describe(params[i]), ", got ", describe(x));
+                    "] must have the shape of params[", i, "], ", describe(params[i]), ", got ", describe(x),
+                    "; keep the lists in one order");
         DSE_REQUIRE(!written || !overlaps(x), "adamw_step_: ", name, "[", i,
                     "] must not share memory between its elements, got strides ", describe(strides_of(x)),
                     " for shape ", describe(x), "; pass a .clone()");
@@ -80,11 +83,12 @@ inline void check_adamw(const TensorList& params, const TensorList& grads, const
     check_list("exp_avg_sqs", exp_avg_sqs, params, Stored::kFloatOrBf16, true);
     const auto check_beta = [](const char* name, double beta) {
         DSE_REQUIRE(beta >= 0 && beta < 1, "adamw_step_: ", name, " must lie in [0, 1), got ",
-                    describe_number(beta));
+                    describe_number(beta), "; 0.9 to 0.999 are usual");
     };
     check_beta("beta1", beta1);
     check_beta("beta2", beta2);
-    DSE_REQUIRE(eps >= 0, "adamw_step_: eps must not be negative, got ", describe_number(eps));
+    DSE_REQUIRE(eps >= 0, "adamw_step_: eps must not be negative, got ", describe_number(eps),
+                "; 1e-8 is usual");
     DSE_REQUIRE(step >= 1, "adamw_step_: step must be at least 1, got ", step, "; count the first step as 1");
 }
 

@@ -17,13 +17,8 @@ namespace dse::permute {
 // Positions are int32.
 inline constexpr int64_t kMaxChoices = int64_t{1} << 31;
 
-inline void check_int32(const char* op, const char* name, const Tensor& x) {
-    DSE_REQUIRE(x.scalar_type() == ScalarType::Int, op, ": ", name, " must be int32, got ",
-                describe(x.scalar_type()), "; convert it with .int()");
-}
-
 inline void check_choices(const char* op, const char* name, const Tensor& x) {
-    check_int32(op, name, x);
+    require_int32(op, name, x);
     DSE_REQUIRE(x.dim() == 2 && x.size(1) >= 1, op, ": ", name, " must be [T, K] with K >= 1, got shape ",
                 describe(x), "; give a row for each token");
     DSE_REQUIRE(x.numel() < kMaxChoices, op, ": ", name, " must hold fewer than 2^31 choices, got shape ",
@@ -31,7 +26,7 @@ inline void check_choices(const char* op, const char* name, const Tensor& x) {
 }
 
 inline void check_list(const char* op, const char* name, const char* layout, const Tensor& x) {
-    check_int32(op, name, x);
+    require_int32(op, name, x);
     DSE_REQUIRE(x.dim() == 1, op, ": ", name, " must be ", layout, ", got shape ", describe(x),
                 "; flatten it");
 }
@@ -81,8 +76,7 @@ inline void check_gather_tiles(const Tensor& codes, const Tensor& scales, const 
                 describe(codes.scalar_type()), "; make them with quantize_tiles");
     DSE_REQUIRE(codes.dim() == 2, op, ": codes must be [T, H], got shape ", describe(codes),
                 "; flatten the leading dimensions");
-    DSE_REQUIRE(scales.scalar_type() == ScalarType::Float, op, ": scales must be float32, got ",
-                describe(scales.scalar_type()), "; pass the scales that came with codes");
+    require_float32(op, "scales", scales, "pass the scales that came with codes");
     const std::vector<int64_t> wanted{codes.size(0), num_tiles(codes.size(1))};
     DSE_REQUIRE(shape_of(scales) == wanted, op, ": scales must be [T, ceil(H/128)] = ", describe(wanted),
                 ", got ", describe(scales), "; pass the scales that came with codes");

@@ -21,9 +21,19 @@ inline void require_float(const char* op, const char* name, const Tensor& x) {
                 "; convert it with .float()");
 }
 
-inline void require_float32(const char* op, const char* name, const Tensor& x) {
+template <class... Remedy>
+void require_float32(const char* op, const char* name, const Tensor& x, const Remedy&... remedy) {
     DSE_REQUIRE(x.scalar_type() == ScalarType::Float, op, ": ", name, " must be float32, got ",
-                describe(x.scalar_type()), "; convert it with .float()");
+                describe(x.scalar_type()), "; ", remedy...);
+}
+
+inline void require_float32(const char* op, const char* name, const Tensor& x) {
+    require_float32(op, name, x, "convert it with .float()");
+}
+
+inline void require_int32(const char* op, const char* name, const Tensor& x) {
+    DSE_REQUIRE(x.scalar_type() == ScalarType::Int, op, ": ", name, " must be int32, got ",
+                describe(x.scalar_type()), "; convert it with .int()");
 }
 
 }  // namespace dse

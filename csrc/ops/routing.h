@@ -7,17 +7,12 @@
 
 #include <optional>
 
-#include "ops/check.h"
-#include "ops/describe.h"
+#include "ops/require.h"
 
 namespace dse::routing {
 
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
-
 inline void require_logits(const char* op, const Tensor& logits) {
-    DSE_REQUIRE(logits.scalar_type() == ScalarType::Float, op, ": logits must be float32, got ",
-                describe(logits.scalar_type()), "; compute the router in float32");
+    require_float32(op, "logits", logits, "compute the router in float32");
     DSE_REQUIRE(logits.dim() == 2 && logits.size(1) >= 1, op, ": logits must be [T, E] with E >= 1, got ",
                 describe(logits), "; flatten the leading dimensions");
 }
@@ -49,8 +44,7 @@ inline void require_route(const Tensor& logits, const Tensor& bias, const std::o
                           int64_t top_k, int64_t n_groups, int64_t topk_groups) {
     require_logits("route", logits);
     const int64_t experts = logits.size(1);
-    DSE_REQUIRE(bias.scalar_type() == ScalarType::Float, "route: bias must be float32, got ",
-                describe(bias.scalar_type()), "; keep the router's bias in float32");
+    require_float32("route", "bias", bias, "keep the router's bias in float32");
     DSE_REQUIRE(bias.dim() == 1 && bias.size(0) == experts, "route: bias must be [E] = [", experts,
                 "], one for each column of logits, got ", describe(bias), "; pass this router's own bias");
     DSE_REQUIRE(n_groups >= 1 && experts % n_groups == 0, "route: n_groups must divide the ", experts,
@@ -77,8 +71,7 @@ inline void require_route_backward(const Tensor& grad_weights, const Tensor& log
 
 inline void require_bias_update(const Tensor& bias, const Tensor& load) {
     const char* op = "update_router_bias_";
-    DSE_REQUIRE(bias.scalar_type() == ScalarType::Float, op, ": bias must be float32, got ",
-                describe(bias.scalar_type()), "; keep the router's bias in float32");
+    require_float32(op, "bias", bias, "keep the router's bias in float32");
     DSE_REQUIRE(load.scalar_type() == ScalarType::Int || load.scalar_type() == ScalarType::Long, op,
                 ": load must be int32 or int64, got ", describe(load.scalar_type()),
                 "; pass the token counts of route");

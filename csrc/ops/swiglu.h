@@ -9,9 +9,11 @@ namespace dse::swiglu {
 
 inline void check_gate_up(const char* op, const Tensor& gate_up) {
     require_float(op, "gate_up", gate_up);
-    DSE_REQUIRE(gate_up.dim() == 2 && gate_up.size(1) % 2 == 0, op,
-                ": gate_up must be [M, 2I], gate first, then up, got ", describe(gate_up),
-                "; flatten the leading dimensions into M");
+    DSE_REQUIRE(gate_up.dim() == 2, op, ": gate_up must be [M, 2I], gate first, then up, got ",
+                describe(gate_up), "; flatten the leading dimensions into M");
+    DSE_REQUIRE(gate_up.size(1) % 2 == 0, op,
+                ": gate_up must be [M, 2I], gate first, then up, got the odd width ", gate_up.size(1),
+                "; give gate and up the same width");
 }
 
 inline void check_weights(const char* op, const std::optional<Tensor>& weights, int64_t rows) {
@@ -44,8 +46,7 @@ inline void check_backward(const char* op, const Tensor& grad, const Tensor& cod
                 "; make them with swiglu_quantize(..., cache=True)");
     DSE_REQUIRE(codes.dim() == 2 && codes.size(1) % 2 == 0, op, ": gate_up_codes must be [M, 2I], got ",
                 describe(codes), "; pass the codes of swiglu_quantize(..., cache=True)");
-    DSE_REQUIRE(scales.scalar_type() == ScalarType::Float, op, ": gate_up_scales must be float32, got ",
-                describe(scales.scalar_type()), "; pass the scales that came with gate_up_codes");
+    require_float32(op, "gate_up_scales", scales, "pass the scales that came with gate_up_codes");
     const Shape wanted{codes.size(0), num_tiles(codes.size(1))};
     DSE_REQUIRE(shape_of(scales) == wanted, op,
                 ": gate_up_scales must be [M, ceil(2I/128)] = ", describe(wanted), ", got ", describe(scales),

@@ -10,13 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._checks import dtype_of, shape_of
+from ._checks import check_linear, check_weight_codes
+from ._kinds import explained, register_fake
 from .derivatives import first_order_only
 from .wgrad import accumulation, weight_gradient
 
 _ops = torch.ops.deepseek_ext
 
 
+@explained
 def fp8_linear(
     x: Tensor, weight: Tensor, *, codes: tuple[Tensor, Tensor] | None = None, power_of_2: bool = False
 ) -> Tensor:
@@ -34,33 +36,16 @@ def fp8_linear(
     once. Raises ValueError for arguments that do not fit. Source: section 3.3.
     """
     if codes is None:
+        check_linear("fp8_linear", x, weight)
         codes = _ops.quantize_blocks.default(weight.detach())
-    return _fp8_linear(x, weight, codes[0], codes[1], power_of_2)[0]
-
-
-def _check(x: Tensor, weight: Tensor, codes: Tensor) -> None:
-    for name, tensor in (("x", x), ("weight", weight)):
-        if tensor.dtype not in (torch.bfloat16, torch.float32):
-            raise ValueError(
-                f"fp8_linear: {name} must be bfloat16 or float32, got {dtype_of(tensor)}; convert it first"
-            )
-    if weight.dim() != 2:
-        raise ValueError(f"fp8_linear: weight must be [N, K], got shape {shape_of(weight)}")
-    if x.dim() == 0 or x.shape[-1] != weight.shape[1]:
-        raise ValueError(
-            f"fp8_linear: x must be [..., K], K = {weight.shape[1]} as in weight, got shape {shape_of(x)}"
-        )
-    if codes.shape != weight.shape:
-        raise ValueError(
-            f"fp8_linear: codes must have weight's shape {shape_of(weight)}, got {shape_of(codes)}; "
-            "make them with quantize_blocks(weight)"
-        )
+    return _fp8_linear(x, weight, *codes, power_of_2)[0]
 
 
 def _forward(
     x: Tensor, weight: Tensor, codes: Tensor, scales: Tensor, power_of_2: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    _check(x, weight, codes)
+    check_linear("fp8_linear", x, weight)
+    check_weight_codes("fp8_linear", "weight", weight, codes, scales)
     tiles, tile_scales = _ops.quantize_tiles.default(x.reshape(-1, x.shape[-1]), power_of_2=power_of_2)
     y = _ops.gemm.default(tiles, tile_scales, codes, scales, out_dtype=x.dtype)
     return y.view(*x.shape[:-1], codes.shape[0]), tiles, tile_scales
@@ -112,6 +97,6 @@ torch.library.define(
     "(Tensor x, Tensor weight, Tensor codes, Tensor scales, bool power_of_2) -> (Tensor, Tensor, Tensor)",
 )
 torch.library.impl(_NAME, "CompositeExplicitAutograd", _forward)
-torch.library.register_fake(_NAME, _forward)  # the operators it calls have fakes of their own
+register_fake("fp8_linear", _forward)  # the operators it calls have fakes of their own
 torch.library.register_autograd(_NAME, _backward, setup_context=_setup_context)
 _fp8_linear = _ops.fp8_linear.default

@@ -21,10 +21,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ._checks import TILE, dtype_of, num_tiles, require, shape_of
+from ._checks import TILE, dtype_of, num_tiles, require, require_float32, require_int32, shape_of
+from ._kinds import explained, register_fake
 from .derivatives import require_no_grad
 
 
+@explained
 def gemm(
     a: Tensor, a_scales: Tensor, b: Tensor, b_scales: Tensor, *, out_dtype: torch.dtype = torch.bfloat16
 ) -> Tensor:
@@ -39,6 +41,7 @@ def gemm(
     return _gemm(a, a_scales, b, b_scales, out_dtype=out_dtype)
 
 
+@explained
 def gemm_accumulate_(out: Tensor, a: Tensor, a_scales: Tensor, b: Tensor, b_scales: Tensor) -> None:
     """Adds A B^T to `out`, float32 [M, N] with stride 1 along N and any row stride.
 
@@ -48,6 +51,7 @@ def gemm_accumulate_(out: Tensor, a: Tensor, a_scales: Tensor, b: Tensor, b_scal
     _gemm_accumulate_(out, a, a_scales, b, b_scales)
 
 
+@explained
 def grouped_gemm(
     a: Tensor,
     a_scales: Tensor,
@@ -69,6 +73,7 @@ def grouped_gemm(
     return _grouped_gemm(a, a_scales, b, b_scales, offs, out_dtype=out_dtype)
 
 
+@explained
 def grouped_gemm_wgrad(
     a_t: Tensor, a_scales_t: Tensor, b_t: Tensor, b_scales_t: Tensor, offs: Tensor
 ) -> Tensor:
@@ -87,6 +92,7 @@ def grouped_gemm_wgrad(
     return _grouped_gemm_wgrad(a_t, a_scales_t, b_t, b_scales_t, offs)
 
 
+@explained
 def grouped_gemm_wgrad_accumulate_(
     out: Tensor, a_t: Tensor, a_scales_t: Tensor, b_t: Tensor, b_scales_t: Tensor, offs: Tensor
 ) -> None:
@@ -107,7 +113,10 @@ def grouped_gemm_wgrad_accumulate_(
 
 def _check_codes(op: str, name: str, x: Tensor, layout: str, remedy: str) -> None:
     ndim = layout.count(",") + 1
-    require(x.dim() == ndim, f"{op}: {name} must be {layout}, got shape {shape_of(x)}")
+    require(
+        x.dim() == ndim,
+        f"{op}: {name} must be {layout}, got shape {shape_of(x)}; reshape it before it is quantised",
+    )
     require(
         x.dtype == torch.float8_e4m3fn,
         f"{op}: {name} must hold float8_e4m3fn codes, got {dtype_of(x)}; make them with {remedy}",
@@ -115,10 +124,7 @@ def _check_codes(op: str, name: str, x: Tensor, layout: str, remedy: str) -> Non
 
 
 def _check_scales(op: str, name: str, scales: Tensor, layout: str, wanted: list[int], codes: str) -> None:
-    require(
-        scales.dtype == torch.float32,
-        f"{op}: {name} must be float32, got {dtype_of(scales)}",
-    )
+    require_float32(op, name, scales, f"pass the scales that came with {codes}")
     require(
         list(scales.shape) == wanted,
         f"{op}: {name} must be {layout} = {wanted}, one scale for each tile or block of {codes}, "
@@ -142,8 +148,11 @@ def _check_out_dtype(op: str, dtype: torch.dtype) -> None:
 
 
 def _check_out(op: str, out: Tensor, layout: str, wanted: list[int]) -> None:
-    require(out.dtype == torch.float32, f"{op}: out must be float32, got {dtype_of(out)}")
-    require(list(out.shape) == wanted, f"{op}: out must be {layout} = {wanted}, got {shape_of(out)}")
+    require_float32(op, "out", out, "accumulate in float32")
+    require(
+        list(out.shape) == wanted,
+        f"{op}: out must be {layout} = {wanted}, got {shape_of(out)}; pass a tensor of the product's shape",
+    )
     require(
         out.shape[-1] <= 1 or out.stride(-1) == 1,
         f"{op}: out must have stride 1 along its last dimension, got {out.stride(-1)}; "
@@ -152,15 +161,16 @@ def _check_out(op: str, out: Tensor, layout: str, wanted: list[int]) -> None:
 
 
 def _check_offs(op: str, offs: Tensor, experts: int | None) -> None:
-    require(offs.dtype == torch.int32, f"{op}: offs must be int32, got {dtype_of(offs)}")
+    require_int32(op, "offs", offs)
     require(
         offs.dim() == 1,
-        f"{op}: offs must be [E], the end of each expert's rows, got shape {shape_of(offs)}",
+        f"{op}: offs must be [E], the end of each expert's rows, got shape {shape_of(offs)}; flatten it",
     )
     if experts is not None:
         require(
             offs.shape[0] == experts,
-            f"{op}: offs must hold one end for each of the {experts} experts of b, got {offs.shape[0]}",
+            f"{op}: offs must hold one end for each of the {experts} experts of b, got {offs.shape[0]}; "
+            "give experts without rows the end before theirs",
         )
 
 
@@ -249,13 +259,11 @@ def _grouped_gemm_wgrad_accumulate_fake(
     _check_out(op, out, "[E, N, K]", [offs.shape[0], a_t.shape[0], b_t.shape[0]])
 
 
-torch.library.register_fake("deepseek_ext::gemm", _gemm_fake)
-torch.library.register_fake("deepseek_ext::gemm_accumulate_", _gemm_accumulate_fake)
-torch.library.register_fake("deepseek_ext::grouped_gemm", _grouped_gemm_fake)
-torch.library.register_fake("deepseek_ext::grouped_gemm_wgrad", _grouped_gemm_wgrad_fake)
-torch.library.register_fake(
-    "deepseek_ext::grouped_gemm_wgrad_accumulate_", _grouped_gemm_wgrad_accumulate_fake
-)
+register_fake("gemm", _gemm_fake)
+register_fake("gemm_accumulate_", _gemm_accumulate_fake)
+register_fake("grouped_gemm", _grouped_gemm_fake)
+register_fake("grouped_gemm_wgrad", _grouped_gemm_wgrad_fake)
+register_fake("grouped_gemm_wgrad_accumulate_", _grouped_gemm_wgrad_accumulate_fake)
 
 _gemm = torch.ops.deepseek_ext.gemm.default
 _gemm_accumulate_ = torch.ops.deepseek_ext.gemm_accumulate_.default

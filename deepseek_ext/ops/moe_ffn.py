@@ -21,7 +21,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ._checks import dtype_of, shape_of
+from ._checks import check_weight_codes, dtype_of, require_float32, require_weight_dtype, shape_of
+from ._kinds import explained, register_fake
 from ._library import NAMESPACE
 from .derivatives import first_order_only
 from .wgrad import accumulation, weight_gradient
@@ -30,6 +31,7 @@ _ops = torch.ops.deepseek_ext
 WeightCodes = tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
+@explained
 def moe_ffn(
     x: Tensor,
     weights: Tensor,
@@ -57,6 +59,7 @@ def moe_ffn(
             "hold all experts in this process"
         )
     if codes is None:
+        _check(x, weights, indices, gate_up, down)
         codes = _ops.quantize_blocks.default(gate_up.detach()), _ops.quantize_blocks.default(down.detach())
     return _ops.moe_ffn.default(x, weights, indices, gate_up, down, *codes[0], *codes[1])[0]
 
@@ -157,42 +160,36 @@ def dispatch_backward(grad_rows: Tensor, grad_weights: Tensor, slots: Tensor) ->
     return _ops.combine_rows.default(grad_rows, slots), by_slot.view(slots.shape)
 
 
-def _check(
-    x: Tensor, weights: Tensor, indices: Tensor, gate_up: Tensor, down: Tensor, codes: WeightCodes
-) -> None:
+def _check(x: Tensor, weights: Tensor, indices: Tensor, gate_up: Tensor, down: Tensor) -> None:
+    op = "moe_ffn"
     for name, tensor in (("x", x), ("gate_up", gate_up), ("down", down)):
-        if tensor.dtype not in (torch.bfloat16, torch.float32):
-            raise ValueError(f"moe_ffn: {name} must be bfloat16 or float32, got {dtype_of(tensor)}")
+        require_weight_dtype(op, name, tensor)
     if x.dim() != 2:
-        raise ValueError(
-            f"moe_ffn: x must be [T, H], got shape {shape_of(x)}; flatten the leading dimensions"
-        )
+        raise ValueError(f"{op}: x must be [T, H], got shape {shape_of(x)}; flatten the leading dimensions")
     if indices.dtype != torch.int32:
+        raise ValueError(f"{op}: indices must be int32, got {dtype_of(indices)}; pass the indices of route")
+    if indices.dim() != 2 or indices.shape[0] != x.shape[0] or indices.shape[1] == 0:
         raise ValueError(
-            f"moe_ffn: indices must be int32, got {dtype_of(indices)}; pass the indices of route"
+            f"{op}: indices must be [T, K] with T = {x.shape[0]} and K >= 1, got {shape_of(indices)}; "
+            "pass the indices of route for these tokens"
         )
-    if indices.dim() != 2 or indices.shape[0] != x.shape[0]:
-        raise ValueError(f"moe_ffn: indices must be [T, K] with T = {x.shape[0]}, got {shape_of(indices)}")
-    if weights.dtype != torch.float32:
-        raise ValueError(
-            f"moe_ffn: weights must be float32, got {dtype_of(weights)}; pass the weights of route"
-        )
+    require_float32(op, "weights", weights, "pass the weights of route")
     if weights.shape != indices.shape:
-        raise ValueError(f"moe_ffn: weights must be [T, K] = {shape_of(indices)}, got {shape_of(weights)}")
-    hidden = x.shape[1]
-    if gate_up.dim() != 3 or gate_up.shape[1] % 2 != 0 or gate_up.shape[2] != hidden:
         raise ValueError(
-            f"moe_ffn: gate_up must be [E, 2I, H], H = {hidden} as in x, got {shape_of(gate_up)}"
+            f"{op}: weights must be [T, K] = {shape_of(indices)}, got {shape_of(weights)}; "
+            "pass the weights that came with indices"
+        )
+    hidden = x.shape[1]
+    if gate_up.dim() != 3 or gate_up.shape[0] == 0 or gate_up.shape[1] % 2 or gate_up.shape[2] != hidden:
+        raise ValueError(
+            f"{op}: gate_up must be [E, 2I, H], H = {hidden} as in x, got {shape_of(gate_up)}; "
+            "stack each expert's gate over its up"
         )
     wanted = [gate_up.shape[0], hidden, gate_up.shape[1] // 2]
     if list(down.shape) != wanted:
-        raise ValueError(f"moe_ffn: down must be [E, H, I] = {wanted}, got {shape_of(down)}")
-    for name, weight, (weight_codes, _) in (("gate_up", gate_up, codes[0]), ("down", down, codes[1])):
-        if weight_codes.shape != weight.shape:
-            raise ValueError(
-                f"moe_ffn: codes of {name} must have its shape {shape_of(weight)}, "
-                f"got {shape_of(weight_codes)}; make them with quantize_blocks({name})"
-            )
+        raise ValueError(
+            f"{op}: down must be [E, H, I] = {wanted}, got {shape_of(down)}; stack the experts as in gate_up"
+        )
 
 
 def _forward(
@@ -207,9 +204,14 @@ def _forward(
     down_scales: Tensor,
 ) -> tuple[Tensor, ...]:
     codes = (gate_up_codes, gate_up_scales), (down_codes, down_scales)
-    _check(x, weights, indices, gate_up, down, codes)
+    _check(x, weights, indices, gate_up, down)
+    check_weight_codes("moe_ffn", "gate_up", gate_up, *codes[0])
+    check_weight_codes("moe_ffn", "down", down, *codes[1])
     tiles, scales = _ops.quantize_tiles.default(x, power_of_2=True)
-    rows, slots, offs = _ops.expert_order.default(indices, gate_up.shape[0])
+    try:
+        rows, slots, offs = _ops.expert_order.default(indices, gate_up.shape[0])
+    except ValueError as error:  # an index of no expert
+        raise ValueError(str(error).replace("expert_order", "moe_ffn", 1)) from None
     rows_out, cache = experts(dispatch(tiles, scales, weights, rows), offs, codes, x.dtype)
     return combine(rows_out, slots), tiles, scales, *cache, rows, slots, offs
 
@@ -263,5 +265,5 @@ torch.library.define(
     "Tensor rows, Tensor slots, Tensor offs)",
 )
 torch.library.impl(_NAME, "CompositeExplicitAutograd", _forward)
-torch.library.register_fake(_NAME, _forward)  # the operators it calls have fakes of their own
+register_fake("moe_ffn", _forward)  # the operators it calls have fakes of their own
 torch.library.register_autograd(_NAME, _backward, setup_context=_setup_context)

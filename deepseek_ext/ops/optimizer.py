@@ -7,12 +7,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._checks import dtype_of, shape_of
-from ._library import NAMESPACE, _fragment
+from ._checks import dtype_of, require, shape_of
+from ._kinds import explained, register_fake
+from ._library import _fragment
 
 _ops = torch.ops.deepseek_ext
 
 
+@explained
 def adamw_step_(
     params: list[Tensor],
     grads: list[Tensor],
@@ -59,25 +61,28 @@ def adamw_step_(
 def _check_list(
     name: str, tensors: list[Tensor], params: list[Tensor], dtypes: tuple[torch.dtype, ...], written: bool
 ) -> None:
-    if len(tensors) != len(params):
-        raise ValueError(
-            f"adamw_step_: {name} must hold {len(params)} tensors like params, got {len(tensors)}"
-        )
+    require(
+        len(tensors) == len(params),
+        f"adamw_step_: {name} must hold {len(params)} tensors like params, got {len(tensors)}; "
+        "leave a parameter without gradient out of all lists",
+    )
     for i, (tensor, param) in enumerate(zip(tensors, params, strict=True)):
-        if tensor.dtype not in dtypes:
-            wanted = " or ".join(dtype_of(dtype) for dtype in dtypes)
-            raise ValueError(f"adamw_step_: {name}[{i}] must be {wanted}, got {dtype_of(tensor)}")
-        if tensor.shape != param.shape:
-            raise ValueError(
-                f"adamw_step_: {name}[{i}] must have the shape of params[{i}], {shape_of(param)}, "
-                f"got {shape_of(tensor)}"
-            )
+        wanted = " or ".join(dtype_of(dtype) for dtype in dtypes)
+        require(
+            tensor.dtype in dtypes,
+            f"adamw_step_: {name}[{i}] must be {wanted}, got {dtype_of(tensor)}; convert it with .float()",
+        )
+        require(
+            tensor.shape == param.shape,
+            f"adamw_step_: {name}[{i}] must have the shape of params[{i}], {shape_of(param)}, "
+            f"got {shape_of(tensor)}; keep the lists in one order",
+        )
         strides = tensor.stride()
-        if written and any(n > 1 and s == 0 for n, s in zip(tensor.shape, strides, strict=True)):
-            raise ValueError(
-                f"adamw_step_: {name}[{i}] must not share memory between its elements, "
-                f"got strides {list(strides)} for shape {shape_of(tensor)}; pass a .clone()"
-            )
+        require(
+            not written or all(n <= 1 or s != 0 for n, s in zip(tensor.shape, strides, strict=True)),
+            f"adamw_step_: {name}[{i}] must not share memory between its elements, "
+            f"got strides {list(strides)} for shape {shape_of(tensor)}; pass a .clone()",
+        )
 
 
 def _check(
@@ -99,12 +104,12 @@ def _check(
     _check_list("exp_avgs", exp_avgs, params, (torch.bfloat16, torch.float32), True)
     _check_list("exp_avg_sqs", exp_avg_sqs, params, (torch.bfloat16, torch.float32), True)
     for name, beta in (("beta1", beta1), ("beta2", beta2)):
-        if not 0.0 <= beta < 1.0:
-            raise ValueError(f"adamw_step_: {name} must lie in [0, 1), got {beta}")
-    if not eps >= 0.0:
-        raise ValueError(f"adamw_step_: eps must not be negative, got {eps}")
-    if step < 1:
-        raise ValueError(f"adamw_step_: step must be at least 1, got {step}; count the first step as 1")
+        require(
+            0.0 <= beta < 1.0,
+            f"adamw_step_: {name} must lie in [0, 1), got {beta}; 0.9 to 0.999 are usual",
+        )
+    require(eps >= 0.0, f"adamw_step_: eps must not be negative, got {eps}; 1e-8 is usual")
+    require(step >= 1, f"adamw_step_: step must be at least 1, got {step}; count the first step as 1")
 
 
 def _count_as_changed(keyset: Any, *lists: list[Tensor], **options: float) -> None:
@@ -118,6 +123,6 @@ def _count_as_changed(keyset: Any, *lists: list[Tensor], **options: float) -> No
         torch.autograd.graph.increment_version([x for x in tensors if not x.is_inference()])
 
 
-torch.library.register_fake(f"{NAMESPACE}::adamw_step_", _check)
+register_fake("adamw_step_", _check)
 _fragment.impl("adamw_step_", torch.library.fallthrough_kernel, "Autograd")
 _fragment.impl("adamw_step_", _count_as_changed, "ADInplaceOrView", with_keyset=True)

@@ -15,7 +15,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ._checks import dtype_of, num_tiles, require, shape_of
+from ._checks import dtype_of, num_tiles, require, require_float, require_float32, require_int32, shape_of
+from ._kinds import explained, register_fake
 from ._library import NAMESPACE, _fragment
 
 _ops = torch.ops.deepseek_ext
@@ -27,6 +28,7 @@ class ExpertOrder(NamedTuple):
     offs: Tensor  # int32 [E]: the end of each expert's rows
 
 
+@explained
 def expert_order(indices: Tensor, num_experts: int) -> ExpertOrder:
     """Sorts the (token, k) pairs by chosen expert, tokens ascending inside it: (rows, slots, offs).
 
@@ -37,6 +39,7 @@ def expert_order(indices: Tensor, num_experts: int) -> ExpertOrder:
     return ExpertOrder(*_ops.expert_order.default(indices, num_experts))
 
 
+@explained
 def gather_tiles(codes: Tensor, scales: Tensor, rows: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
     """Brings quantised tokens into expert order: (codes [M, H], scales [M, ceil(H/128)]).
 
@@ -47,6 +50,7 @@ def gather_tiles(codes: Tensor, scales: Tensor, rows: Tensor, top_k: int) -> tup
     return _ops.gather_tiles.default(codes, scales, rows, top_k)
 
 
+@explained
 def gather_rows(x: Tensor, rows: Tensor, top_k: int, weights: Tensor | None = None) -> Tensor:
     """Brings tokens into expert order: x [T, H] -> [M, H], a row of zeros for row -1.
 
@@ -59,6 +63,7 @@ def gather_rows(x: Tensor, rows: Tensor, top_k: int, weights: Tensor | None = No
     return _ops.gather_rows.default(x, rows, top_k, weights)
 
 
+@explained
 def combine_rows(
     rows_out: Tensor, slots: Tensor, weights: Tensor | None = None, residual: Tensor | None = None
 ) -> Tensor:
@@ -77,12 +82,8 @@ def combine_rows(
 # Fakes. They state the same requirements as the kernels, in the same words.
 
 
-def _check_int32(op: str, name: str, x: Tensor) -> None:
-    require(x.dtype == torch.int32, f"{op}: {name} must be int32, got {dtype_of(x)}; convert it with .int()")
-
-
 def _check_choices(op: str, name: str, x: Tensor) -> None:
-    _check_int32(op, name, x)
+    require_int32(op, name, x)
     require(
         x.dim() == 2 and x.shape[1] >= 1,
         f"{op}: {name} must be [T, K] with K >= 1, got shape {shape_of(x)}; give a row for each token",
@@ -94,7 +95,7 @@ def _check_choices(op: str, name: str, x: Tensor) -> None:
 
 
 def _check_list(op: str, name: str, layout: str, x: Tensor) -> None:
-    _check_int32(op, name, x)
+    require_int32(op, name, x)
     require(x.dim() == 1, f"{op}: {name} must be {layout}, got shape {shape_of(x)}; flatten it")
 
 
@@ -107,19 +108,13 @@ def _check_matrix(op: str, name: str, layout: str, x: Tensor) -> None:
         x.dim() == 2,
         f"{op}: {name} must be {layout}, got shape {shape_of(x)}; flatten the leading dimensions",
     )
-    require(
-        x.dtype in (torch.bfloat16, torch.float16, torch.float32),
-        f"{op}: {name} must be bfloat16, float16 or float32, got {dtype_of(x)}; convert it with .float()",
-    )
+    require_float(op, name, x)
 
 
 def _check_weights(op: str, weights: Tensor | None, wanted: list[int]) -> None:
     if weights is None:
         return
-    require(
-        weights.dtype == torch.float32,
-        f"{op}: weights must be float32, got {dtype_of(weights)}; convert it with .float()",
-    )
+    require_float32(op, "weights", weights)
     require(
         list(weights.shape) == wanted,
         f"{op}: weights must be [T, K] = {wanted}, got {shape_of(weights)}; "
@@ -168,10 +163,7 @@ def _gather_tiles_fake(codes: Tensor, scales: Tensor, rows: Tensor, top_k: int) 
         codes.dim() == 2,
         f"{op}: codes must be [T, H], got shape {shape_of(codes)}; flatten the leading dimensions",
     )
-    require(
-        scales.dtype == torch.float32,
-        f"{op}: scales must be float32, got {dtype_of(scales)}; pass the scales that came with codes",
-    )
+    require_float32(op, "scales", scales, "pass the scales that came with codes")
     wanted = [codes.shape[0], num_tiles(codes.shape[1])]
     require(
         list(scales.shape) == wanted,
@@ -221,7 +213,7 @@ for _name, _fake in (
     ("combine_rows", _combine_rows_fake),
     ("row_dots", _row_dots_fake),
 ):
-    torch.library.register_fake(f"{NAMESPACE}::{_name}", _fake)
+    register_fake(_name, _fake)
 
 # Nothing of these carries a gradient: autograd is passed over, at no cost.
 for _name in ("expert_order", "inverse_order", "gather_tiles"):

@@ -15,14 +15,15 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ._checks import TILE, dtype_of, num_tiles, require, shape_of
-from ._library import NAMESPACE, _fragment
+from ._checks import TILE, dtype_of, num_tiles, require, require_float, require_float_target, shape_of
+from ._kinds import explained, register_fake
+from ._library import _fragment
 
 _ops = torch.ops.deepseek_ext
 _E4M3 = torch.float8_e4m3fn
-_FLOATS = (torch.bfloat16, torch.float16, torch.float32)
 
 
+@explained
 def quantize_tiles(x: Tensor, *, power_of_2: bool = False) -> tuple[Tensor, Tensor]:
     """Quantises each row in tiles of 128: x [..., K] -> (codes [..., K], scales [..., ceil(K/128)]).
 
@@ -33,6 +34,7 @@ def quantize_tiles(x: Tensor, *, power_of_2: bool = False) -> tuple[Tensor, Tens
     return _ops.quantize_tiles.default(x, power_of_2=power_of_2)
 
 
+@explained
 def quantize_tiles_transposed(
     x: Tensor, offs: Tensor | None = None, *, power_of_2: bool = False
 ) -> tuple[Tensor, Tensor]:
@@ -48,6 +50,7 @@ def quantize_tiles_transposed(
     return _ops.quantize_tiles_transposed.default(x, offs, power_of_2=power_of_2)
 
 
+@explained
 def quantize_tiles_both(
     x: Tensor, offs: Tensor | None = None, *, power_of_2: bool = False
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -59,6 +62,7 @@ def quantize_tiles_both(
     return _ops.quantize_tiles_both.default(x, offs, power_of_2=power_of_2)
 
 
+@explained
 def quantize_blocks(w: Tensor, *, power_of_2: bool = False) -> tuple[Tensor, Tensor]:
     """Quantises a weight in 128x128 blocks: w [N, K] -> (codes [N, K], scales [ceil(N/128), ceil(K/128)]).
 
@@ -69,6 +73,7 @@ def quantize_blocks(w: Tensor, *, power_of_2: bool = False) -> tuple[Tensor, Ten
     return _ops.quantize_blocks.default(w, power_of_2=power_of_2)
 
 
+@explained
 def transpose_blocks(codes: Tensor, scales: Tensor) -> tuple[Tensor, Tensor]:
     """Transposes a quantised weight without quantising again: codes [N, K], scales -> those of W^T.
 
@@ -78,6 +83,7 @@ def transpose_blocks(codes: Tensor, scales: Tensor) -> tuple[Tensor, Tensor]:
     return _ops.transpose_blocks.default(codes, scales)
 
 
+@explained
 def dequantize_tiles(codes: Tensor, scales: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
     """codes [..., K] times scales [..., ceil(K/128)], in FP32, then rounded to dtype: [..., K].
 
@@ -88,6 +94,7 @@ def dequantize_tiles(codes: Tensor, scales: Tensor, dtype: torch.dtype = torch.f
     return _ops.dequantize_tiles.default(codes, scales, dtype)
 
 
+@explained
 def dequantize_blocks(codes: Tensor, scales: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
     """codes [N, K] times scales [ceil(N/128), ceil(K/128)], in FP32, then rounded to dtype: [N, K].
 
@@ -97,6 +104,7 @@ def dequantize_blocks(codes: Tensor, scales: Tensor, dtype: torch.dtype = torch.
     return _ops.dequantize_blocks.default(codes, scales, dtype)
 
 
+@explained
 def retile(
     codes: Tensor, scales: Tensor, offs: Tensor | None = None, *, power_of_2: bool = True
 ) -> tuple[Tensor, Tensor]:
@@ -109,6 +117,7 @@ def retile(
     return _ops.retile.default(codes, scales, offs, power_of_2=power_of_2)
 
 
+@explained
 def quantize_e5m6(x: Tensor) -> tuple[Tensor, Tensor]:
     """Quantises rows to 12-bit E5M6: x [..., K] -> (packed [..., 12*ceil(K/8)], scales [..., ceil(K/128)]).
 
@@ -120,6 +129,7 @@ def quantize_e5m6(x: Tensor) -> tuple[Tensor, Tensor]:
     return _ops.quantize_e5m6.default(x)
 
 
+@explained
 def dequantize_e5m6(packed: Tensor, scales: Tensor, k: int, dtype: torch.dtype = torch.float32) -> Tensor:
     """The inverse of quantize_e5m6: packed [..., 12*ceil(k/8)], scales [..., ceil(k/128)] -> [..., k].
 
@@ -129,6 +139,7 @@ def dequantize_e5m6(packed: Tensor, scales: Tensor, k: int, dtype: torch.dtype =
     return _ops.dequantize_e5m6.default(packed, scales, k, dtype)
 
 
+@explained
 def retile_e5m6(packed: Tensor, scales: Tensor, k: int, *, power_of_2: bool = True) -> tuple[Tensor, Tensor]:
     """Turns E5M6 rows into E4M3 128x1 tiles: packed [M, 12*ceil(k/8)], scales -> (codes_t, scales_t).
 
@@ -140,13 +151,6 @@ def retile_e5m6(packed: Tensor, scales: Tensor, k: int, *, power_of_2: bool = Tr
 
 
 # Fakes. They state the same requirements as the kernels, in the same words.
-
-
-def _check_x(op: str, name: str, x: Tensor) -> None:
-    require(
-        x.dtype in _FLOATS,
-        f"{op}: {name} must be bfloat16, float16 or float32, got {dtype_of(x)}; convert it with .float()",
-    )
 
 
 def _check_rows(op: str, name: str, x: Tensor) -> None:
@@ -205,14 +209,6 @@ def _check_blocks(op: str, codes: Tensor, scales: Tensor) -> None:
     _check_scales(op, scales, expected, f"codes {shape_of(codes)} in blocks of 128x128")
 
 
-def _check_target(op: str, dtype: torch.dtype) -> None:
-    require(
-        dtype in _FLOATS,
-        f"{op}: dtype must be bfloat16, float16 or float32, got {dtype_of(dtype)}; "
-        "convert the result instead",
-    )
-
-
 def _check_packed(op: str, packed: Tensor, scales: Tensor, k: int) -> None:
     _check_rows(op, "packed", packed)
     require(
@@ -252,7 +248,7 @@ def _new_transposed(x: Tensor, m: int, k: int, offs: Tensor | None) -> tuple[Ten
 
 def _fake_quantize_tiles(x: Tensor, *, power_of_2: bool = False) -> tuple[Tensor, Tensor]:
     _check_rows("quantize_tiles", "x", x)
-    _check_x("quantize_tiles", "x", x)
+    require_float("quantize_tiles", "x", x)
     return _new_codes(x, *x.shape), _new_scales(x, *x.shape[:-1], num_tiles(x.shape[-1]))
 
 
@@ -260,7 +256,7 @@ def _fake_quantize_tiles_transposed(
     x: Tensor, offs: Tensor | None = None, *, power_of_2: bool = False
 ) -> tuple[Tensor, Tensor]:
     _check_matrix("quantize_tiles_transposed", "x", x)
-    _check_x("quantize_tiles_transposed", "x", x)
+    require_float("quantize_tiles_transposed", "x", x)
     _check_offs("quantize_tiles_transposed", offs)
     return _new_transposed(x, x.shape[0], x.shape[1], offs)
 
@@ -269,7 +265,7 @@ def _fake_quantize_tiles_both(
     x: Tensor, offs: Tensor | None = None, *, power_of_2: bool = False
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     _check_matrix("quantize_tiles_both", "x", x)
-    _check_x("quantize_tiles_both", "x", x)
+    require_float("quantize_tiles_both", "x", x)
     _check_offs("quantize_tiles_both", offs)
     m, k = x.shape
     return _new_codes(x, m, k), _new_scales(x, m, num_tiles(k)), *_new_transposed(x, m, k, offs)
@@ -277,7 +273,7 @@ def _fake_quantize_tiles_both(
 
 def _fake_quantize_blocks(w: Tensor, *, power_of_2: bool = False) -> tuple[Tensor, Tensor]:
     _check_weight("quantize_blocks", "w", w)
-    _check_x("quantize_blocks", "w", w)
+    require_float("quantize_blocks", "w", w)
     *lead, n, k = w.shape
     return _new_codes(w, *w.shape), _new_scales(w, *lead, num_tiles(n), num_tiles(k))
 
@@ -290,13 +286,13 @@ def _fake_transpose_blocks(codes: Tensor, scales: Tensor) -> tuple[Tensor, Tenso
 
 def _fake_dequantize_tiles(codes: Tensor, scales: Tensor, dtype: torch.dtype) -> Tensor:
     _check_tiles("dequantize_tiles", codes, scales)
-    _check_target("dequantize_tiles", dtype)
+    require_float_target("dequantize_tiles", "dtype", dtype)
     return codes.new_empty(codes.shape, dtype=dtype)
 
 
 def _fake_dequantize_blocks(codes: Tensor, scales: Tensor, dtype: torch.dtype) -> Tensor:
     _check_blocks("dequantize_blocks", codes, scales)
-    _check_target("dequantize_blocks", dtype)
+    require_float_target("dequantize_blocks", "dtype", dtype)
     return codes.new_empty(codes.shape, dtype=dtype)
 
 
@@ -311,7 +307,7 @@ def _fake_retile(
 
 def _fake_quantize_e5m6(x: Tensor) -> tuple[Tensor, Tensor]:
     _check_rows("quantize_e5m6", "x", x)
-    _check_x("quantize_e5m6", "x", x)
+    require_float("quantize_e5m6", "x", x)
     *lead, k = x.shape
     packed = x.new_empty((*lead, 12 * ((k + 7) // 8)), dtype=torch.uint8)
     return packed, _new_scales(x, *lead, num_tiles(k))
@@ -319,7 +315,7 @@ def _fake_quantize_e5m6(x: Tensor) -> tuple[Tensor, Tensor]:
 
 def _fake_dequantize_e5m6(packed: Tensor, scales: Tensor, k: int, dtype: torch.dtype) -> Tensor:
     _check_packed("dequantize_e5m6", packed, scales, k)
-    _check_target("dequantize_e5m6", dtype)
+    require_float_target("dequantize_e5m6", "dtype", dtype)
     return packed.new_empty((*packed.shape[:-1], k), dtype=dtype)
 
 
@@ -333,7 +329,7 @@ def _fake_retile_e5m6(
 
 def _register(name: str, fake: Callable[..., object]) -> None:
     """Registers the fake and passes autograd over: codes and scales carry no gradient, at no cost."""
-    torch.library.register_fake(f"{NAMESPACE}::{name}", fake)
+    register_fake(name, fake)
     _fragment.impl(name, torch.library.fallthrough_kernel, "Autograd")
 
 

@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ._checks import dtype_of, require, shape_of
+from ._checks import dtype_of, require, require_float32, shape_of
+from ._kinds import explained, register_fake
 from ._library import NAMESPACE
 from .derivatives import first_order_only
 
@@ -23,6 +24,7 @@ class Routed(NamedTuple):
     load: Tensor  # int32 [E]: how many valid tokens chose each expert
 
 
+@explained
 def route(
     logits: Tensor,
     bias: Tensor,
@@ -58,6 +60,7 @@ def route(
     )
 
 
+@explained
 def update_router_bias_(bias: Tensor, load: Tensor, rate: float) -> None:
     """Moves the bias of overloaded experts down by `rate` and of underloaded ones up, in place.
 
@@ -69,6 +72,7 @@ def update_router_bias_(bias: Tensor, load: Tensor, rate: float) -> None:
     _ops.update_router_bias_.default(bias, load, rate)
 
 
+@explained
 def sequence_balance_loss(
     logits: Tensor, indices: Tensor, *, num_sequences: int, alpha: float, valid: Tensor | None = None
 ) -> Tensor:
@@ -90,10 +94,7 @@ def sequence_balance_loss(
 
 
 def _check_logits(op: str, logits: Tensor) -> None:
-    require(
-        logits.dtype == torch.float32,
-        f"{op}: logits must be float32, got {dtype_of(logits)}; compute the router in float32",
-    )
+    require_float32(op, "logits", logits, "compute the router in float32")
     require(
         logits.dim() == 2 and logits.shape[1] >= 1,
         f"{op}: logits must be [T, E] with E >= 1, got {shape_of(logits)}; flatten the leading dimensions",
@@ -139,10 +140,7 @@ def _route_fake(
 ) -> tuple[Tensor, Tensor, Tensor]:
     _check_logits("route", logits)
     tokens, experts = logits.shape
-    require(
-        bias.dtype == torch.float32,
-        f"route: bias must be float32, got {dtype_of(bias)}; keep the router's bias in float32",
-    )
+    require_float32("route", "bias", bias, "keep the router's bias in float32")
     require(
         bias.dim() == 1 and bias.shape[0] == experts,
         f"route: bias must be [E] = [{experts}], one for each column of logits, got {shape_of(bias)}; "
@@ -193,10 +191,7 @@ def _route_backward_fake(
 
 def _update_router_bias_fake(bias: Tensor, load: Tensor, rate: float) -> None:
     op = "update_router_bias_"
-    require(
-        bias.dtype == torch.float32,
-        f"{op}: bias must be float32, got {dtype_of(bias)}; keep the router's bias in float32",
-    )
+    require_float32(op, "bias", bias, "keep the router's bias in float32")
     require(
         load.dtype in (torch.int32, torch.int64),
         f"{op}: load must be int32 or int64, got {dtype_of(load)}; pass the token counts of route",
@@ -280,11 +275,11 @@ def _balance_backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
     return _ops.sequence_balance_loss_backward.default(grad, *ctx.saved_tensors, **ctx.options), None, None
 
 
-torch.library.register_fake(f"{NAMESPACE}::route", _route_fake)
-torch.library.register_fake(f"{NAMESPACE}::route_backward", _route_backward_fake)
-torch.library.register_fake(f"{NAMESPACE}::update_router_bias_", _update_router_bias_fake)
-torch.library.register_fake(f"{NAMESPACE}::sequence_balance_loss", _balance_fake)
-torch.library.register_fake(f"{NAMESPACE}::sequence_balance_loss_backward", _balance_backward_fake)
+register_fake("route", _route_fake)
+register_fake("route_backward", _route_backward_fake)
+register_fake("update_router_bias_", _update_router_bias_fake)
+register_fake("sequence_balance_loss", _balance_fake)
+register_fake("sequence_balance_loss_backward", _balance_backward_fake)
 torch.library.register_autograd(f"{NAMESPACE}::route", _route_backward, setup_context=_route_setup)
 torch.library.register_autograd(
     f"{NAMESPACE}::sequence_balance_loss", _balance_backward, setup_context=_balance_setup

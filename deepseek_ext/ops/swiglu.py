@@ -12,14 +12,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._checks import dtype_of, num_tiles, require, shape_of
+from ._checks import dtype_of, num_tiles, require, require_float, require_float32, shape_of
+from ._kinds import explained, register_fake
 from ._library import NAMESPACE, _fragment
 from .derivatives import first_order_only, require_no_grad
-from .quantize import _check_x, _new_codes, _new_scales
+from .quantize import _new_codes, _new_scales
 
 _ops = torch.ops.deepseek_ext
 
 
+@explained
 def swiglu(gate_up: Tensor, weights: Tensor | None = None) -> Tensor:
     """silu(gate) * up * weight, [M, I] in gate_up's dtype, computed in FP32.
 
@@ -30,6 +32,7 @@ def swiglu(gate_up: Tensor, weights: Tensor | None = None) -> Tensor:
     return _ops.swiglu.default(gate_up, weights)
 
 
+@explained
 def swiglu_quantize(
     gate_up: Tensor, weights: Tensor | None = None, *, power_of_2: bool = False, cache: bool = False
 ) -> tuple[Tensor, ...]:
@@ -46,6 +49,7 @@ def swiglu_quantize(
     return results if cache else results[:2]
 
 
+@explained
 def swiglu_gradient(
     grad: Tensor, gate_up: Tensor, weights: Tensor | None = None
 ) -> tuple[Tensor, Tensor | None]:
@@ -59,6 +63,7 @@ def swiglu_gradient(
     return _ops.swiglu_gradient.default(grad, gate_up, weights)
 
 
+@explained
 def swiglu_backward(
     grad: Tensor, gate_up_codes: Tensor, gate_up_scales: Tensor, weights: Tensor | None = None
 ) -> tuple[Tensor, Tensor | None, Tensor]:
@@ -81,21 +86,23 @@ def swiglu_backward(
 
 
 def _check_gate_up(op: str, gate_up: Tensor) -> None:
-    _check_x(op, "gate_up", gate_up)
+    require_float(op, "gate_up", gate_up)
     require(
-        gate_up.dim() == 2 and gate_up.shape[1] % 2 == 0,
+        gate_up.dim() == 2,
         f"{op}: gate_up must be [M, 2I], gate first, then up, got {shape_of(gate_up)}; "
         "flatten the leading dimensions into M",
+    )
+    require(
+        gate_up.shape[1] % 2 == 0,
+        f"{op}: gate_up must be [M, 2I], gate first, then up, got the odd width {gate_up.shape[1]}; "
+        "give gate and up the same width",
     )
 
 
 def _check_weights(op: str, weights: Tensor | None, rows: int) -> None:
     if weights is None:
         return
-    require(
-        weights.dtype == torch.float32,
-        f"{op}: weights must be float32, got {dtype_of(weights)}; convert it with .float()",
-    )
+    require_float32(op, "weights", weights)
     require(
         weights.dim() == 1 and weights.shape[0] == rows,
         f"{op}: weights must be [M] = [{rows}], one for each row, got {shape_of(weights)}; "
@@ -160,11 +167,7 @@ def _swiglu_backward_fake(
         f"{op}: gate_up_codes must be [M, 2I], got {shape_of(gate_up_codes)}; "
         "pass the codes of swiglu_quantize(..., cache=True)",
     )
-    require(
-        gate_up_scales.dtype == torch.float32,
-        f"{op}: gate_up_scales must be float32, got {dtype_of(gate_up_scales)}; "
-        "pass the scales that came with gate_up_codes",
-    )
+    require_float32(op, "gate_up_scales", gate_up_scales, "pass the scales that came with gate_up_codes")
     rows, columns = gate_up_codes.shape
     tiles = num_tiles(columns)
     require(
@@ -172,7 +175,7 @@ def _swiglu_backward_fake(
         f"{op}: gate_up_scales must be [M, ceil(2I/128)] = [{rows}, {tiles}], "
         f"got {shape_of(gate_up_scales)}; pass the scales that came with gate_up_codes",
     )
-    _check_x(op, "grad", grad)
+    require_float(op, "grad", grad)
     _check_grad(op, grad, rows, columns)
     _check_weights(op, weights, rows)
     return (
@@ -196,9 +199,9 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None]:
     return _ops.swiglu_gradient.default(grad, gate_up, weights)
 
 
-torch.library.register_fake(f"{NAMESPACE}::swiglu", _swiglu_fake)
-torch.library.register_fake(f"{NAMESPACE}::swiglu_quantize", _swiglu_quantize_fake)
-torch.library.register_fake(f"{NAMESPACE}::swiglu_gradient", _swiglu_gradient_fake)
-torch.library.register_fake(f"{NAMESPACE}::swiglu_backward", _swiglu_backward_fake)
+register_fake("swiglu", _swiglu_fake)
+register_fake("swiglu_quantize", _swiglu_quantize_fake)
+register_fake("swiglu_gradient", _swiglu_gradient_fake)
+register_fake("swiglu_backward", _swiglu_backward_fake)
 torch.library.register_autograd(f"{NAMESPACE}::swiglu", _backward, setup_context=_setup_context)
 _fragment.impl("swiglu_quantize", torch.library.fallthrough_kernel, "Autograd")

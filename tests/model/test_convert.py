@@ -377,3 +377,41 @@ def test_compiles_without_a_graph_break() -> None:
             assert torch.equal(eager, traced)
         with torch.no_grad():
             model[0].weight.mul_(1.5)  # nothing is kept from call to call
+
+
+def encoder_layer() -> nn.TransformerEncoderLayer:
+    return nn.TransformerEncoderLayer(128, 4, 256, dropout=0.0, batch_first=True)
+
+
+@pytest.mark.parametrize("inference", [torch.no_grad, torch.inference_mode])
+def test_a_transformer_layer_runs_converted_without_gradient_too(inference: Callable[[], Any]) -> None:
+    """In eval mode torch would read the weights of linear1 and linear2 itself, and call neither layer."""
+    layer, x = encoder_layer().eval(), torch.randn(2, 9, 128)
+    with inference():
+        plain = layer(x)
+    assert convert_linears(layer) == ["linear1", "linear2"]
+    wanted = layer(x).detach()
+    layer.linear1.weights_changed()
+    with inference(), quantised(1 + 2):
+        for y in (layer(x), copy.deepcopy(layer)(x)):
+            # Attention still takes its fused path, whose rounding FP8 may enlarge to a step of its own.
+            assert (y - wanted).abs().max() < (plain - wanted).abs().max() / 2
+
+
+def test_a_transformer_encoder_runs_converted_with_padding() -> None:
+    """Padding makes torch pack the sequences into nested tensors, for the path that is not taken."""
+    model = nn.Sequential(nn.Linear(64, 128), nn.TransformerEncoder(encoder_layer(), 2)).eval()
+    encoder, x = model[1], torch.randn(2, 9, 128)
+    padding = torch.tensor([[False] * 9, [False] * 6 + [True] * 3])
+    assert len(convert_linears(model)) == 5
+    wanted = encoder(x, src_key_padding_mask=padding).detach()
+    with torch.no_grad():
+        got = encoder(x, src_key_padding_mask=padding)
+    assert torch.equal(got, wanted)
+
+
+def test_a_transformer_layer_without_converted_layers_keeps_its_path() -> None:
+    model = nn.ModuleDict({"encoder": nn.TransformerEncoder(encoder_layer(), 1), "head": nn.Linear(128, 8)})
+    convert_linears(model, lambda name, _: name == "head")
+    assert model["encoder"].use_nested_tensor
+    assert model["encoder"].layers[0].activation_relu_or_gelu == 1

@@ -231,11 +231,11 @@ def test_compiles_to_the_same_bits(rng: torch.Generator) -> None:
         ),
         (
             lambda x, w, c: (x, w, (c[0][1:], c[1])),
-            "codes must have weight's shape [200, 300], got [199, 300]; make",
+            "codes of weight must be float8_e4m3fn of its shape [200, 300], got float8_e4m3fn [199, 300]",
         ),
         (
             lambda x, w, c: (x, w, (c[0], c[1][1:])),
-            "gemm: b_scales must be [ceil(N/128), ceil(K/128)] = [2, 3]",
+            "fp8_linear: scales of weight must be float32 [2, 3], got",
         ),
     ],
     ids=["x dtype", "weight dtype", "weight shape", "K", "codes", "scales"],

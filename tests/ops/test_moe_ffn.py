@@ -334,7 +334,7 @@ ERRORS = [
     (wrong(x=Z(4, 128).half()), "moe_ffn: x must be bfloat16 or float32, got float16"),
     (wrong(x=Z(2, 2, 128)), r"x must be \[T, H\], got shape \[2, 2, 128\]; flatten"),
     (wrong(indices=Z(4, 2).long()), "indices must be int32, got int64; pass the indices of route"),
-    (wrong(indices=Z(5, 2).int()), r"indices must be \[T, K\] with T = 4, got \[5, 2\]"),
+    (wrong(indices=Z(5, 2).int()), r"indices must be \[T, K\] with T = 4 and K >= 1, got \[5, 2\]"),
     (wrong(weights=Z(4, 2).bfloat16()), "weights must be float32, got bfloat16"),
     (wrong(weights=Z(4, 3)), r"weights must be \[T, K\] = \[4, 2\], got \[4, 3\]"),
     (wrong(gate_up=Z(3, 256, 64)), r"gate_up must be \[E, 2I, H\], H = 128 as in x, got \[3, 256, 64\]"),
@@ -342,7 +342,7 @@ ERRORS = [
     (wrong(down=Z(3, 128, 256)), r"down must be \[E, H, I\] = \[3, 128, 128\], got \[3, 128, 256\]"),
     (
         wrong(codes=((Z(1), Z(1)), (Z(1), Z(1)))),
-        r"codes of gate_up must have its shape \[3, 256, 128\], got \[1\]",
+        r"codes of gate_up must be float8_e4m3fn of its shape \[3, 256, 128\], got float32 \[1\]",
     ),
 ]
 
