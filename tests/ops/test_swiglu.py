@@ -376,7 +376,7 @@ ERRORS: list[tuple[Callable[[], Any], str]] = [
     (lambda: ops.swiglu(X.double()), "swiglu: gate_up " + FLOAT_DTYPE.format("float64")),
     (
         lambda: ops.swiglu(X[:, 1:]),
-        r"swiglu: gate_up must be \[M, 2I\], gate first, then up, got \[4, 255\]; flatten the leading",
+        r"swiglu: gate_up must be \[M, 2I\], gate first, then up, got the odd width 255; give",
     ),
     (lambda: ops.swiglu(X[0]), r"gate first, then up, got \[256\]"),
     (
