@@ -7,8 +7,7 @@ last pair does is the noise floor that every other error is read beside.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from functools import partial
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import Any
 
 import torch
 
-from .reproduce.figures import COLOURS, GREY, Axes, percent, save_figure, table
+from .reproduce.figures import COLOURS, GREY, Axes, percent, table, write_result
 from .reproduce.runs import Interrupted, Runs, Variant, common
 from .reproduce.simulate import Recipe, simulate
 from .reproduce.statistics import LIMIT, Comparison, Verdict, compare_curves, ema, verdict
@@ -162,31 +161,22 @@ def compare(options: CompareOptions) -> int:
     except Interrupted as stopped:
         print(stopped)
         return INTERRUPTED
-    folder = options.run_dir
-    text = "\n".join([summary(result), sentence(result, options)])
-    print(f"\n{text}")
-    (folder / "result.txt").write_text(text + "\n")
-    document = {
-        "verdict": result.verdict,
-        "limit": LIMIT,
-        "options": {k: str(v) if isinstance(v, Path) else v for k, v in _values(options).items()},
-        **{k: v for k, v in asdict(result).items() if k != "verdict"},
-    }
-    (folder / "result.json").write_text(json.dumps(document, indent=1) + "\n")
-    figure = save_figure(folder / "figure.png", partial(draw, result), panels=2)
-    print(
-        f"written: {folder}/result.json, result.txt"
-        + (", figure.png" if figure else "; no figure: " + NO_PLOT)
+    write_result(
+        options.run_dir,
+        "\n".join([table(HEADER, rows(result)), sentence(result, options)]),
+        {"options": options.train_config().to_json(), "seeds": options.seeds, **numbers(result)},
+        partial(draw, result),
+        panels=2,
     )
     return EXIT_CODES[result.verdict]
 
 
-NO_PLOT = 'matplotlib is missing, install "deepseek-ext[plot]"'
+HEADER = ["relative loss error", "2nd half", "std error", "|mean| + 2 se", "largest of EMA-0.9"]
 
 
-def summary(result: Result) -> str:
+def rows(result: Result) -> list[list[str]]:
     """A line a pair: mean of the second half, standard error, and the largest smoothed error."""
-    rows = [
+    return [
         [
             name,
             f"{100 * c.second_half.mean:+.4f} %",
@@ -196,9 +186,11 @@ def summary(result: Result) -> str:
         ]
         for name, c in result.comparisons.items()
     ]
-    return table(
-        ["relative loss error", "2nd half", "std error", "|mean| + 2 se", "largest of EMA-0.9"], rows
-    )
+
+
+def numbers(result: Result) -> dict[str, Any]:
+    """What result.json holds."""
+    return {"limit": LIMIT, **asdict(result)}
 
 
 def sentence(result: Result, options: CompareOptions) -> str:
@@ -227,23 +219,29 @@ def draw(result: Result, curves: Axes, errors: Axes) -> None:
     curves.set(xlabel="step", ylabel="training loss (nats per token)", title="EMA 0.9 of the loss, seed 0")
     curves.legend()
 
-    shown = [
+    for name, label, colour in (
         ("fp8 - bf16", "FP8 against BF16", COLOURS[0]),
         (f"{FLOOR} - bf16", "one ulp moved (floor)", GREY),
-    ]
-    for name, label, colour in shown:
-        smoothed = result.comparisons[name].smoothed
-        steps = range(result.warmup + 1, len(smoothed[0]) + 1)
-        for curve in smoothed:
-            errors.plot(steps, curve[result.warmup :], color=colour, linewidth=0.5, alpha=0.5)
-        mean = [_mean(values) for values in zip(*smoothed, strict=True)]
-        errors.plot(steps, mean[result.warmup :], color=colour, label=label)
+    ):
+        draw_errors(errors, result.comparisons[name], result.warmup, label, colour)
+    draw_limits(errors)
+    errors.set(title="thin: seeds; dashed: ±0.25 %")
+
+
+def draw_errors(axes: Axes, comparison: Comparison, warmup: int, label: str, colour: str) -> None:
+    """Relative errors of the smoothed curves after warm-up, thin by seed and thick their mean."""
+    smoothed = comparison.smoothed
+    steps = range(warmup + 1, len(smoothed[0]) + 1)
+    for curve in smoothed:
+        axes.plot(steps, curve[warmup:], color=colour, linewidth=0.5, alpha=0.5)
+    mean = [sum(values) / len(values) for values in zip(*smoothed, strict=True)]
+    axes.plot(steps, mean[warmup:], color=colour, label=label)
+
+
+def draw_limits(axes: Axes) -> None:
+    """The paper's limit, and what the axes show."""
     for limit in (-LIMIT, LIMIT):
-        errors.axhline(limit, color="black", linewidth=0.8, linestyle=(0, (4, 3)))
-    errors.set(xlabel="step", ylabel="relative error of smoothed loss", title="thin: seeds; dashed: ±0.25 %")
-    percent(errors.yaxis)
-    errors.legend()
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)
+        axes.axhline(limit, color="black", linewidth=0.8, linestyle=(0, (4, 3)))
+    axes.set(xlabel="step", ylabel="relative error of smoothed loss")
+    percent(axes.yaxis)
+    axes.legend()

@@ -1,7 +1,8 @@
-"""Figures as a paper prints them, by matplotlib where it is installed."""
+"""Results on the disk: tables, JSON, and figures as a paper prints them where matplotlib is installed."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ Draw = Callable[..., None]
 # Okabe and Ito's colours, which the colour-blind tell apart, in the order of use.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 GREY = "#8C8C8C"
-_STYLE = {
+_STYLE: Any = {
     "font.family": "serif",
     "font.size": 8.5,
     "axes.titlesize": 9,
@@ -43,7 +44,7 @@ def save_figure(path: Path, draw: Draw, *, panels: int = 1) -> Path | None:
         from matplotlib.figure import Figure
     except ImportError:
         return None
-    with rc_context({**_STYLE}):
+    with rc_context(_STYLE):
         figure = Figure(figsize=(3.6 * panels + 0.2, 2.7), dpi=220, layout="constrained")
         FigureCanvasAgg(figure)
         draw(*(figure.add_subplot(1, panels, n + 1) for n in range(panels)))
@@ -52,11 +53,12 @@ def save_figure(path: Path, draw: Draw, *, panels: int = 1) -> Path | None:
     return path
 
 
-def percent(axis: Any) -> None:
+def percent(axis: Any, *, minor: bool = False) -> None:
     """Labels an axis of shares in percent."""
     from matplotlib.ticker import FuncFormatter
 
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:g} %"))
+    formatter = FuncFormatter(lambda value, _: f"{100 * value:g} %")
+    (axis.set_minor_formatter if minor else axis.set_major_formatter)(formatter)
 
 
 def table(header: list[str], rows: list[list[str]]) -> str:
@@ -70,3 +72,16 @@ def table(header: list[str], rows: list[list[str]]) -> str:
         return "  ".join([first, *rest]).rstrip()
 
     return "\n".join([line(header), "  ".join("-" * w for w in widths), *map(line, rows)])
+
+
+def write_result(folder: Path, text: str, numbers: dict[str, Any], draw: Draw, *, panels: int = 1) -> None:
+    """Prints `text`, and writes result.txt, result.json and figure.png into `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    print(f"\n{text}")
+    (folder / "result.txt").write_text(text + "\n")
+    (folder / "result.json").write_text(json.dumps(numbers, indent=1) + "\n")
+    figure = save_figure(folder / "figure.png", draw, panels=panels)
+    missing = '; no figure, since matplotlib is missing: install "deepseek-ext[plot]"'
+    print(
+        f"written to {folder}: result.txt, result.json" + (", figure.png" if figure else missing), flush=True
+    )

@@ -1,8 +1,8 @@
 """Section 3.3.2: an outlier takes the precision of everything that shares its scale.
 
-Tokens of N(0, 1) activations; in one token of a hundred one element is an outlier. Counted is the error of the
-other elements alone: E4M3's own exponent absorbs outliers up to some 10^4, beyond that values near one fall
-into its subnormals, and then to zero.
+Tokens of N(0, 1) activations; in one token of a hundred one element is an outlier. Counted is the error of
+the other elements alone: E4M3's own exponent absorbs outliers up to some 10^4, beyond that values near one
+fall into its subnormals, and then to zero.
 """
 
 from __future__ import annotations
@@ -80,8 +80,8 @@ CLAIM = Claim(
     says="fine-grained scales keep an activation's outliers from costing the other elements their precision",
     section="3.3.2",
     passes=(
-        f"at outliers of {_DECIDES:g} standard deviations, 1x128 errs less than a tenth of per tensor and half "
-        "of 128x128"
+        f"at outliers of {_DECIDES:g} standard deviations, 1x128 errs less than a tenth of per tensor and "
+        "half of 128x128"
     ),
     measure=measure,
 )

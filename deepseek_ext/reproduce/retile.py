@@ -26,7 +26,8 @@ def spread_out(rows: int, k: int, spread: float) -> Tensor:
     """N(0, 1) [rows, k] whose rows differ by factors of about 2^spread."""
     generator = torch.Generator().manual_seed(0)
     return (
-        torch.randn(rows, k, generator=generator) * torch.randn(rows, 1, generator=generator).mul(spread).exp2()
+        torch.randn(rows, k, generator=generator)
+        * torch.randn(rows, 1, generator=generator).mul(spread).exp2()
     )
 
 
@@ -62,8 +63,8 @@ def measure(settings: Settings) -> Finding:
     return Finding(
         shown=exact[0] < 0.01 * both[0] and exact[1] < both[1],
         sentence=(
-            f"the second rounding costs {both[0]:.3%} with FP32 scales and {exact[0]:.3%} with powers of two; "
-            f"in all {both[1]:.3%} against {exact[1]:.3%}"
+            f"the second rounding costs {both[0]:.3%} with FP32 scales and {exact[0]:.3%} with powers of "
+            f"two; in all {both[1]:.3%} against {exact[1]:.3%}"
         ),
         header=["scales", "second rounding", "in all"],
         rows=[[name, f"{second:.3%}", f"{total:.3%}"] for name, (second, total) in found.items()],

@@ -45,10 +45,14 @@ class Variant:
     """Alters the trainer each time that it is built."""
     at_start: Callable[[Trainer], None] | None = None
     """Alters the model once, before the first step."""
+    at_end: Callable[[Trainer], Row] | None = None
+    """Measures the trained model; what it returns, which json can hold, joins the last row."""
 
 
 class _ComparedRun(Trainer):
     """Validates on the first windows of the held-out text alone, at its end, and with the MTP modules."""
+
+    at_end: Callable[[Trainer], Row] | None = None
 
     @torch.no_grad()
     def validate(self, progress: Progress, stop: Stop) -> dict[str, Any]:
@@ -59,6 +63,7 @@ class _ComparedRun(Trainer):
         return {
             "held_out_loss": loss.main.item(),
             "held_out_acceptance": [accepted.item() for accepted in loss.acceptance],
+            **(self.at_end(self) if self.at_end else {}),
         }
 
 
@@ -96,11 +101,15 @@ class Runs:
         decides = {k: v for k, v in config.to_json().items() if k not in ("run_dir", "threads")}
         text = json.dumps([variant.name, self._manifest, decides], sort_keys=True)
         digest = hashlib.sha256(text.encode()).hexdigest()[:10]
-        return replace(config, run_dir=self.config.run_dir / f"{variant.name.replace(' ', '-')}-{digest}")
+        return replace(
+            config,
+            run_dir=self.config.run_dir / f"{variant.name.replace(', ', '-').replace(' ', '-')}-{digest}",
+        )
 
     def _run(self, config: TrainConfig, variant: Variant) -> None:
         config.run_dir.mkdir(parents=True, exist_ok=True)
         trainer = _ComparedRun(config, prepare_data(config))
+        trainer.at_end = variant.at_end
         if variant.prepare:
             variant.prepare(trainer)
         saved = checkpoint.list_checkpoints(config.run_dir / "checkpoints")

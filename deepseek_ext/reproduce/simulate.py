@@ -101,7 +101,7 @@ class _Simulated:
 
 
 class _SimulatedLinear(_Simulated, Linear):
-    def product(self) -> SimulatedProduct:  # type: ignore[override]
+    def product(self) -> SimulatedProduct:
         return SimulatedProduct(self.derive(self.weight_of, self.weight), self.recipe, self.watch)
 
 
@@ -165,3 +165,4 @@ def simulate(model: DeepseekV3, recipe: Recipe, watch: Watch | None = None) -> N
             if isinstance(module, kind):
                 module.__class__ = simulated
                 vars(module).update(recipe=recipe, watch=partial(watch, name) if watch else None)
+    model.weights_changed()  # what the layers derived was for the products that they had
