@@ -18,10 +18,12 @@ import tyro
 from tokenizers import Tokenizer
 
 from . import __version__, _native, ops
+from .compare import CompareOptions, compare
 from .generate import generate
 from .hf import load_hf, save_hf
 from .model import DeepseekV3
 from .nn.linear import Precision
+from .reproduce import ReproduceOptions, reproduce
 from .train import TrainConfig, load_run, recipes, run
 from .train.data import bits_per_byte, prepare_data
 from .train.run import stored_config
@@ -286,6 +288,16 @@ _COMMANDS = (
         _parsed(GenerateOptions, _generate),
     ),
     Command("eval", "validation bits per byte of a run's newest checkpoint", _parsed(EvalOptions, _evaluate)),
+    Command(
+        "compare-precision",
+        "trains one model in fp8, bf16 and fp32, and says whether FP8 costs loss",
+        _parsed(CompareOptions, compare),
+    ),
+    Command(
+        "reproduce",
+        "experiments for claims of the paper, each with a figure and a pass mark",
+        _parsed(ReproduceOptions, reproduce),
+    ),
     Command(
         "export-hf",
         "writes a run's model and tokenizer as a Hugging Face checkpoint",

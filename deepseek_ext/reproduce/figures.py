@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -79,9 +80,18 @@ def write_result(folder: Path, text: str, numbers: dict[str, Any], draw: Draw, *
     folder.mkdir(parents=True, exist_ok=True)
     print(f"\n{text}")
     (folder / "result.txt").write_text(text + "\n")
-    (folder / "result.json").write_text(json.dumps(numbers, indent=1) + "\n")
+    (folder / "result.json").write_text(json.dumps(_without_nan(numbers), indent=1) + "\n")
     figure = save_figure(folder / "figure.png", draw, panels=panels)
     missing = '; no figure, since matplotlib is missing: install "deepseek-ext[plot]"'
     print(
         f"written to {folder}: result.txt, result.json" + (", figure.png" if figure else missing), flush=True
     )
+
+
+def _without_nan(value: Any) -> Any:
+    """JSON has neither NaN nor infinity: they become null."""
+    if isinstance(value, dict):
+        return {key: _without_nan(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_nan(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

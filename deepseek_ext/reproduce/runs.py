@@ -20,6 +20,7 @@ from ..train.config import TrainConfig
 from ..train.corpus import load_corpus
 from ..train.data import prepare_data
 from ..train.environment import Peak, matmul_peak
+from ..train.folder import held
 from ..train.metrics import cut_back, read_metrics
 from ..train.progress import Progress
 from ..train.trainer import Stop, Trainer
@@ -107,7 +108,10 @@ class Runs:
         )
 
     def _run(self, config: TrainConfig, variant: Variant) -> None:
-        config.run_dir.mkdir(parents=True, exist_ok=True)
+        with held(config.run_dir, anew=False), Stop().listening() as stop:
+            self._train(config, variant, stop)
+
+    def _train(self, config: TrainConfig, variant: Variant, stop: Stop) -> None:
         trainer = _ComparedRun(config, prepare_data(config))
         trainer.at_end = variant.at_end
         if variant.prepare:
@@ -127,7 +131,7 @@ class Runs:
             seconds_before=trainer.seconds,
             tokens_before=trainer.tokens,
         )
-        with Stop().listening() as stop, progress:
+        with progress:
             outcome = trainer.train(progress, stop)
         if not outcome.finished:
             raise Interrupted(f"interrupted after step {trainer.step}; the same command goes on from there")

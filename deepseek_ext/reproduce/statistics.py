@@ -20,7 +20,11 @@ Verdict = Literal["pass", "miss", "not resolvable"]
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """A mean over seeds; the standard error is infinite for a single one, which says nothing of chance."""
+    """A mean over seeds.
+
+    The standard error is infinite for a single one, which says nothing of chance; where a run diverged, both
+    are NaN.
+    """
 
     mean: float
     standard_error: float
@@ -28,6 +32,8 @@ class Estimate:
     @classmethod
     def of(cls, samples: Sequence[float]) -> Estimate:
         n = len(samples)
+        if not all(map(math.isfinite, samples)):
+            return cls(math.nan, math.nan)
         error = statistics.stdev(samples) / math.sqrt(n) if n > 1 else math.inf
         return cls(statistics.fmean(samples), error)
 
