@@ -18,12 +18,12 @@ import tyro
 from tokenizers import Tokenizer
 
 from . import __version__, _native, ops
-from .compare import CompareOptions, compare
 from .generate import generate
 from .hf import load_hf, save_hf
 from .model import DeepseekV3
 from .nn.linear import Precision
 from .reproduce import ReproduceOptions, reproduce
+from .reproduce.compare import CompareOptions, compare
 from .train import TrainConfig, load_run, recipes, run
 from .train.data import bits_per_byte, prepare_data
 from .train.run import stored_config
@@ -289,6 +289,12 @@ _COMMANDS = (
     ),
     Command("eval", "validation bits per byte of a run's newest checkpoint", _parsed(EvalOptions, _evaluate)),
     Command(
+        "export-hf",
+        "writes a run's model and tokenizer as a Hugging Face checkpoint",
+        _parsed(ExportOptions, _export),
+    ),
+    Command("extend", "trains a run on in longer sequences (YaRN), from its weights", _extend),
+    Command(
         "compare-precision",
         "trains one model in fp8, bf16 and fp32, and says whether FP8 costs loss",
         _parsed(CompareOptions, compare),
@@ -298,10 +304,4 @@ _COMMANDS = (
         "experiments for claims of the paper, each with a figure and a pass mark",
         _parsed(ReproduceOptions, reproduce),
     ),
-    Command(
-        "export-hf",
-        "writes a run's model and tokenizer as a Hugging Face checkpoint",
-        _parsed(ExportOptions, _export),
-    ),
-    Command("extend", "trains a run on in longer sequences (YaRN), from its weights", _extend),
 )

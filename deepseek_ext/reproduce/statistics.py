@@ -1,7 +1,8 @@
 """How far two sets of training curves are apart, and whether that can be told from chance.
 
 Steps of one run are correlated, so a run counts as one sample, whatever its length: means are taken over a
-run's steps first, and the standard error is that of these means over seeds.
+run's steps first, and the standard error is that of these means over seeds. Three seeds may agree by luck, so
+chance has a second witness: pairs of runs that differ by nothing but a rounding.
 """
 
 from __future__ import annotations
@@ -36,6 +37,10 @@ class Estimate:
             return cls(math.nan, math.nan)
         error = statistics.stdev(samples) / math.sqrt(n) if n > 1 else math.inf
         return cls(statistics.fmean(samples), error)
+
+    def __str__(self) -> str:
+        """The mean and two standard errors in percent."""
+        return f"{100 * self.mean:+.3f} % ± {200 * self.standard_error:.3f} %"
 
     @property
     def bound(self) -> float:
@@ -82,6 +87,14 @@ def compare_curves(
     smoothed = [relative_errors(ema(a), ema(b)) for a, b in pairs]
     largest = max(abs(error) for curve in smoothed for error in curve[warmup:])
     return Comparison(Estimate.of(means), means, smoothed, largest)
+
+
+def judged(comparison: Comparison, floor: Comparison) -> Estimate:
+    """A comparison's estimate, with a standard error not below that of `floor`, whose true mean is zero."""
+    samples = floor.seed_means
+    chance = math.sqrt(statistics.fmean(mean * mean for mean in samples) / len(samples))
+    found = comparison.second_half
+    return Estimate(found.mean, max(found.standard_error, chance))
 
 
 def verdict(estimate: Estimate, limit: float = LIMIT) -> Verdict:

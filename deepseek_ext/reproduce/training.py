@@ -11,22 +11,18 @@ from typing import Any
 
 import torch
 
-from .. import compare
 from ..train.config import TrainConfig
 from ..train.trainer import Trainer
+from . import compare
 from .claim import Claim, Finding, Settings
 from .figures import COLOURS, GREY, Axes, percent
 from .runs import Row, Runs, Variant
 from .sizes import seeds, small
-from .statistics import LIMIT, Estimate, compare_curves, ema, second_half, verdict
+from .statistics import LIMIT, Estimate, compare_curves, ema, judged, second_half, verdict
 
 
 def _losses(rows: list[Row]) -> list[float]:
     return [float("nan") if row["loss"] is None else row["loss"] for row in rows]
-
-
-def _signed(estimate: Estimate) -> str:
-    return f"{100 * estimate.mean:+.3f} % ± {200 * estimate.standard_error:.3f} %"
 
 
 def _held_out(runs: list[list[Row]], base: list[list[Row]]) -> Estimate:
@@ -121,7 +117,7 @@ def measure_balance(settings: Settings) -> Finding:
         sentence=(
             f"MaxVio {none.mean:.2f} without balancing ({idle['no balance']} of {len(busiest['no balance'])} "
             f"experts of the worst layer nearly idle), {vio['auxiliary loss'].mean:.2f} with an auxiliary "
-            f"loss, {free.mean:.2f} aux-loss-free, whose held-out loss is {_signed(better)} against the "
+            f"loss, {free.mean:.2f} aux-loss-free, whose held-out loss is {better} against the "
             "auxiliary loss"
         ),
         header=[
@@ -138,7 +134,7 @@ def measure_balance(settings: Settings) -> Finding:
                 f"{vio[name].mean:.3f}",
                 f"{vio[name].standard_error:.3f}",
                 f"{statistics.fmean(rows[-1]['held_out_loss'] for rows in runs):.4f}",
-                _signed(held_out[name]),
+                str(held_out[name]),
                 str(idle[name]),
             ]
             for name, runs in found.items()
@@ -199,7 +195,7 @@ def measure_mtp(settings: Settings) -> Finding:
     return Finding(
         shown=gain[1].mean + 2 * gain[1].standard_error < 0,
         sentence=(
-            f"at equal tokens the main model's held-out loss with MTP depth 1 is {_signed(gain[1])} against "
+            f"at equal tokens the main model's held-out loss with MTP depth 1 is {gain[1]} against "
             f"none; the module's choice is the main model's for {accepted[1][0]:.0%} of tokens (the paper's "
             "finished model: 85 to 90 %)"
         ),
@@ -208,7 +204,7 @@ def measure_mtp(settings: Settings) -> Finding:
             [
                 str(depth),
                 f"{statistics.fmean(rows[-1]['held_out_loss'] for rows in runs):.4f}",
-                _signed(gain[depth]) if depth else "",
+                str(gain[depth]) if depth else "",
                 ", ".join(f"{value:.1%}" for value in accepted.get(depth, [])),
             ]
             for depth, runs in found.items()
@@ -240,6 +236,7 @@ def measure_moments(settings: Settings) -> Finding:
     steps = config.schedules().lr.warmup // (config.seq_len * (config.sequences or 1))
     rounded = compare_curves(curves["BF16 moments"], curves["FP32 moments"], steps)
     floor = compare_curves(curves[compare.FLOOR], curves["BF16 moments"], steps)
+    found = judged(rounded, floor)
 
     def draw(axes: Axes) -> None:
         for label, c, colour in (("BF16 − FP32 moments", rounded, COLOURS[0]), (compare.FLOOR, floor, GREY)):
@@ -248,10 +245,10 @@ def measure_moments(settings: Settings) -> Finding:
         axes.set(title="EMA 0.9 of the loss; dashed: ±0.25 %")
 
     return Finding(
-        shown=verdict(rounded.second_half) == "pass",
+        shown=verdict(found) == "pass",
         sentence=(
-            f"BF16 moments change the loss by {_signed(rounded.second_half)}; moving one weight by one ulp "
-            f"changes it by {_signed(floor.second_half)}"
+            f"BF16 moments change the loss by {found}; moving one weight by one ulp "
+            f"changes it by {floor.second_half}"
         ),
         header=["relative loss error, 2nd half", "mean", "std error", "largest of EMA-0.9"],
         rows=[

@@ -15,12 +15,12 @@ from typing import Any
 
 import torch
 
-from .reproduce.figures import COLOURS, GREY, Axes, percent, table, write_result
-from .reproduce.runs import Interrupted, Runs, Variant, common
-from .reproduce.simulate import Recipe, simulate
-from .reproduce.statistics import LIMIT, Comparison, Verdict, compare_curves, ema, verdict
-from .train.config import TrainConfig
-from .train.trainer import Trainer
+from ..train.config import TrainConfig
+from ..train.trainer import Trainer
+from .figures import COLOURS, GREY, Axes, percent, table, write_result
+from .runs import Interrupted, Runs, Variant, common
+from .simulate import Recipe, simulate
+from .statistics import LIMIT, Comparison, Estimate, Verdict, compare_curves, ema, judged, verdict
 
 EXIT_CODES: Mapping[Verdict, int] = {"pass": 0, "miss": 1, "not resolvable": 3}
 INTERRUPTED = 130
@@ -122,6 +122,8 @@ class Result:
     """What a comparison found."""
 
     verdict: Verdict
+    judged: Estimate
+    """Of FP8 against BF16; its standard error is the larger of its own and the floor's."""
     comparisons: dict[str, Comparison]
     """By "fp8 - bf16" and so on: the relative error of the first against the second."""
     losses: dict[str, list[list[float]]]
@@ -151,7 +153,8 @@ def measure(options: CompareOptions) -> Result:
         *((n, "bf16") for n in others),
     ]
     comparisons = {f"{a} - {b}": compare_curves(losses[a], losses[b], warmup) for a, b in pairs}
-    return Result(verdict(comparisons["fp8 - bf16"].second_half), comparisons, losses, warmup)
+    found = judged(comparisons["fp8 - bf16"], comparisons[f"{FLOOR} - bf16"])
+    return Result(verdict(found), found, comparisons, losses, warmup)
 
 
 def compare(options: CompareOptions) -> int:
@@ -195,19 +198,19 @@ def numbers(result: Result) -> dict[str, Any]:
 
 def sentence(result: Result, options: CompareOptions) -> str:
     """The verdict in words."""
-    estimate = result.comparisons["fp8 - bf16"].second_half
+    estimate = result.judged
+    found = f"FP8 against BF16 is {estimate}"
     steps = len(result.losses["fp8"][0])
     where = f"{options.seeds} seeds, {steps} steps, width {options.hidden_size}"
     if result.verdict == "pass":
-        return f"pass: FP8 against BF16 is within {100 * LIMIT:g} % ({where})"
+        return f"pass: {found}, within {100 * LIMIT:g} % ({where})"
     if result.verdict == "miss":
         return (
-            f"miss: FP8 against BF16 is not within {100 * LIMIT:g} % ({where}); --ablations says which "
-            "operand costs it"
+            f"miss: {found}, not within {100 * LIMIT:g} % ({where}); --ablations says which operand costs it"
         )
     return (
-        f"not resolvable, longer run needed: two standard errors are {200 * estimate.standard_error:.3g} %, "
-        f"the limit {100 * LIMIT:g} % ({where}); raise --tokens or --seeds"
+        f"not resolvable, longer run needed: {found}, the limit {100 * LIMIT:g} % ({where}); chance alone "
+        "parts two runs by as much; raise --tokens, --sequences or --seeds"
     )
 
 
