@@ -123,7 +123,7 @@ def test_end_to_end(text_folder: Path, tmp_path: Path, capsys: pytest.CaptureFix
     assert {len(curve) for curve in losses.values()} == {8}
     assert len({tuple(curve) for curve in losses.values()}) == 4, "no two runs are the same"
     for curve in losses.values():
-        assert curve == pytest.approx(losses["fp32"], rel=0.01)
+        assert curve == pytest.approx(losses["fp32"], rel=0.05)
     assert not list(tmp_path.glob("*/checkpoints"))
 
 
