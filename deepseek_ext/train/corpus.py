@@ -13,11 +13,13 @@ from dataclasses import dataclass, field
 from itertools import takewhile
 from pathlib import Path
 
+from . import shards
+from .shards import Shard
+
 HELD_OUT_SHARE = 32  # one document in 32 by its hash
 
 # The standard library's own tests, and what is installed beside it.
 _NOT_LIBRARY = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"}
-_TOKEN_SHARDS = {".bin", ".npy", ".npz", ".pt", ".pth", ".safetensors"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +38,8 @@ class Source:
     weight: float
     train: list[Document]
     held_out: list[Document]
+    shards: list[Shard] = field(default_factory=list)
+    """Files of ready-made tokens; split by document too, once the tokenizer says where documents end."""
 
 
 @dataclass(slots=True)
@@ -71,6 +75,8 @@ class Corpus:
                 for document in documents:
                     content = hashlib.sha256(document.text.encode()).hexdigest()
                     digest.update(f"{split}\t{document.name}\t{content}\n".encode())
+            for shard in source.shards:
+                digest.update(f"tokens\t{shard.name}\t{shard.digest}\n".encode())
         return digest.hexdigest()
 
 
@@ -82,9 +88,10 @@ def is_held_out(name: str) -> bool:
 def load_corpus(data: Sequence[str] = ()) -> Corpus:
     """Reads the documents of a run and splits them.
 
-    data: PATH or PATH=WEIGHT each: a text file, a .jsonl file (one object with a "text" a line), a folder, or
-    a glob; none means the standard library's sources. Without weights all documents form one pool.
-    Raises ValueError, naming the file and what to do, for anything that cannot be read as text.
+    data: PATH or PATH=WEIGHT each: a text file, a .jsonl file (one object with a "text" a line), a file of
+    tokens (see `shards`), a folder, or a glob; none means the standard library's sources. Without weights all
+    documents form one pool.
+    Raises ValueError, naming the file and what to do, for anything that cannot be read.
     """
     if not data:
         return Corpus([_split("standard library", 1.0, _standard_library(), [])])
@@ -92,7 +99,7 @@ def load_corpus(data: Sequence[str] = ()) -> Corpus:
     notices: list[str] = []
     weighted = [weight for _, weight in parsed if weight is not None]
     if not weighted:
-        pool = [document for path, _ in parsed for document in _read(path, notices)]
+        pool = [item for path, _ in parsed for item in _read(path, notices)]
         return Corpus([_split(", ".join(data), 1.0, pool, notices)], notices)
     if len(weighted) < len(parsed):
         bare = next(path for path, weight in parsed if weight is None)
@@ -134,7 +141,7 @@ def _parse(entry: str) -> tuple[str, float | None]:
     return path, weight
 
 
-def _read(path: str, notices: list[str]) -> Iterator[Document]:
+def _read(path: str, notices: list[str]) -> Iterator[Document | Shard]:
     start = Path(path)
     if start.is_file():
         yield from _read_file(start, start.name, _refuse_empty)
@@ -148,6 +155,7 @@ def _read(path: str, notices: list[str]) -> Iterator[Document]:
         raise ValueError(
             f"--data {path}: no such file or folder; check the path, or quote a glob: 'folder/**/*.txt'"
         )
+    found = [p for p in found if p.suffix != ".idx" or not p.with_suffix(".bin").exists()]
     visible = sorted(p for p in found if not any(part.startswith(".") for part in p.relative_to(root).parts))
     if not visible:
         raise ValueError(f"--data {path}: no files there; name a folder with text or .jsonl files")
@@ -161,10 +169,13 @@ def _refuse_empty(path: Path) -> None:
     raise ValueError(f"{path} is empty; leave it out of --data")
 
 
-def _read_file(path: Path, name: str, on_empty: Callable[[Path], None]) -> Iterator[Document]:
-    if path.suffix in _TOKEN_SHARDS:
+def _read_file(path: Path, name: str, on_empty: Callable[[Path], None]) -> Iterator[Document | Shard]:
+    if path.suffix in shards.SUFFIXES:
+        yield shards.open_shard(path, name)
+        return
+    if path.suffix in shards.OTHER_SUFFIXES:
         raise ValueError(
-            f"{path}: ready-made token shards are not read yet; give the text itself (files or .jsonl)"
+            f"{path}: {path.suffix} files are not read; give text, .jsonl, or tokens as .npy or .bin"
         )
     try:
         text = path.read_bytes().decode()
@@ -200,14 +211,18 @@ def _read_jsonl(path: Path, name: str, lines: str) -> Iterator[Document]:
             yield Document(f"{name}:{number}", text)
 
 
-def _split(name: str, weight: float, documents: list[Document], notices: list[str]) -> Source:
+def _split(name: str, weight: float, items: Sequence[Document | Shard], notices: list[str]) -> Source:
     """Splits by hash; where that leaves either side empty, holds out the end of the longest document."""
+    files = [item for item in items if isinstance(item, Shard)]
+    documents = [item for item in items if isinstance(item, Document)]
+    if files and not documents:
+        return Source(name, weight, [], [], files)
     if not documents:
         raise ValueError(f"--data {name}: no text in it; name files with text")
     train = [d for d in documents if not is_held_out(d.name)]
     held_out = [d for d in documents if is_held_out(d.name)]
     if train and held_out:
-        return Source(name, weight, train, held_out)
+        return Source(name, weight, train, held_out, files)
     longest = max(documents, key=lambda d: len(d.text))
     cut = len(longest.text) - max(1, len(longest.text) // HELD_OUT_SHARE)
     cut = longest.text.rfind("\n", 0, cut) + 1 or cut
@@ -215,16 +230,19 @@ def _split(name: str, weight: float, documents: list[Document], notices: list[st
         f"{name}: too few documents to hold some out by hash, so the last part of {longest.name} is held out"
     )
     train = [Document(d.name, d.text[:cut]) if d is longest else d for d in documents]
-    return Source(name, weight, [d for d in train if d.text], [Document(longest.name, longest.text[cut:])])
+    train = [d for d in train if d.text]
+    return Source(name, weight, train, [Document(longest.name, longest.text[cut:])], files)
 
 
 def describe(corpus: Corpus) -> str:
     """One line: what was read, what is held out, and the hash to compare runs by."""
     train = sum(len(d.text.encode()) for d in corpus.train)
+    files = [shard for source in corpus.sources for shard in source.shards]
+    ready = f"{sum(len(s.tokens) for s in files):,} tokens in {len(files)} files; " if files else ""
     python = ".".join(map(str, sys.version_info[:3]))
     return (
         f"{', '.join(source.name for source in corpus.sources)}: {len(corpus.train)} documents, "
-        f"{train / 1e6:.2f} MB; held out {len(corpus.held_out)}, "
+        f"{train / 1e6:.2f} MB; {ready}held out {len(corpus.held_out)}, "
         f"{len(corpus.held_out_bytes()) / 1e6:.3f} MB; "
         f"manifest {corpus.manifest_hash()[:16]}, Python {python}"
     )

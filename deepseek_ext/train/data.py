@@ -7,15 +7,17 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
 from ..model import DeepseekV3
 from .config import TrainConfig
-from .corpus import Corpus, Source, load_corpus
+from .corpus import HELD_OUT_SHARE, Corpus, Document, is_held_out, load_corpus
 from .fim import FillInTheMiddle
 from .packing import IGNORED, Mixture, PackedSequences, document_starts, validation_windows
+from .shards import Shard, Tokens, cut_documents
 from .tokenizer import (
     cached_encoding,
     cached_tokenizer,
@@ -40,7 +42,8 @@ class RunData:
     validation: tuple[Tensor, Tensor]
     held_out_bytes: int
     bytes_per_token: float
-    """Of the training split, its ends of documents counted as tokens."""
+    """Of the training split, its ends of documents counted as tokens; of the held-out one where the data
+    are ready-made tokens."""
     eos: int
     """The end-of-document token."""
     document_masking: bool = False
@@ -64,10 +67,8 @@ def prepare_data(config: TrainConfig, *, tokenizer: Tokenizer | None = None) -> 
     corpus = load_corpus(config.data)
     manifest = corpus.manifest_hash()
     cache = config.run_dir.parent / ".cache"
-    if tokenizer is None and config.tokenizer is not None:
-        tokenizer = load_tokenizer(config.tokenizer)
     if tokenizer is None:
-        tokenizer = cached_tokenizer(corpus.train, config.vocab_size, manifest, cache)
+        tokenizer = _tokenizer(config, corpus, manifest, cache)
     if (needed := vocabulary_size(tokenizer)) > config.vocab_size:
         name = config.tokenizer or "the tokenizer"
         raise ValueError(
@@ -75,26 +76,27 @@ def prepare_data(config: TrainConfig, *, tokenizer: Tokenizer | None = None) -> 
             f"write --vocab-size {128 * math.ceil(needed / 128)}"
         )
     eos = eos_id(tokenizer)
-    encoded = [cached_encoding(tokenizer, source.train, manifest, cache) for source in corpus.sources]
-    held_out = cached_encoding(tokenizer, corpus.held_out, manifest, cache)
-
-    def rewrite(source: Source) -> FillInTheMiddle | None:
-        if not config.fim_rate:
-            return None
-        return FillInTheMiddle(source.train, tokenizer, rate=config.fim_rate, seed=config.seed)
-
-    packed = [
-        PackedSequences(
-            tokens,
-            config.seq_len,
-            eos=eos,
-            seed=config.seed,
-            name=source.name,
-            rewrite=rewrite(source),
+    packed, held_out = [], []
+    for source in corpus.sources:
+        train = cached_encoding(tokenizer, source.train, manifest, cache)
+        held_out += cached_encoding(tokenizer, source.held_out, manifest, cache)
+        for shard in source.shards:
+            ours, theirs = _split_shard(shard, tokenizer, corpus.notices)
+            train += ours
+            held_out += theirs
+            source.held_out += [_decoded(shard, tokens, tokenizer) for tokens in theirs]
+        rewrite = None
+        if config.fim_rate:
+            if not source.train:
+                raise ValueError(
+                    f"--fim-rate rearranges text, and {source.name} holds tokens only; write --fim-rate 0"
+                )
+            rewrite = FillInTheMiddle(source.train, tokenizer, rate=config.fim_rate, seed=config.seed)
+        packed.append(
+            PackedSequences(
+                train, config.seq_len, eos=eos, seed=config.seed, name=source.name, rewrite=rewrite
+            )
         )
-        for source, tokens in zip(corpus.sources, encoded, strict=True)
-    ]
-    train_bytes = sum(len(document.text.encode()) for document in corpus.train)
     return RunData(
         corpus=corpus,
         manifest=manifest,
@@ -103,10 +105,52 @@ def prepare_data(config: TrainConfig, *, tokenizer: Tokenizer | None = None) -> 
         batches=Mixture(packed, [source.weight for source in corpus.sources]),
         validation=validation_windows(held_out, config.seq_len, eos=eos),
         held_out_bytes=len(corpus.held_out_bytes()),
-        bytes_per_token=train_bytes / sum(source.tokens_per_epoch for source in packed),
+        bytes_per_token=_bytes_per_token(corpus, packed, held_out),
         eos=eos,
         document_masking=config.document_masking,
     )
+
+
+def _tokenizer(config: TrainConfig, corpus: Corpus, manifest: str, cache: Path) -> Tokenizer:
+    if config.tokenizer is not None:
+        return load_tokenizer(config.tokenizer)
+    for source in corpus.sources:
+        if source.shards:
+            raise ValueError(
+                f"{source.shards[0].path} holds tokens, and which text they stand for is not in it; name the "
+                "tokenizer.json that it was made with as --tokenizer"
+            )
+    return cached_tokenizer(corpus.train, config.vocab_size, manifest, cache)
+
+
+def _split_shard(shard: Shard, tokenizer: Tokenizer, notices: list[str]) -> tuple[list[Tokens], list[Tokens]]:
+    """Documents to train on and held-out ones, by the hash of their number; where that leaves either side
+    empty, the end of the longest is held out."""
+    documents = cut_documents(shard, eos_id(tokenizer), vocabulary_size(tokenizer))
+    train: list[Tokens] = []
+    held_out: list[Tokens] = []
+    for number, tokens in enumerate(documents):
+        (held_out if is_held_out(f"{shard.name}:{number}") else train).append(tokens)
+    if train and held_out:
+        return train, held_out
+    notices.append(f"{shard.path}: too few documents to hold some out by hash, so the end of one is held out")
+    longest = max(range(len(documents)), key=lambda i: len(documents[i]))
+    whole = documents[longest]
+    cut = len(whole) - 1 - max(1, len(whole) // HELD_OUT_SHARE)
+    kept = np.append(whole[:cut], whole[-1:])
+    return [*documents[:longest], kept, *documents[longest + 1 :]], [whole[cut:]]
+
+
+def _decoded(shard: Shard, tokens: Tokens, tokenizer: Tokenizer) -> Document:
+    """The text of a held-out document, on whose bytes the score is counted."""
+    return Document(shard.name, tokenizer.decode(tokens[:-1].tolist(), skip_special_tokens=False))
+
+
+def _bytes_per_token(corpus: Corpus, packed: list[PackedSequences], held_out: list[Tokens]) -> float:
+    if any(source.shards for source in corpus.sources):
+        return len(corpus.held_out_bytes()) / sum(map(len, held_out))
+    train_bytes = sum(len(document.text.encode()) for document in corpus.train)
+    return train_bytes / sum(source.tokens_per_epoch for source in packed)
 
 
 @torch.no_grad()

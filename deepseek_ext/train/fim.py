@@ -9,7 +9,8 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from .corpus import Document
-from .tokenizer import FIM_NAMES, Tokens, eos_id
+from .shards import Tokens
+from .tokenizer import FIM_NAMES, eos_id
 
 
 def fim_ids(tokenizer: Tokenizer) -> tuple[int, int, int]:

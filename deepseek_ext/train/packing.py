@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from .tokenizer import Tokens
+from .shards import Tokens
 
 IGNORED = -100  # a target that the loss leaves out
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import os
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import tokenizers
 from tokenizers import Tokenizer
 from tokenizers.decoders import ByteLevel as ByteLevelDecoder
@@ -17,6 +17,7 @@ from tokenizers.pre_tokenizers import ByteLevel
 from tokenizers.trainers import BpeTrainer
 
 from .corpus import Document
+from .shards import Tokens
 
 EOS = "<|eos|>"
 # How other tokenizer files name the end of a document, tried in this order.
@@ -27,8 +28,6 @@ FIM_NAMES = (
     ("<｜fim▁begin｜>", "<｜fim▁hole｜>", "<｜fim▁end｜>"),
 )
 _SPECIAL = [EOS, *FIM_NAMES[0]]
-
-Tokens = npt.NDArray[np.int32]
 
 
 def train_tokenizer(documents: Sequence[Document], vocab_size: int) -> Tokenizer:
@@ -106,12 +105,22 @@ def cached_encoding(
     tokenizer: Tokenizer, documents: Sequence[Document], manifest: str, cache: Path
 ) -> list[Tokens]:
     """encode_documents, kept in the cache folder: encoding takes longer than training the tokenizer."""
+    if not documents:
+        return []
     names = "\n".join(f"{d.name} {len(d.text)}" for d in documents)
     key = hashlib.sha256(f"{manifest} {tokenizer_hash(tokenizer)} {names}".encode()).hexdigest()[:16]
     path = cache / f"tokens-{key}.npz"
     if path.exists():
-        with np.load(path, allow_pickle=False) as stored:
-            tokens, ends = stored["tokens"], stored["ends"]
+        try:
+            with np.load(path, allow_pickle=False) as stored:
+                tokens, ends = stored["tokens"], stored["ends"]
+            if len(ends) != len(documents) or ends[-1] != len(tokens):
+                raise ValueError("its lengths do not fit")
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+            raise ValueError(
+                f"{path}, which keeps the text's tokens for later runs, is damaged ({error}); delete it, and "
+                "it is made anew"
+            ) from error
     else:
         pieces = encode_documents(tokenizer, documents)
         tokens, ends = np.concatenate(pieces), np.cumsum([len(piece) for piece in pieces])

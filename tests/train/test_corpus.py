@@ -105,7 +105,6 @@ def test_an_empty_file_in_a_folder_is_skipped_and_said(tmp_path: Path) -> None:
         ({"e.txt": " \n"}, ".", r"--data .*: no text in it; name files with text"),
         ({}, "none.txt", r"--data .*none\.txt: no such file or folder; check the path"),
         ({}, "*.txt", r"--data .*\*\.txt: no files there; name a folder"),
-        ({"a.npy": "x"}, "a.npy", r"a\.npy: ready-made token shards are not read yet; give the text itself"),
         ({"a.jsonl": '{"text": "a"}\n{"txt": 1}\n'}, "a.jsonl", r"a\.jsonl, line 2: wanted a JSON object"),
         ({"a.jsonl": '{"text": "a"}\nnot json\n'}, "a.jsonl", r"a\.jsonl, line 2: wanted a JSON object"),
         ({"a.jsonl": '{"text": 7}\n'}, "a.jsonl", r'a\.jsonl, line 1: "text" is not a string'),

@@ -11,7 +11,8 @@ from deepseek_ext.train.config import TrainConfig
 from deepseek_ext.train.corpus import Document
 from deepseek_ext.train.data import prepare_data
 from deepseek_ext.train.fim import FillInTheMiddle, fim_ids
-from deepseek_ext.train.tokenizer import FIM_NAMES, Tokens, encode_documents, eos_id, train_tokenizer
+from deepseek_ext.train.shards import Tokens
+from deepseek_ext.train.tokenizer import FIM_NAMES, encode_documents, eos_id, train_tokenizer
 
 DOCUMENTS = [
     Document(f"{n}.txt", f"naïve café {n} — 東京 {'x' * (n % 7)}<|fim_hole|>\n" * 3) for n in range(400)

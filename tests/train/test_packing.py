@@ -18,7 +18,7 @@ from deepseek_ext.train.packing import (
     document_starts,
     validation_windows,
 )
-from deepseek_ext.train.tokenizer import Tokens
+from deepseek_ext.train.shards import Tokens
 
 EOS = 0
 

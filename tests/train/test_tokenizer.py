@@ -64,6 +64,33 @@ def test_the_cache_is_used_and_keyed(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert not [path for path in tmp_path.iterdir() if "tmp" in path.name]
 
 
+def test_a_damaged_cache_is_named_and_made_anew(tmp_path: Path) -> None:
+    tokenizer = cached(tmp_path)
+    tokens = tok.cached_encoding(tokenizer, DOCUMENTS, "manifest", tmp_path)
+    (encoding,), (vocabulary,) = tmp_path.glob("tokens-*.npz"), tmp_path.glob("tokenizer-*.json")
+    content = encoding.read_bytes()
+    for torn in (b"", content[: len(content) // 2], content[:200] + b"\xff" * 8 + content[208:]):
+        encoding.write_bytes(torn)
+        with pytest.raises(ValueError, match=f"{encoding.name}, which keeps .* is damaged .*; delete it"):
+            tok.cached_encoding(tokenizer, DOCUMENTS, "manifest", tmp_path)
+    encoding.unlink()
+    again = tok.cached_encoding(tokenizer, DOCUMENTS, "manifest", tmp_path)
+    assert [t.tolist() for t in again] == [t.tolist() for t in tokens]
+    vocabulary.write_bytes(vocabulary.read_bytes()[:100])
+    with pytest.raises(ValueError, match=f"{vocabulary.name} is not a tokenizer.json .*; delete or replace"):
+        cached(tmp_path)
+    vocabulary.unlink()
+    assert tok.tokenizer_hash(cached(tmp_path)) == tok.tokenizer_hash(tokenizer)
+
+
+def test_special_tokens_have_ids_that_text_never_gets(tmp_path: Path) -> None:
+    tokenizer = cached(tmp_path)
+    special = {tok.eos_id(tokenizer), *(tokenizer.token_to_id(name) for name in tok.FIM_NAMES[0])}
+    assert len(special) == 4
+    text = "".join((tok.EOS, *tok.FIM_NAMES[0]))
+    assert not special & set(tokenizer.encode(text, add_special_tokens=False).ids)
+
+
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"none\.json: no such tokenizer file"):
         tok.load_tokenizer(tmp_path / "none.json")
