@@ -7,9 +7,18 @@ The model and the tools around it are imported when first used.
 from __future__ import annotations
 
 import importlib
+import os
+import sys
 from typing import TYPE_CHECKING, Any
 
-from . import ops
+try:
+    from . import ops
+except (ImportError, ValueError) as error:  # not compiled, or DSE_CPU_CAPABILITY names no tier of this CPU
+    # The command line says it in one line like its other errors; none of its own code is read by now.
+    if os.path.basename(sys.argv[0]) in ("deepseek-ext", "-m"):
+        print(f"deepseek-ext: {error}", file=sys.stderr)
+        raise SystemExit(2) from error
+    raise
 
 if TYPE_CHECKING:
     from .config import ModelConfig

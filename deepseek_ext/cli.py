@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
-import re
 import shlex
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, TypeVar
+from typing import Annotated, Literal, NamedTuple, TypeVar
 
 import torch
 import tyro
 from tokenizers import Tokenizer
 
 from . import __version__, _native, ops
+from .cli_arguments import parse
 from .generate import generate
 from .hf import load_hf, save_hf
 from .model import DeepseekV3
@@ -58,6 +56,10 @@ class GenerateOptions:
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1:
             raise ValueError(f"--max-new-tokens must be positive, got {self.max_new_tokens}")
+        if not self.temperature >= 0:
+            raise ValueError(f"--temperature must not be negative, got {self.temperature}; 0 is greedy")
+        if not self.prompt:
+            raise ValueError("--prompt must not be empty; give some text to continue")
 
 
 @dataclass(kw_only=True, slots=True)
@@ -149,7 +151,7 @@ def train(recipe: TrainConfig, args: Sequence[str] | None = None, *, program: st
     program = program or f"python {shlex.quote(sys.argv[0])}"
 
     def go() -> int:
-        config = _parse(TrainConfig, given, program, default=recipe)
+        config = parse(TrainConfig, given, program, default=recipe)
         return run(config, command=[*shlex.split(program), *given])
 
     return _one_line_errors(program, go)
@@ -245,20 +247,7 @@ def _export(options: ExportOptions) -> int:
 
 def _parsed(kind: type[T], action: Callable[[T], int]) -> Callable[[str, list[str]], int]:
     """A command whose arguments are the fields of a dataclass."""
-    return lambda program, args: action(_parse(kind, args, program))
-
-
-def _parse(kind: type[T], args: list[str], program: str, **settings: Any) -> T:
-    """The options as tyro reads them; its boxed complaint becomes one sentence."""
-    complaint = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(complaint):
-            return tyro.cli(kind, args=args, prog=program, **settings)
-    except SystemExit as error:
-        if error.code in (0, None):
-            raise
-        words = re.sub(r"\x1b\[[0-9;]*m|[─-╿]|-{4,}", " ", complaint.getvalue())
-        raise ValueError(re.sub(r"\s+", " ", words).strip()) from None
+    return lambda program, args: action(parse(kind, args, program))
 
 
 def _one_line_errors(program: str, action: Callable[[], int]) -> int:

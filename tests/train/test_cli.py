@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import shutil
 import subprocess
@@ -30,28 +31,39 @@ def one_line(capsys: pytest.CaptureFixture[str]) -> str:
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        ("info now", "now"),
-        ("train --wings 2", "Unrecognized options"),
-        ("train --depth two", "two"),
+        ("info now", "'now' is one argument too many; `deepseek-ext info --help` lists what there is"),
+        ("train --wings 2", "there is no option --wings; `deepseek-ext train --help` lists what there is"),
+        ("train --dept 2", "there is no option --dept; did you mean --depth?"),
+        ("train --mtp_dep=2 --wings", "there is no option --mtp_dep; did you mean --mtp-depth?"),
+        ("train --depth", "--depth needs a value; `deepseek-ext train --help` lists what there is"),
+        ("train --depth two", "--depth must be a whole number, got 'two'"),
+        ("train --minutes two", "--minutes must be a number, got 'two'"),
         ("train --depth 0", "--depth must be positive, got 0"),
         ("train --minutes -1", "--minutes must be positive, got -1"),
         ("train --seed -1", "--seed must not be negative, got -1"),
-        ("train --precision fp4", "fp4"),
-        ("train --resume maybe", "maybe"),
+        ("train --precision fp4", "--precision must be one of bf16, fp32, fp8, got 'fp4'"),
+        ("train --resume maybe", "--resume must be one of auto, never, got 'maybe'"),
         ("train --experts 10", "--experts must be a multiple of 4, at least 8"),
         ("train --seq-len 1", "--seq-len 1 leaves nothing to predict for --mtp-depth 1"),
         (
             "train --sequences 8 --micro-sequences 3",
             "--sequences 8 must be a multiple of --micro-sequences 3",
         ),
-        ("generate", "Missing from deepseek-ext generate: RUN"),
+        ("generate", "missing: RUN, --prompt; `deepseek-ext generate --help` lists what there is"),
+        ("generate --promt x", "there is no option --promt; did you mean --prompt?"),
+        ("generate --run-dir nowhere --prompt x", "there is no option --run-dir; `deepseek-ext generate"),
+        ("generate a b --prompt x", "'b' is one argument too many"),
         ("generate nowhere --prompt x", "nowhere holds no checkpoint that can be read"),
         ("generate nowhere --prompt x --max-new-tokens 0", "--max-new-tokens must be positive"),
+        ("generate nowhere --prompt x --temperature -1", "--temperature must not be negative, got -1.0"),
+        ("generate nowhere --prompt ''", "--prompt must not be empty"),
+        ("generate nowhere --prompt x --precision fp4", "--precision must be one of bf16, fp32, fp8, got"),
         ("eval nowhere", "nowhere holds no checkpoint that can be read"),
         ("generate nowhere --prompt x --precision fp8", "--precision fp8: nowhere has no config.json"),
-        ("export-hf nowhere", "OUT"),
+        ("export-hf nowhere", "missing: OUT; "),
+        ("export-hf nowhere out --no-mtpp", "there is no option --no-mtpp; did you mean --no-mtp?"),
         ("export-hf nowhere out", "nowhere holds no checkpoint that can be read"),
-        ("export-hf nowhere out --dtype fp4", "fp4"),
+        ("export-hf nowhere out --dtype fp4", "--dtype must be one of bfloat16, float32, fp8, got 'fp4'"),
     ],
 )
 def test_a_users_error_is_one_line(
@@ -63,7 +75,7 @@ def test_a_users_error_is_one_line(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert cli.main(shlex.split(args)) == 2
-    assert message in one_line(capsys)
+    assert one_line(capsys).startswith(f"deepseek-ext {args.split()[0]}: {message}")
     assert not list(tmp_path.iterdir())
 
 
@@ -242,10 +254,26 @@ def test_help_and_version_are_answers(capsys: pytest.CaptureFixture[str]) -> Non
     assert capsys.readouterr().out == f"deepseek-ext {deepseek_ext.__version__}\n"
 
 
-def test_python_m_is_the_command() -> None:
-    command = [sys.executable, "-m", "deepseek_ext", "--version"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stdout) == (0, f"deepseek-ext {deepseek_ext.__version__}\n")
+@pytest.mark.parametrize(
+    ("environment", "message"),
+    [
+        (
+            {"PYTHONIOENCODING": "utf-8"},
+            "deepseek-ext train: there is no option --dept; did you mean --depth?",
+        ),
+        (
+            {"DSE_CPU_CAPABILITY": "sse"},
+            "deepseek-ext: DSE_CPU_CAPABILITY: 'sse' is not a tier; write generic, ",
+        ),
+    ],
+)
+def test_python_m_is_the_command(environment: dict[str, str], message: str) -> None:
+    command = [sys.executable, "-m", "deepseek_ext", "train", "--dept", "2"]
+    environment = {**os.environ, **environment}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith(message)
+    assert done.stderr.count("\n") == 1
 
 
 def test_the_example_refuses_in_one_line(flags: Flags) -> None:
