@@ -28,7 +28,7 @@ def generate(
     Ends after max_new_tokens or before `stop_token`, by default the tokenizer's end-of-document token.
 
     Raises ValueError for speculate=True, which this version lacks, for an empty prompt, for a negative
-    temperature, and where prompt and new tokens exceed the model's max_position_embeddings.
+    temperature or max_new_tokens, and where prompt and new tokens exceed max_position_embeddings.
     """
     if speculate:
         raise ValueError("generate: speculate=True is not available in this version; leave it out")
@@ -61,8 +61,12 @@ def generate_tokens(
     longest = model.config.max_position_embeddings
     if not tokens:
         raise ValueError("generate: the prompt has no tokens; give at least one")
-    if temperature < 0:
+    if not temperature >= 0:
         raise ValueError(f"generate: temperature must not be negative, got {temperature}; 0 is greedy")
+    if max_new_tokens < 0:
+        raise ValueError(
+            f"generate: max_new_tokens must not be negative, got {max_new_tokens}; write 0 or more"
+        )
     if len(tokens) + max_new_tokens > longest:
         raise ValueError(
             f"generate: {len(tokens)} prompt tokens and {max_new_tokens} new ones exceed "

@@ -125,8 +125,9 @@ class DeepseekV3(nn.Module):
         each position the index of the first one that it may attend to. What a document then says is what it
         would say alone, except for rows of MTP module k that look past its end, i + k being in the next one.
         use_mtp=False skips the MTP modules and returns no mtp_logits. The same call serves inference, in eval
-        mode and under no_grad. Raises ValueError for tokens of another shape or dtype, or more than
-        max_position_embeddings of them, and for document_starts that are none.
+        mode and under no_grad. Raises ValueError for tokens of another shape or dtype, for more than
+        max_position_embeddings of them, for ids outside the vocabulary (on the CPU, where looking at them
+        waits for nothing), and for document_starts that are none.
         """
         self._check_tokens(tokens)
         context = self._context(tokens, document_starts=document_starts)
@@ -159,11 +160,12 @@ class DeepseekV3(nn.Module):
         document_starts: as in forward; MTP predictions past the end of a document then count nowhere.
         mtp_weight, balance_alpha: None means the configuration's. use_mtp=False leaves the MTP modules out.
 
-        Raises ValueError for arguments whose shapes or dtypes do not fit, and for a balance_alpha where the
-        configuration has no balance loss.
+        Raises ValueError for arguments whose shapes, dtypes or (on the CPU) ids do not fit, and for a
+        balance_alpha where the configuration has no balance loss.
         """
         self._check_tokens(tokens)
         _check_like("targets", targets, tokens, torch.int64)
+        _check_ids("targets", targets, self.config.vocab_size, besides=IGNORED)
         if valid is not None:
             _check_like("valid", valid, tokens, torch.bool)
         if num_targets is None:
@@ -332,17 +334,28 @@ class DeepseekV3(nn.Module):
             module.precision = precision
 
     def _check_tokens(self, tokens: Tensor) -> None:
-        if tokens.dim() != 2 or tokens.dtype != torch.int64:
+        if not isinstance(tokens, Tensor):
             raise ValueError(
-                f"DeepseekV3: tokens must be int64 [B, T], got {tokens.dtype} {list(tokens.shape)}; "
-                "one sequence is tokens[None]"
+                f"DeepseekV3: tokens must be an int64 tensor [B, T], got a {type(tokens).__name__}; "
+                "write torch.tensor([...])"
+            )
+        if tokens.dim() != 2 or tokens.dtype != torch.int64:
+            remedy = "one sequence is tokens[None]" if tokens.dtype == torch.int64 else "write tokens.long()"
+            raise ValueError(
+                f"DeepseekV3: tokens must be int64 [B, T], got {tokens.dtype} {list(tokens.shape)}; {remedy}"
+            )
+        if tokens.numel() == 0:
+            raise ValueError(
+                f"DeepseekV3: tokens must hold at least one sequence of one token, got {list(tokens.shape)}; "
+                "leave empty batches out"
             )
         longest = self.config.max_position_embeddings
-        if not 1 <= tokens.shape[1] <= longest:
+        if tokens.shape[1] > longest:
             raise ValueError(
                 f"DeepseekV3: a sequence must have 1 to {longest} tokens (max_position_embeddings), "
                 f"got {tokens.shape[1]}; split it, or raise max_position_embeddings"
             )
+        _check_ids("tokens", tokens, self.config.vocab_size)
 
 
 def _after_load(model: DeepseekV3, _: Any) -> None:
@@ -352,6 +365,20 @@ def _after_load(model: DeepseekV3, _: Any) -> None:
 def _check_precision(argument: str, value: Any) -> None:
     if value not in PRECISIONS:
         raise ValueError(f"DeepseekV3: {argument} must be one of {', '.join(PRECISIONS)}, got {value!r}")
+
+
+def _check_ids(argument: str, ids: Tensor, vocabulary: int, besides: int | None = None) -> None:
+    """Raises ValueError unless ids are in [0, vocabulary) or `besides`; does not wait for another device."""
+    if ids.device.type != "cpu" or torch.compiler.is_compiling():
+        return
+    wrong = ids[(ids < 0) | (ids >= vocabulary)]
+    wrong = wrong if besides is None else wrong[wrong != besides]
+    if len(wrong):
+        exception = "" if besides is None else f" or {besides}"
+        raise ValueError(
+            f"DeepseekV3: {argument} must be ids from 0 to {vocabulary - 1} (vocab_size){exception}, got "
+            f"{int(wrong[0])}; encode the text with the model's own tokenizer"
+        )
 
 
 def _same_document(starts: Tensor, ahead: int) -> Tensor:

@@ -72,9 +72,14 @@ def test_wrong_arguments_are_refused(make_model: Make, tokenizer: Tokenizer) -> 
     for options, message in [
         ({"speculate": True}, "speculate=True is not available in this version; leave it out"),
         ({"temperature": -1.0}, "temperature must not be negative, got -1.0; 0 is greedy"),
+        ({"temperature": float("nan")}, "temperature must not be negative, got nan"),
+        ({"max_new_tokens": -1}, "max_new_tokens must not be negative, got -1; write 0 or more"),
         ({"max_new_tokens": 9}, "1 prompt tokens and 9 new ones exceed max_position_embeddings .8."),
     ]:
         with pytest.raises(ValueError, match=message):
             generate(model, tokenizer, "x", **options)
     with pytest.raises(ValueError, match="the prompt has no tokens"):
         generate(model, tokenizer, "", max_new_tokens=1)
+    assert generate(model, tokenizer, "x", max_new_tokens=0) == ""
+    with pytest.raises(ValueError, match=r"tokens must be ids from 0 to 99 .vocab_size., got \d+; encode"):
+        generate(make_model(vocab_size=100), tokenizer, "é", max_new_tokens=1)
