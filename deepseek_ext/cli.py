@@ -17,7 +17,7 @@ from tokenizers import Tokenizer
 from . import __version__, _native, ops
 from .cli_arguments import parse
 from .generate import generate
-from .hf import load_hf, save_hf
+from .hf import load_hf, no_such_folder, save_hf
 from .model import DeepseekV3
 from .nn.linear import Precision
 from .reproduce import ReproduceOptions, reproduce
@@ -64,7 +64,7 @@ class GenerateOptions:
 
 @dataclass(kw_only=True, slots=True)
 class ExportOptions:
-    """Writes a run's model and tokenizer as a Hugging Face checkpoint, which transformers loads."""
+    """Writes a run's model and tokenizer as a Hugging Face checkpoint."""
 
     source: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """The run directory, whose newest checkpoint is taken, or one of its checkpoints."""
@@ -75,7 +75,7 @@ class ExportOptions:
     power_of_2: bool = False
     """Round the scales of fp8 up to powers of two (scale_fmt ue8m0)."""
     mtp: bool = True
-    """Write the multi-token prediction modules too."""
+    """Write the multi-token prediction modules too; transformers reports them as unexpected."""
     max_shard_size: int = 5_000_000_000
     """Bytes of one file at most."""
 
@@ -201,7 +201,11 @@ def _generate(options: GenerateOptions) -> int:
 
 def _load(path: Path, precision: Precision | None) -> tuple[DeepseekV3, Tokenizer]:
     """The model and tokenizer of a run, of a checkpoint of one, or of a Hugging Face checkpoint."""
-    if (path / "config.json").is_file():
+    if not path.is_dir():
+        raise no_such_folder(path, "a run or a Hugging Face checkpoint")
+    if (path / "config.json").is_file() or any(path.glob("*.safetensors")):
+        if not (path / "tokenizer.json").is_file():
+            raise ValueError(f"{path} has no tokenizer.json; put there the one that came with the checkpoint")
         return load_hf(path, precision or "bf16"), load_tokenizer(path / "tokenizer.json")
     if precision is not None:
         raise ValueError(
@@ -238,9 +242,10 @@ def _export(options: ExportOptions) -> int:
     except OSError as error:
         raise ValueError(f"{options.out} cannot be written: {error}") from error
     size = sum(file.stat().st_size for file in options.out.iterdir())
+    theirs = "transformers with accelerate" if options.dtype == "fp8" else "transformers"
     print(
         f"wrote {options.out}: {size / 1e6:,.1f} MB in {options.dtype}; "
-        f'deepseek_ext.load_hf("{options.out}") and transformers read it'
+        f'deepseek_ext.load_hf("{options.out}") and {theirs} read it'
     )
     return 0
 

@@ -182,11 +182,13 @@ class ModelConfig:
         """Reads a Hugging Face configuration: a dict, or a folder that holds config.json.
 
         Both spellings of the rotary settings are read (rope_theta with rope_scaling, and rope_parameters).
-        Keys that describe training or files are ignored. Raises ValueError where the configuration asks for
-        something this model is not, or where the folder has no config.json that can be read.
+        Keys that describe training or files are ignored. Raises ValueError for another architecture, where
+        the configuration asks for something this model is not, and where the folder has no config.json that
+        can be read.
         """
         if isinstance(source, str | Path):
             source = read_hf_config(Path(source))
+        _check_architecture(source)
         for key, accepted, meaning in _FIXED_IN_HF:
             if key in source and source[key] not in accepted:
                 raise ValueError(f"ModelConfig.from_hf: {key} = {source[key]!r} is not supported: {meaning}")
@@ -237,6 +239,17 @@ def read_hf_config(folder: Path) -> dict[str, Any]:
             f"ModelConfig.from_hf: {path} must hold a JSON object, it holds a {type(settings).__name__}"
         )
     return settings
+
+
+def _check_architecture(source: Mapping[str, Any]) -> None:
+    # Kimi K2 has a model_type of its own and names the class.
+    kind, classes = source.get("model_type"), source.get("architectures")
+    named = isinstance(classes, list) and "DeepseekV3ForCausalLM" in classes
+    if kind != "deepseek_v3" and not named:
+        raise ValueError(
+            f"ModelConfig.from_hf: this is not the configuration of a DeepSeek-V3 model: model_type is "
+            f'{kind!r} and architectures {classes!r}; "deepseek_v3" or ["DeepseekV3ForCausalLM"] is read'
+        )
 
 
 _MAY_BE_ZERO = {"first_k_dense_replace", "n_shared_experts", "num_nextn_predict_layers"}

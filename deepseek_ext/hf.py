@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -40,11 +41,12 @@ def save_hf(
     tokenizer: Any = None,
     eos_token_id: int | None = None,
 ) -> None:
-    """Writes the model as a Hugging Face checkpoint, which transformers loads as DeepseekV3ForCausalLM.
+    """Writes the model as a Hugging Face checkpoint; transformers' DeepseekV3ForCausalLM is its class.
 
     path: a folder that is new or empty. dtype: "bfloat16", "float32", or "fp8": projections in float8_e4m3fn
     with an FP32 scale per 128x128 block, rounded up to powers of two if power_of_2 (scale_fmt "ue8m0"), all
-    else in BF16; router biases are FP32 in all three. include_mtp=False leaves the MTP modules out.
+    else in BF16; router biases are FP32 in all three. include_mtp=False leaves the MTP modules out, which
+    transformers would skip and report as unexpected. It reads fp8 only where accelerate is installed.
     max_shard_size: bytes of a file, which only a single larger tensor exceeds. tokenizer: of the `tokenizers`
     package, written along with the end-of-document token eos_token_id, so that AutoTokenizer reads them.
 
@@ -119,12 +121,15 @@ def load_hf(
     unexpected or of another shape or dtype.
     """
     folder = Path(path)
-    if not folder.is_dir():
-        raise ValueError(f"load_hf: {folder} is no folder; name the one that holds config.json")
+    _check_folder(folder)
     settings = read_hf_config(folder)
+    try:
+        config = ModelConfig.from_hf(settings)
+    except ValueError as error:
+        raise ValueError(f"load_hf: {folder / CONFIG}: {str(error).split(': ', 1)[1]}") from error
     _check_quantization(folder, settings.get("quantization_config"))
     found = scan(folder)
-    config = _with_modules_of(folder, ModelConfig.from_hf(settings), found)
+    config = _with_modules_of(folder, config, found)
     model = DeepseekV3(config, precision=precision, precision_overrides=precision_overrides, device="meta")
     wanted = list(entries(model))
     check_tensors(folder, wanted, found)
@@ -140,6 +145,24 @@ def load_hf(
             module.power_of_2 = powers_of_2
     model.weights_changed()
     return model
+
+
+def no_such_folder(folder: Path, wanted: str) -> ValueError:
+    """The error for a folder that is not there, which may be meant as the name of a model on the Hub."""
+    remedy = f"name a local one that holds {wanted}"
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", str(folder)) and not folder.parent.exists():
+        remedy += f"; nothing is downloaded here, `hf download {folder} --local-dir DIR` does that"
+    return ValueError(f"{folder} is no folder; {remedy}")
+
+
+def _check_folder(folder: Path) -> None:
+    if not folder.is_dir():
+        raise ValueError(f"load_hf: {no_such_folder(folder, CONFIG)}")
+    if (folder / "checkpoints").is_dir() and not (folder / CONFIG).exists():
+        raise ValueError(
+            f"load_hf: {folder} holds a training run and no {CONFIG}; export it with "
+            f"`deepseek-ext export-hf {folder} OUT`, and load OUT"
+        )
 
 
 def _quantization_settings(power_of_2: bool) -> dict[str, Any]:

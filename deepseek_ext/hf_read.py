@@ -44,7 +44,9 @@ def scan(folder: Path) -> dict[str, Found]:
     elif (folder / "model.safetensors").is_file():
         files = [folder / "model.safetensors"]
     else:
-        raise ValueError(f"load_hf: {folder} holds neither {INDEX} nor model.safetensors")
+        raise ValueError(
+            f"load_hf: {folder} holds neither {INDEX} nor model.safetensors; only safetensors are read"
+        )
     found = {}
     for file in files:
         with _opened(file) as reader:

@@ -120,7 +120,8 @@ def test_transformers_reads_what_is_written() -> None:
     assert theirs.rope_parameters["rope_type"] == "yarn"
     assert theirs.num_mtp_layers == 1
     assert ModelConfig.from_hf(theirs.to_dict()) == config
-    assert ModelConfig.from_hf({"num_mtp_layers": 3}).num_nextn_predict_layers == 3
+    renamed = {"model_type": "deepseek_v3", "num_mtp_layers": 3}
+    assert ModelConfig.from_hf(renamed).num_nextn_predict_layers == 3
 
 
 @pytest.mark.parametrize(
@@ -163,6 +164,24 @@ def test_impossible_configurations_name_the_remedy(changes: dict[str, Any], mess
 def test_foreign_configurations_are_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         ModelConfig.from_hf({**RELEASED, **changes})
+
+
+LLAMA = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "num_key_value_heads": 8}
+
+
+@pytest.mark.parametrize(
+    ("settings", "found"),
+    [
+        ({}, "model_type is None and architectures None"),
+        (LLAMA, r"model_type is 'llama' and architectures \['LlamaForCausalLM'\]"),
+        ({"architectures": "DeepseekV3ForCausalLM"}, "model_type is None and architectures 'Deep"),
+        ({**RELEASED, "architectures": ["DeepseekV2ForCausalLM"]}, r"\['DeepseekV2ForCausalLM'\]"),
+    ],
+)
+def test_other_architectures_are_called_so_first(settings: dict[str, Any], found: str) -> None:
+    wanted = f"not the configuration of a DeepSeek-V3 model: .*{found}.*; .deepseek_v3. or .* is read"
+    with pytest.raises(ValueError, match=wanted):
+        ModelConfig.from_hf(settings)
 
 
 def test_unknown_names_are_refused(tmp_path: Path) -> None:

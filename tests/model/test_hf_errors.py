@@ -114,7 +114,7 @@ def test_mtp_layers_that_the_configuration_does_not_know(folder: Path) -> None:
 
 def test_files_that_are_not_there(folder: Path, tmp_path: Path) -> None:
     assert refusal(tmp_path / "none") == (
-        f"load_hf: {tmp_path / 'none'} is no folder; name the one that holds config.json"
+        f"load_hf: {tmp_path / 'none'} is no folder; name a local one that holds config.json"
     )
     gone = sorted(folder.glob("*.safetensors"))[1:3]
     for file in gone:
@@ -125,10 +125,43 @@ def test_files_that_are_not_there(folder: Path, tmp_path: Path) -> None:
     )
     index.unlink()
     assert refusal(folder) == (
-        f"load_hf: {folder} holds neither model.safetensors.index.json nor model.safetensors"
+        f"load_hf: {folder} holds neither model.safetensors.index.json nor model.safetensors; only "
+        "safetensors are read"
     )
     (folder / "config.json").unlink()
     assert f"{folder / 'config.json'} does not exist" in refusal(folder)
+
+
+def test_a_name_on_the_hub_is_not_downloaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert refusal(Path("deepseek-ai/DeepSeek-V3")) == (
+        "load_hf: deepseek-ai/DeepSeek-V3 is no folder; name a local one that holds config.json; nothing is "
+        "downloaded here, `hf download deepseek-ai/DeepSeek-V3 --local-dir DIR` does that"
+    )
+    (tmp_path / "runs").mkdir()
+    assert "hf download" not in refusal(Path("runs/first"))
+
+
+def test_a_run_is_to_be_exported_first(tmp_path: Path) -> None:
+    (tmp_path / "checkpoints").mkdir()
+    assert f"holds a training run and no config.json; export it with `deepseek-ext export-hf {tmp_path}" in (
+        refusal(tmp_path)
+    )
+
+
+@pytest.mark.parametrize("quantisation", [None, {"quant_method": "gptq"}])
+def test_another_architecture_is_called_so_before_anything_else(quantisation: Any, tmp_path: Path) -> None:
+    llama = {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "quantization_config": quantisation,
+    }
+    (tmp_path / "config.json").write_text(json.dumps({**llama, "num_key_value_heads": 8}))
+    assert refusal(tmp_path).startswith(
+        f"load_hf: {tmp_path / 'config.json'}: this is not the configuration of a DeepSeek-V3 model: "
+    )
+    (tmp_path / "config.json").write_text("{}")
+    assert "model_type is None" in refusal(tmp_path)
 
 
 @pytest.mark.parametrize("text", ['{"hidden_size": ', "\xff\xfe", "[1, 2]", '"text"'])

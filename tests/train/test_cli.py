@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import shlex
 import shutil
@@ -53,13 +54,15 @@ def one_line(capsys: pytest.CaptureFixture[str]) -> str:
         ("generate --promt x", "there is no option --promt; did you mean --prompt?"),
         ("generate --run-dir nowhere --prompt x", "there is no option --run-dir; `deepseek-ext generate"),
         ("generate a b --prompt x", "'b' is one argument too many"),
-        ("generate nowhere --prompt x", "nowhere holds no checkpoint that can be read"),
+        ("generate nowhere --prompt x", "nowhere is no folder; name a local one that holds a run or a"),
+        ("generate . --prompt x", ". holds no checkpoint that can be read; name the run directory"),
+        ("generate . --prompt x --precision fp8", "--precision fp8: . has no config.json"),
+        ("generate a-team/model --prompt x", "a-team/model is no folder; name a local one that holds a run"),
         ("generate nowhere --prompt x --max-new-tokens 0", "--max-new-tokens must be positive"),
         ("generate nowhere --prompt x --temperature -1", "--temperature must not be negative, got -1.0"),
         ("generate nowhere --prompt ''", "--prompt must not be empty"),
         ("generate nowhere --prompt x --precision fp4", "--precision must be one of bf16, fp32, fp8, got"),
         ("eval nowhere", "nowhere holds no checkpoint that can be read"),
-        ("generate nowhere --prompt x --precision fp8", "--precision fp8: nowhere has no config.json"),
         ("export-hf nowhere", "missing: OUT; "),
         ("export-hf nowhere out --no-mtpp", "there is no option --no-mtpp; did you mean --no-mtp?"),
         ("export-hf nowhere out", "nowhere holds no checkpoint that can be read"),
@@ -122,7 +125,9 @@ def test_an_exported_run_is_read_by_us_and_by_transformers(
     transformers = pytest.importorskip("transformers")
     out = tmp_path / "out"
     assert cli.main(["export-hf", str(finished_run), str(out), "--dtype", dtype]) == 0
-    assert capsys.readouterr().out.startswith(f"wrote {out}: ")
+    said = capsys.readouterr().out
+    assert said.startswith(f"wrote {out}: ")
+    assert ("transformers with accelerate read it" if dtype == "fp8" else "and transformers read it") in said
     model, tokenizer, _ = load_run(finished_run)
     exported = load_hf(out, "fp32").eval()
     tokens = torch.tensor([tokenizer.encode("the value of item 3").ids])
@@ -133,7 +138,14 @@ def test_an_exported_run_is_read_by_us_and_by_transformers(
     assert theirs("the value of item 3").input_ids == tokens[0].tolist()
     assert theirs.eos_token == "<|eos|>"
     assert theirs.decode(tokens[0]) == "the value of item 3"
-    if dtype != "fp8":
+    if dtype == "fp8" and importlib.util.find_spec("accelerate") is None:
+        with pytest.raises(ImportError, match="requires accelerate"):
+            transformers.AutoModelForCausalLM.from_pretrained(out)
+    elif dtype == "fp8":
+        their_model = transformers.AutoModelForCausalLM.from_pretrained(out)
+        scale = exported(tokens).logits.abs().max()
+        assert (their_model(tokens).logits - exported(tokens).logits).abs().max() <= 0.02 * scale
+    else:
         their_model = transformers.AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32)
         assert type(their_model).__name__ == "DeepseekV3ForCausalLM"
         assert (their_model(tokens).logits - exported(tokens).logits).abs().max() <= 1e-4
@@ -151,6 +163,12 @@ def test_generate_takes_an_exported_folder(
     assert cli.main(["generate", str(tmp_path / "out"), *ask, "--precision", "fp32"]) == 0
     assert capsys.readouterr().out == of_the_run
     assert of_the_run.startswith("the value")
+
+
+def test_a_folder_without_a_tokenizer_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    assert cli.main(["generate", str(tmp_path), "--prompt", "x"]) == 2
+    assert f"{tmp_path} has no tokenizer.json; put there the one that came with" in one_line(capsys)
 
 
 def test_one_checkpoint_of_a_run_is_exported(finished_run: Path, tmp_path: Path) -> None:
