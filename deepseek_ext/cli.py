@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Literal, NamedTuple, TypeVar
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
 import torch
 import tyro
@@ -161,7 +161,7 @@ def _extend(program: str, args: list[str]) -> int:
     """Reads what the recipe of the second phase depends on, and hands the other flags to train."""
     if not args or (args[0].startswith("-") and args[0] not in ("-h", "--help")):
         raise ValueError(f"name the run first: {program} RUN --seq-len N, and then any flag of train")
-    parsed: Any = _parse(ExtendOptions, args[1:] or args[:1], program, return_unknown_args=True)
+    parsed: Any = parse(ExtendOptions, args[1:] or args[:1], program, return_unknown_args=True)
     options, rest = parsed
     folder = Path(args[0])
     recipe = recipes.extended(
@@ -242,10 +242,14 @@ def _export(options: ExportOptions) -> int:
     except OSError as error:
         raise ValueError(f"{options.out} cannot be written: {error}") from error
     size = sum(file.stat().st_size for file in options.out.iterdir())
-    theirs = "transformers with accelerate" if options.dtype == "fp8" else "transformers"
+    readers = (
+        "reads it; transformers needs accelerate for it, and whole blocks of 128"
+        if options.dtype == "fp8"
+        else "and transformers read it"
+    )
     print(
         f"wrote {options.out}: {size / 1e6:,.1f} MB in {options.dtype}; "
-        f'deepseek_ext.load_hf("{options.out}") and {theirs} read it'
+        f'deepseek_ext.load_hf("{options.out}") {readers}'
     )
     return 0
 

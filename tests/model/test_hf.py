@@ -369,3 +369,16 @@ def test_transformers_reads_the_configuration_of_every_dtype(rng: torch.Generato
             method = transformers.quantizers.auto.AutoQuantizationConfig.from_dict(theirs.quantization_config)
             assert isinstance(method, transformers.FineGrainedFP8Config)
             assert list(method.weight_block_size) == [128, 128]
+
+
+def test_transformers_reads_fp8_where_accelerate_is_installed(rng: torch.Generator, tmp_path: Path) -> None:
+    """As BF16, for want of a GPU; sides must be multiples of 128, or below, for it divides them equally."""
+    transformers = pytest.importorskip("transformers")
+    pytest.importorskip("accelerate")
+    model = small_model(rng, moe_intermediate_size=128, num_attention_heads=8)
+    save_hf(model, tmp_path / "a", "fp8", include_mtp=False)
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "a").state_dict()
+    for name, value in load_hf(tmp_path / "a", "fp32").state_dict().items():
+        of_experts = name.endswith(("experts.gate_up", "experts.down"))
+        got = theirs[name + "_proj" if of_experts else name]
+        assert torch.equal(got, value.to(got.dtype)), name
