@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar
@@ -164,9 +164,8 @@ def _extend(program: str, args: list[str]) -> int:
     parsed: Any = parse(ExtendOptions, args[1:] or args[:1], program, return_unknown_args=True)
     options, rest = parsed
     folder = Path(args[0])
-    recipe = recipes.extended(
-        stored_config(folder), folder, seq_len=options.seq_len, rope_factor=options.rope_factor
-    )
+    recipe = recipes.extended(stored_config(folder), seq_len=options.seq_len, rope_factor=options.rope_factor)
+    recipe = replace(recipe, init_from=folder)
     flags = [] if options.seq_len is None else ["--seq-len", str(options.seq_len)]
     flags += [] if options.rope_factor is None else ["--rope-factor", str(options.rope_factor)]
     return train(recipe, [*flags, *rest], program=f"{program} {shlex.quote(args[0])}")

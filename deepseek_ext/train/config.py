@@ -16,7 +16,7 @@ Preset = Literal["deepseek-v3", "deepseek-v3-16b", "small", "tiny"]
 
 # A resumed run may change these; everything else is part of what the run is.
 FREE_TO_CHANGE = {
-    *("tokens", "minutes", "data", "tokenizer", "init_from"),  # checked by what they stand for
+    *("tokens", "minutes", "data", "tokenizer"),  # checked by what they stand for
     *("run_dir", "checkpoint_every", "keep_last", "resume", "threads", "validate_every", "prompts"),
     *("telemetry", "log", "profile"),
 }

@@ -36,18 +36,18 @@ def deepseek_v3() -> TrainConfig:
 
 
 def extended(
-    before: TrainConfig, run: Path, *, seq_len: int | None = None, rope_factor: float | None = None
+    before: TrainConfig, *, seq_len: int | None = None, rope_factor: float | None = None
 ) -> TrainConfig:
     """The second phase of a run: longer sequences with YaRN, from its weights (paper, section 4.3).
 
-    before: the configuration of `run`. seq_len: None means four times as long; rope_factor: None keeps that
-    of `before`, or takes just what seq_len needs. As in the paper the tokens of a step stay the same, the
-    learning rate is the one that `before` ended with, and the routers' bias and the MTP weight stay as they
-    ended; the length is a tenth of that of `before`. Phases can follow one another.
+    before: the configuration of the first. seq_len: None means four times as long; rope_factor: None keeps
+    that of `before`, or takes just what seq_len needs. As in the paper the tokens of a step stay the same,
+    the learning rate is the one that `before` ended with, and the routers' bias and the MTP weight stay as
+    they ended; the length is a tenth of that of `before`. Phases can follow one another.
     Raises ValueError for a seq_len that is not longer, or that rope_factor does not reach.
     """
     done = before.derived()
-    schedules = done.schedules()
+    schedules, run = done.schedules(), done.run_dir
     original = done.rope_original or done.seq_len
     seq_len = seq_len or 4 * done.seq_len
     if seq_len <= done.seq_len:
@@ -71,6 +71,7 @@ def extended(
         run_dir=run.with_name(f"{run.name}-{seq_len}"),
         tokens=max(done.tokens // 10, sequences * seq_len),
         minutes=None,
+        resume="auto",
         seq_len=seq_len,
         rope_factor=factor,
         rope_original=original,

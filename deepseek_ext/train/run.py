@@ -74,12 +74,7 @@ def load_run(folder: Path, *, average: bool = False) -> tuple[DeepseekV3, Tokeni
     folder: the run directory, or one of its checkpoints. average: the moving average of the weights instead
     of the weights. Raises ValueError if nothing there can be read, or the run keeps no average.
     """
-    run_dir, found = folder, _readable(folder)
-    if (folder / checkpoint.STATE).is_file():
-        run_dir = folder.resolve().parent.parent
-        found = iter([(folder, checkpoint.read_state(folder))])
-    for path, state in found:
-        config = _stored_config(path, state)
+    for path, config in _stored(folder):
         if average and config.ema_decay is None:
             raise ValueError(f"{path} holds no averaged weights: its run was trained without --ema-decay")
         model = DeepseekV3(config.model_config(), precision=config.precision, seed=config.seed)
@@ -93,10 +88,8 @@ def load_run(folder: Path, *, average: bool = False) -> tuple[DeepseekV3, Tokeni
             _warn_damaged(error)
             continue
         model.weights_changed()
-        return model.eval(), load_tokenizer(run_dir / "tokenizer.json"), replace(config, run_dir=run_dir)
-    raise ValueError(
-        f"{folder} holds no checkpoint that can be read; name the run directory of a training run"
-    )
+        return model.eval(), load_tokenizer(config.run_dir / "tokenizer.json"), config
+    raise _nothing_in(folder)
 
 
 def _observers(trainer: Trainer, progress: Progress) -> Observers:
@@ -116,10 +109,24 @@ def _observers(trainer: Trainer, progress: Progress) -> Observers:
 
 
 def stored_config(folder: Path) -> TrainConfig:
-    """The configuration of the newest readable checkpoint of a run; raises ValueError if there is none."""
-    for path, state in _readable(folder):
-        return _stored_config(path, state)
-    raise ValueError(
+    """The configuration of a run, or of one of its checkpoints; raises ValueError if none can be read."""
+    for _, config in _stored(folder):
+        return config
+    raise _nothing_in(folder)
+
+
+def _stored(folder: Path) -> Iterator[tuple[Path, TrainConfig]]:
+    """The checkpoints of a run directory, newest first, or the one that folder is, with the configuration."""
+    run_dir, found = folder, _readable(folder)
+    if (folder / checkpoint.STATE).is_file():
+        run_dir = folder.resolve().parent.parent
+        found = iter([(folder, checkpoint.read_state(folder))])
+    for path, state in found:
+        yield path, replace(_stored_config(path, state), run_dir=run_dir)
+
+
+def _nothing_in(folder: Path) -> ValueError:
+    return ValueError(
         f"{folder} holds no checkpoint that can be read; name the run directory of a training run"
     )
 

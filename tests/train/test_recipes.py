@@ -33,8 +33,8 @@ def test_a_derived_recipe_survives_the_checkpoint() -> None:
 
 def test_extension_follows_the_papers_two_phases() -> None:
     """Section 4.3: 1920 sequences of 32K, then 480 of 128K, at the last learning rate, 7.3e-6."""
-    first = recipes.extended(recipes.deepseek_v3(), Path("runs/a"), seq_len=32768, rope_factor=40)
-    second = recipes.extended(first, Path("runs/b"), seq_len=131072)
+    first = recipes.extended(recipes.deepseek_v3(), seq_len=32768, rope_factor=40)
+    second = recipes.extended(first, seq_len=131072)
     for phase, sequences in ((first, 1920), (second, 480)):
         assert phase.sequences == sequences
         assert phase.lr == pytest.approx(7.3e-6, rel=1e-12)
@@ -51,17 +51,18 @@ def test_extension_follows_the_papers_two_phases() -> None:
             "mscale": 1.0,
             "mscale_all_dim": 1.0,
         }
-    assert second.init_from == Path("runs/b")
+    assert second.init_from == first.run_dir == Path("runs/deepseek-v3-32768")
     assert second.model_config() == first.model_config()
 
 
 def test_extension_of_the_small_recipe() -> None:
-    longer = recipes.extended(recipes.small(), Path("runs/pretrain"))
+    longer = recipes.extended(replace(recipes.small(), resume="never"))
     assert (longer.seq_len, longer.sequences, longer.rope_factor) == (1024, 2, 4.0)
+    assert longer.resume == "auto"
     assert longer.run_dir == Path("runs/pretrain-1024")
     assert longer.tokenizer == Path("runs/pretrain/tokenizer.json")
     assert longer.model_config().max_position_embeddings == 4096
-    again = recipes.extended(longer, longer.run_dir, seq_len=8192)
+    again = recipes.extended(longer, seq_len=8192)
     assert again.model_config().rope_scaling is not None
     assert again.model_config().rope_scaling["factor"] == 32.0
     assert again.model_config().max_position_embeddings == 8192
@@ -70,7 +71,7 @@ def test_extension_of_the_small_recipe() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"seq_len": 256}, "--seq-len 256 extends nothing: runs/a was trained on 256"),
+        ({"seq_len": 256}, "--seq-len 256 extends nothing: runs/pretrain was trained on 256"),
         (
             {"seq_len": 2048, "rope_factor": 2.0},
             "--rope-factor 2 makes 512 positions of 256, less than --seq-len 2048; write --rope-factor 8",
@@ -79,7 +80,7 @@ def test_extension_of_the_small_recipe() -> None:
 )
 def test_what_extends_nothing_is_refused(settings: dict[str, float], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        recipes.extended(recipes.small(), Path("runs/a"), **settings)  # type: ignore[arg-type]
+        recipes.extended(recipes.small(), **settings)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
