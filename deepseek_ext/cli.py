@@ -50,7 +50,7 @@ class GenerateOptions:
     """0 takes the likeliest token each time."""
     seed: int = 0
     """Of the draws at a temperature above 0."""
-    precision: Literal["fp8", "bf16", "fp32"] | None = None
+    precision: Precision | None = None
     """Arithmetic of a Hugging Face checkpoint, by default bf16; a run keeps the one it was trained in."""
 
     def __post_init__(self) -> None:

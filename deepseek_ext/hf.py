@@ -6,7 +6,6 @@ docs/checkpoints.md says what is written and what is read.
 from __future__ import annotations
 
 import json
-import os
 import re
 import warnings
 from collections.abc import Iterator, Mapping
@@ -21,6 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from .config import ModelConfig, read_hf_config
+from .disk import flush
 from .hf_layout import CONFIG, INDEX, Entry, block_size, entries, layer_of, quantise_weight, stored_as
 from .hf_read import Found, check_tensors, fill, scan
 from .model import DeepseekV3
@@ -233,7 +233,7 @@ def _undone_on_failure(folder: Path) -> Iterator[list[Path]]:
     written: list[Path] = []
     try:
         yield written
-        _fsync(folder)
+        flush(folder)
     except BaseException:
         for file in written:
             file.unlink(missing_ok=True)
@@ -248,7 +248,7 @@ def _write_shard(file: Path, contents: dict[str, Tensor]) -> None:
         save_file(contents, file, metadata={"format": "pt"})
     except SafetensorError as error:
         raise OSError(f"save_hf: {file} cannot be written ({error})") from error
-    _fsync(file)
+    flush(file)
 
 
 def _write_json(file: Path, content: Any) -> None:
@@ -256,18 +256,10 @@ def _write_json(file: Path, content: Any) -> None:
     temporary = file.with_name(file.name + ".tmp")
     try:
         temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        _fsync(temporary)
+        flush(temporary)
         temporary.replace(file)
     finally:
         temporary.unlink(missing_ok=True)
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _tokenizer_files(tokenizer: Any, eos: int | None, config: ModelConfig) -> dict[str, Any]:

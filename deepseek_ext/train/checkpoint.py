@@ -37,6 +37,8 @@ from torch.distributed.checkpoint.planner import ReadItem
 from torch.distributed.checkpoint.state_dict_loader import load as dcp_load
 from torch.distributed.checkpoint.state_dict_saver import save as dcp_save
 
+from ..disk import flush
+
 STATE, SUMS = "state.json", "SHA256SUMS"
 _NAME = re.compile(r"step-(\d{8,})")
 _SUM = re.compile(r"([0-9a-f]{64})  ([\w.-]+)")
@@ -94,11 +96,11 @@ def save(
         names = sorted(path.name for path in temporary.iterdir())
         (temporary / SUMS).write_text("".join(f"{_sha256(temporary / name)}  {name}\n" for name in names))
         for path in (*temporary.iterdir(), temporary):
-            _fsync(path)
+            flush(path)
         if final.exists():  # only a damaged one can stand there: a usable one would have been resumed from
             shutil.rmtree(final)
         temporary.rename(final)
-        _fsync(folder)
+        flush(folder)
     except (Exception, CheckpointException) as error:
         shutil.rmtree(temporary, ignore_errors=True)
         raise OSError(_reason(error)) from error
@@ -210,14 +212,6 @@ def _sha256(path: Path) -> str:
 
 def _digest(file: IO[bytes]) -> str:
     return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _remove_temporary(folder: Path) -> None:

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..config import BalanceLoss, ModelConfig
+from ..nn.linear import Precision
 from .profiling import window
 from .schedules import Schedules, extension, scaled
 
-Precision = Literal["fp8", "bf16", "fp32"]
 Preset = Literal["deepseek-v3", "deepseek-v3-16b", "small", "tiny"]
 
 # A resumed run may change these; everything else is part of what the run is.

@@ -13,6 +13,16 @@ from torch import Tensor
 from deepseek_ext.config import ModelConfig
 from deepseek_ext.model import DeepseekV3
 
+YARN = {
+    "beta_fast": 32,
+    "beta_slow": 1,
+    "factor": 40,
+    "mscale": 1.0,
+    "mscale_all_dim": 1.0,
+    "original_max_position_embeddings": 4096,
+    "type": "yarn",
+}
+
 
 def small_model(rng: torch.Generator, precision: str = "fp32", **changes: Any) -> DeepseekV3:
     """A model of two main layers, one of them MoE, with uneven norms, routers and biases."""

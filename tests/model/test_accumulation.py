@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 import torch
+from operators_seen import CountOperators  # type: ignore[import-not-found]
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from deepseek_ext.model import DeepseekV3
 from deepseek_ext.ops import accumulate_weight_gradients
@@ -65,19 +65,9 @@ def test_only_the_first_micro_batch_makes_tensors(precision: str, make_model: Ma
     assert all(returned[name] for name in dict(model.named_parameters()).keys() - matrices)
 
 
-class AccumulatingProducts(TorchDispatchMode):
-    def __init__(self) -> None:
-        super().__init__()
-        self.counts: Counter[str] = Counter()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.counts[func.overloadpacket.__name__] += 1
-        return func(*args, **(kwargs or {}))
-
-
 def test_the_gemm_adds(make_model: Make, make_batch: Make) -> None:
     model, batch = make_model("fp8"), make_batch(4, 24)
-    with AccumulatingProducts() as seen, accumulate_weight_gradients():
+    with CountOperators() as seen, accumulate_weight_gradients():
         step(model, *batch)
     # 4 blocks with 5 Linears of attention; gate, up and down of the dense FFN and of three shared experts.
     assert seen.counts["gemm_accumulate_"] == 4 * 5 + 4 * 3

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hf_models import YARN  # type: ignore[import-not-found]
 
 from deepseek_ext.config import ModelConfig
 from deepseek_ext.model import DeepseekV3
@@ -49,15 +50,6 @@ RELEASED: dict[str, Any] = {
     "topk_method": "noaux_tc",
     "v_head_dim": 128,
     "vocab_size": 129280,
-}
-YARN = {
-    "beta_fast": 32,
-    "beta_slow": 1,
-    "factor": 40,
-    "mscale": 1.0,
-    "mscale_all_dim": 1.0,
-    "original_max_position_embeddings": 4096,
-    "type": "yarn",
 }
 
 

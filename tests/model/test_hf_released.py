@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
-from hf_models import contents, randomise, tensors_of  # type: ignore[import-not-found]
+from hf_models import YARN, contents, randomise, tensors_of  # type: ignore[import-not-found]
 from torch import Tensor
 
 from deepseek_ext import load_hf, save_hf
@@ -17,15 +17,6 @@ from deepseek_ext import load_hf, save_hf
 transformers = pytest.importorskip("transformers")
 
 FP8 = {"activation_scheme": "dynamic", "fmt": "e4m3", "quant_method": "fp8", "weight_block_size": [128, 128]}
-YARN = {
-    "beta_fast": 32,
-    "beta_slow": 1,
-    "factor": 40,
-    "mscale": 1.0,
-    "mscale_all_dim": 1.0,
-    "original_max_position_embeddings": 4096,
-    "type": "yarn",
-}
 COMMON = {
     "architectures": ["DeepseekV3ForCausalLM"],
     "attention_bias": False,

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
+from operators_seen import CountOperators  # type: ignore[import-not-found]
 from tiny_trainer import train  # type: ignore[import-not-found]
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from deepseek_ext.train import TrainConfig, checkpoint
 from deepseek_ext.train.data import bits_per_byte, prepare_data
@@ -18,16 +17,6 @@ from deepseek_ext.train.ema import MovingAverage
 from deepseek_ext.train.metrics import read_metrics
 from deepseek_ext.train.run import load_run
 from deepseek_ext.train.trainer import Trainer
-
-
-class CountOperators(TorchDispatchMode):
-    def __init__(self) -> None:
-        super().__init__()
-        self.counts: Counter[str] = Counter()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.counts[func.overloadpacket.__name__] += 1
-        return func(*args, **(kwargs or {}))
 
 
 def test_it_averages_what_it_is_given(rng: torch.Generator) -> None:
