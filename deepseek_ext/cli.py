@@ -20,6 +20,7 @@ from .generate import generate
 from .hf import load_hf, no_such_folder, save_hf
 from .model import DeepseekV3
 from .nn.linear import Precision
+from .plot import PlotOptions, plot
 from .reproduce import ReproduceOptions, reproduce
 from .reproduce.compare import CompareOptions, compare
 from .train import TrainConfig, load_run, recipes, run
@@ -253,6 +254,11 @@ def _export(options: ExportOptions) -> int:
     return 0
 
 
+def _plot(options: PlotOptions) -> int:
+    print(f"wrote {plot(options)}")
+    return 0
+
+
 def _parsed(kind: type[T], action: Callable[[T], int]) -> Callable[[str, list[str]], int]:
     """A command whose arguments are the fields of a dataclass."""
     return lambda program, args: action(parse(kind, args, program))
@@ -285,6 +291,7 @@ _COMMANDS = (
         _parsed(GenerateOptions, _generate),
     ),
     Command("eval", "validation bits per byte of a run's newest checkpoint", _parsed(EvalOptions, _evaluate)),
+    Command("plot", "draws the curves of one run or of several", _parsed(PlotOptions, _plot)),
     Command(
         "export-hf",
         "writes a run's model and tokenizer as a Hugging Face checkpoint",

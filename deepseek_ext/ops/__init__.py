@@ -29,6 +29,9 @@ from .routing import route, sequence_balance_loss, update_router_bias_
 from .swiglu import swiglu, swiglu_backward, swiglu_gradient, swiglu_quantize
 from .wgrad import accumulate_weight_gradients
 
+# isort: split
+from . import _flops as _flops  # of the operators above
+
 __all__ = [
     "accumulate_weight_gradients",
     "adamw_step_",
