@@ -221,6 +221,7 @@ def _heat_map(figure: Any, axes: Any, run: Run, title: str, runs: list[Run]) -> 
     axes.tick_params(axis="y", length=0)
     axes.invert_yaxis()
     _tokens(axes)
+    axes.set_xlim(right=max(other.rows[-1]["tokens"] for other in runs))
     bar = figure.colorbar(mesh, ax=axes, pad=0.01, aspect=30)
     bar.outline.set_visible(False)
     if loads:
@@ -241,9 +242,9 @@ def _underflow(axes: Any, run: Run) -> None:
         axes.plot(tokens, [sum(s) / len(s) for s in shares], color=colour, linewidth=1.2, label=operand)
         axes.plot(tokens, [max(s) for s in shares], ":", color=colour, linewidth=0.9)
     axes.set_yscale("symlog", linthresh=1e-5)
-    axes.set_ylim(bottom=0)
-    axes.set_title("Share that FP8 makes zero: mean, worst layer (dotted)")
-    axes.legend()
+    axes.set_ylim(0, 10 * max(1e-4, *(max(s) for by in found.values() for s in by.values())))
+    axes.set_title("Share that FP8 makes zero (dotted: worst layer)")
+    axes.legend(loc="upper center", ncols=3, columnspacing=1, handlelength=1.5)
     _tokens(axes)
 
 
