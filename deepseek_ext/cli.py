@@ -291,12 +291,12 @@ _COMMANDS = (
         _parsed(GenerateOptions, _generate),
     ),
     Command("eval", "validation bits per byte of a run's newest checkpoint", _parsed(EvalOptions, _evaluate)),
-    Command("plot", "draws the curves of one run or of several", _parsed(PlotOptions, _plot)),
     Command(
         "export-hf",
         "writes a run's model and tokenizer as a Hugging Face checkpoint",
         _parsed(ExportOptions, _export),
     ),
+    Command("plot", "draws the curves of one run or of several", _parsed(PlotOptions, _plot)),
     Command("extend", "trains a run on in longer sequences (YaRN), from its weights", _extend),
     Command(
         "compare-precision",

@@ -308,6 +308,7 @@ def _say_end(trainer: Trainer, outcome: Outcome, command: Sequence[str]) -> None
         f"to continue     {_again(command, '--tokens', '--minutes')} --tokens {2 * trainer.schedules.total}\n"
         f"to generate     deepseek-ext generate {config.run_dir} --prompt 'def '\n"
         f"to evaluate     deepseek-ext eval {config.run_dir}\n"
+        f"to draw         deepseek-ext plot {config.run_dir}\n"
         f"to export       deepseek-ext export-hf {config.run_dir} {config.run_dir / 'hf'}",
         flush=True,
     )
