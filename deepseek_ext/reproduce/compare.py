@@ -17,8 +17,10 @@ import torch
 
 from ..train.config import TrainConfig
 from ..train.trainer import Trainer
+from . import costs
+from .costs import RECIPES, gradient_costs, mean_costs
 from .figures import COLOURS, GREY, Axes, percent, table, write_result
-from .runs import Interrupted, Runs, Variant, common
+from .runs import Interrupted, Runs, Variant, common, losses_of
 from .simulate import Recipe, simulate
 from .statistics import LIMIT, Comparison, Estimate, Verdict, compare_curves, ema, judged, verdict
 
@@ -89,20 +91,11 @@ def move_one_weight(trainer: Trainer) -> None:
 
 
 PRECISIONS = (
-    Variant(name="fp8", changes={"precision": "fp8"}),
+    Variant(name="fp8", changes={"precision": "fp8"}, at_end=gradient_costs),
     Variant(name="bf16", changes={"precision": "bf16"}),
     Variant(name="fp32", changes={"precision": "fp32"}),
     Variant(name=FLOOR, changes={"precision": "bf16"}, at_start=move_one_weight),
 )
-RECIPES: Mapping[str, Recipe] = {
-    "activation alone in 1x128": Recipe(weight=None, gradient=None),
-    "weight alone in 128x128": Recipe(activation=None, gradient=None),
-    "gradient alone in 1x128": Recipe(activation=None, weight=None),
-    "gradient alone in 128x128": Recipe(activation=None, weight=None, gradient="128x128"),
-    "all three, the paper's tiles": Recipe(),
-    "all three, gradient in 128x128": Recipe(gradient="128x128"),
-    "all three, per tensor": Recipe(activation="tensor", weight="tensor", gradient="tensor"),
-}
 
 
 def ablations() -> list[Variant]:
@@ -128,6 +121,8 @@ class Result:
     """By "fp8 - bf16" and so on: the relative error of the first against the second."""
     losses: dict[str, list[list[float]]]
     """By variant, one curve a seed."""
+    costs: dict[str, dict[str, float]]
+    """Relative error of the trained FP8 models' gradient, by quantised operand and then by layer."""
     warmup: int
     """Steps before the learning rate's peak."""
 
@@ -138,10 +133,13 @@ def measure(options: CompareOptions) -> Result:
     runs = Runs(config)
     variants = [*PRECISIONS, *(ablations() if options.ablations else ())]
     losses: dict[str, list[list[float]]] = {variant.name: [] for variant in variants}
+    ends = []
     for seed in range(options.seeds):  # every variant of a seed first: an early stop leaves whole samples
         for variant in variants:
-            rows = runs.train(variant, seed)
-            losses[variant.name].append([float("nan") if r["loss"] is None else r["loss"] for r in rows])
+            found = runs.train(variant, seed)
+            losses[variant.name].append(losses_of(found))
+            if variant.name == "fp8":
+                ends.append(found[-1])
     schedules = config.schedules()
     warmup = -(-schedules.lr.warmup // (schedules.sequences.end * config.seq_len))
     others = [v.name for v in variants if v.name not in ("fp8", "bf16", "fp32", FLOOR)]
@@ -153,8 +151,8 @@ def measure(options: CompareOptions) -> Result:
         *((n, "bf16") for n in others),
     ]
     comparisons = {f"{a} - {b}": compare_curves(losses[a], losses[b], warmup) for a, b in pairs}
-    found = judged(comparisons["fp8 - bf16"], comparisons[f"{FLOOR} - bf16"])
-    return Result(verdict(found), found, comparisons, losses, warmup)
+    estimate = judged(comparisons["fp8 - bf16"], comparisons[f"{FLOOR} - bf16"])
+    return Result(verdict(estimate), estimate, comparisons, losses, mean_costs(ends), warmup)
 
 
 def compare(options: CompareOptions) -> int:
@@ -166,7 +164,8 @@ def compare(options: CompareOptions) -> int:
         return INTERRUPTED
     write_result(
         options.run_dir,
-        "\n".join([table(HEADER, rows(result)), sentence(result, options)]),
+        f"{table(HEADER, rows(result))}\n\n{table(costs.HEADER, costs.rows(result.costs))}\n\n"
+        f"{sentence(result, options)}",
         {"options": options.train_config().to_json(), "seeds": options.seeds, **numbers(result)},
         partial(draw, result),
         panels=2,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -142,3 +143,8 @@ def common(config: TrainConfig, **changes: Any) -> TrainConfig:
     return replace(
         config, validate_every=_NEVER, prompts=(), keep_last=1, checkpoint_every=100, **changes
     ).derived()
+
+
+def losses_of(rows: list[Row]) -> list[float]:
+    """The main model's training loss at each step; NaN where it was not finite."""
+    return [math.nan if row["loss"] is None else row["loss"] for row in rows]

@@ -16,13 +16,9 @@ from ..train.trainer import Trainer
 from . import compare
 from .claim import Claim, Finding, Settings
 from .figures import COLOURS, GREY, Axes, percent
-from .runs import Row, Runs, Variant
+from .runs import Row, Runs, Variant, losses_of
 from .sizes import seeds, small
 from .statistics import LIMIT, Estimate, compare_curves, ema, judged, second_half, verdict
-
-
-def _losses(rows: list[Row]) -> list[float]:
-    return [float("nan") if row["loss"] is None else row["loss"] for row in rows]
 
 
 def _held_out(runs: list[list[Row]], base: list[list[Row]]) -> Estimate:
@@ -173,7 +169,7 @@ def measure_mtp(settings: Settings) -> Finding:
 
     def draw(loss: Axes, acceptance: Axes) -> None:
         for depth, colour in zip((1, 2), COLOURS, strict=False):
-            curves = compare_curves([*map(_losses, found[depth])], [*map(_losses, found[0])], 0).smoothed
+            curves = compare_curves([*map(losses_of, found[depth])], [*map(losses_of, found[0])], 0).smoothed
             mean = [statistics.fmean(values) for values in zip(*curves, strict=True)]
             start = len(mean) // 10
             for curve in curves:
@@ -232,7 +228,7 @@ def measure_moments(settings: Settings) -> Finding:
         Variant(name="FP32 moments", prepare=_fp32_moments),
         Variant(name=compare.FLOOR, at_start=compare.move_one_weight),
     )
-    curves = {v.name: [_losses(runs.train(v, seed)) for seed in seeds(settings)] for v in variants}
+    curves = {v.name: [losses_of(runs.train(v, seed)) for seed in seeds(settings)] for v in variants}
     steps = config.schedules().lr.warmup // (config.seq_len * (config.sequences or 1))
     rounded = compare_curves(curves["BF16 moments"], curves["FP32 moments"], steps)
     floor = compare_curves(curves[compare.FLOOR], curves["BF16 moments"], steps)

@@ -18,6 +18,7 @@ from deepseek_ext.model import DeepseekV3
 from deepseek_ext.nn.derived import Derived
 from deepseek_ext.nn.linear import product
 from deepseek_ext.reproduce.compare import FLOOR, CompareOptions, compare, measure, move_one_weight
+from deepseek_ext.reproduce.costs import RECIPES, SHIPPED, WHOLE
 from deepseek_ext.reproduce.runs import Interrupted, Runs, Variant
 from deepseek_ext.reproduce.simulate import Recipe, SimulatedProduct, simulate, through_e4m3
 from deepseek_ext.reproduce.statistics import Estimate, Verdict, compare_curves, ema, judged, verdict
@@ -126,6 +127,14 @@ def test_end_to_end(text_folder: Path, tmp_path: Path, capsys: pytest.CaptureFix
         assert curve == pytest.approx(losses["fp32"], rel=0.05)
     assert not list(tmp_path.glob("*/checkpoints"))
 
+    costs = {name: layers[WHOLE] for name, layers in second["costs"].items()}
+    all_three = costs["all three, the paper's tiles"]
+    assert costs[SHIPPED] == pytest.approx(all_three, rel=0.5)
+    for name in RECIPES:
+        assert 0.005 < costs[name] < 1
+    for name in ("activation alone in 1x128", "weight alone in 128x128", "gradient alone in 1x128"):
+        assert costs[name] < all_three
+
 
 def test_an_interrupted_comparison_goes_on(
     text_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -168,7 +177,7 @@ def test_the_moved_weight_moves_by_one_ulp_of_bf16(text_folder: Path, tmp_path: 
     assert (new.int() - old.int()).abs().sum() == 1
 
 
-RECIPES = [
+SIMULATED = [
     Recipe(),
     Recipe(weight=None, gradient=None),
     Recipe(activation=None, weight=None),
@@ -202,7 +211,7 @@ def near(a: torch.Tensor, b: torch.Tensor, left: torch.Tensor, right: torch.Tens
     assert ((a - b).abs() <= bound).all()
 
 
-@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("recipe", SIMULATED)
 def test_a_simulated_model_trains_as_its_recipe_says(
     recipe: Recipe, text_folder: Path, tmp_path: Path
 ) -> None:
