@@ -42,7 +42,7 @@ class Recipe:
 def through_e4m3(x: Tensor, tiling: Tiling | None, *, power_of_2: bool = False) -> Tensor:
     """x [M, K] as E4M3 holds it with one scale a tile: FP32 [M, K]; with None as BF16 holds it."""
     x = x.contiguous()
-    if tiling is None:
+    if tiling is None or x.numel() == 0:
         return x.bfloat16().float()
     if tiling == "1x128":
         return ops.dequantize_tiles(*ops.quantize_tiles(x, power_of_2=power_of_2))
