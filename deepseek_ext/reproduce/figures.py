@@ -54,12 +54,11 @@ def save_figure(path: Path, draw: Draw, *, panels: int = 1) -> Path | None:
     return path
 
 
-def percent(axis: Any, *, minor: bool = False) -> None:
+def percent(axis: Any) -> None:
     """Labels an axis of shares in percent."""
     from matplotlib.ticker import FuncFormatter
 
-    formatter = FuncFormatter(lambda value, _: f"{100 * value:g} %")
-    (axis.set_minor_formatter if minor else axis.set_major_formatter)(formatter)
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:g} %"))
 
 
 def table(header: list[str], rows: list[list[str]]) -> str:

@@ -67,11 +67,9 @@ def measure(settings: Settings) -> Finding:
             axes.plot([e[n] for e in errors.values()], range(len(names)), "osD"[n], color=colour, label=label)
         axes.set_yticks(range(len(names)), names, fontsize=5)
         axes.invert_yaxis()
-        axes.set_xscale("log")
         axes.set(xlabel="relative error of a token's gradient", title="Gradients in E4M3, by layer")
         percent(axes.xaxis)
-        percent(axes.xaxis, minor=True)
-        axes.legend()
+        axes.legend(loc="upper center", bbox_to_anchor=(0.2, -0.2), ncols=3)
 
     return Finding(
         shown=worse >= _SHARE * len(ratios),

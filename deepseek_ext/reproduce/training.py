@@ -21,14 +21,14 @@ from .sizes import seeds, small
 from .statistics import LIMIT, Estimate, compare_curves, ema, judged, second_half, verdict
 
 
-def _held_out(runs: list[list[Row]], base: list[list[Row]]) -> Estimate:
+def _held_out(by_seed: list[list[Row]], base: list[list[Row]]) -> Estimate:
     """Relative difference of the held-out loss, over seeds."""
-    pairs = [(a[-1]["held_out_loss"], b[-1]["held_out_loss"]) for a, b in zip(runs, base, strict=True)]
+    pairs = [(a[-1]["held_out_loss"], b[-1]["held_out_loss"]) for a, b in zip(by_seed, base, strict=True)]
     return Estimate.of([(a - b) / b for a, b in pairs])
 
 
 def measure_precision(settings: Settings) -> Finding:
-    size: dict[str, Any] = {"tokens": 81_920, "seq_len": 128}
+    size: dict[str, Any] = {"tokens": 204_800}
     if settings.quick:
         size = {"tokens": 1024, "seq_len": 32, "hidden_size": 64, "experts": 8, "expert_size": 64}
         size |= {"vocab_size": 384}
@@ -84,18 +84,18 @@ def measure_balance(settings: Settings) -> Finding:
         for way in _WAYS
     }
     vio = {
-        name: Estimate.of([second_half([row["max_vio"] for row in rows]) for rows in runs])
-        for name, runs in found.items()
+        name: Estimate.of([second_half([row["max_vio"] for row in rows]) for rows in by_seed])
+        for name, by_seed in found.items()
     }
-    held_out = {name: _held_out(runs, found["auxiliary loss"]) for name, runs in found.items()}
+    held_out = {name: _held_out(by_seed, found["auxiliary loss"]) for name, by_seed in found.items()}
     none, _, free = (vio[way.name] for way in _WAYS)
     better = held_out["aux-loss-free"]
-    busiest = {name: runs[0][-1]["held_out_load"] for name, runs in found.items()}
+    busiest = {name: by_seed[0][-1]["held_out_load"] for name, by_seed in found.items()}
     idle = {name: sum(load < 0.1 for load in loads) for name, loads in busiest.items()}
 
     def draw(over_time: Axes, by_expert: Axes) -> None:
-        for (name, runs), colour in zip(found.items(), (GREY, *COLOURS), strict=False):
-            curves = [ema([row["max_vio"] for row in rows]) for rows in runs]
+        for (name, by_seed), colour in zip(found.items(), (GREY, *COLOURS), strict=False):
+            curves = [ema([row["max_vio"] for row in rows]) for rows in by_seed]
             mean = [statistics.fmean(values) for values in zip(*curves, strict=True)]
             over_time.plot(range(1, len(mean) + 1), mean, color=colour, label=name)
             load = busiest[name]
@@ -129,18 +129,19 @@ def measure_balance(settings: Settings) -> Finding:
                 name,
                 f"{vio[name].mean:.3f}",
                 f"{vio[name].standard_error:.3f}",
-                f"{statistics.fmean(rows[-1]['held_out_loss'] for rows in runs):.4f}",
+                f"{statistics.fmean(rows[-1]['held_out_loss'] for rows in by_seed):.4f}",
                 str(held_out[name]),
                 str(idle[name]),
             ]
-            for name, runs in found.items()
+            for name, by_seed in found.items()
         ],
         numbers={
             "max_vio": {
-                name: [[row["max_vio"] for row in rows] for rows in runs] for name, runs in found.items()
+                name: [[row["max_vio"] for row in rows] for rows in by_seed]
+                for name, by_seed in found.items()
             },
             "held_out_loss": {
-                name: [rows[-1]["held_out_loss"] for rows in runs] for name, runs in found.items()
+                name: [rows[-1]["held_out_loss"] for rows in by_seed] for name, by_seed in found.items()
             },
             "held_out_load": busiest,
         },
@@ -199,14 +200,16 @@ def measure_mtp(settings: Settings) -> Finding:
         rows=[
             [
                 str(depth),
-                f"{statistics.fmean(rows[-1]['held_out_loss'] for rows in runs):.4f}",
+                f"{statistics.fmean(rows[-1]['held_out_loss'] for rows in by_seed):.4f}",
                 str(gain[depth]) if depth else "",
                 ", ".join(f"{value:.1%}" for value in accepted.get(depth, [])),
             ]
-            for depth, runs in found.items()
+            for depth, by_seed in found.items()
         ],
         numbers={
-            "held_out_loss": {d: [rows[-1]["held_out_loss"] for rows in runs] for d, runs in found.items()},
+            "held_out_loss": {
+                d: [rows[-1]["held_out_loss"] for rows in by_seed] for d, by_seed in found.items()
+            },
             "acceptance": accepted,
         },
         draw=draw,
