@@ -16,24 +16,12 @@ from typing import Annotated, Any
 
 import tyro
 
+from .reproduce.figures import COLOURS, STYLE
 from .train.metrics import read_metrics
 
 _POINTS = 2000  # of a curve: more than a picture has pixels
+_STYLE: Any = {"axes.titlelocation": "left", "svg.fonttype": "none"}
 _OPERANDS = ("activation", "weight", "gradient")
-# Okabe and Ito's colours, which most eyes tell apart.
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-_STYLE: Any = {
-    "font.size": 8,
-    "axes.titlesize": 9,
-    "axes.titlelocation": "left",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.color": "0.92",
-    "legend.frameon": False,
-    "legend.fontsize": 7,
-    "svg.fonttype": "none",
-}
 
 
 @dataclass(kw_only=True, slots=True)
@@ -83,7 +71,7 @@ def plot(options: PlotOptions) -> Path:
         ) from error
     runs = [_read(path, name) for path, name in zip(options.runs, _names(options.runs), strict=True)]
     out = options.out or options.runs[0] / "plot.png"
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context({**STYLE, **_STYLE}):
         figure = Figure(layout="constrained")
         FigureCanvasAgg(figure)
         _draw(figure, runs)
@@ -119,7 +107,7 @@ def _draw(figure: Any, runs: list[Run]) -> None:
     figure.set_size_inches(10, 4.6 + 2.8 * maps)
     above, below = figure.subfigures(2, 1, height_ratios=[4.6, 2.8 * maps])
     panels = above.subplots(2, 3)
-    for run, colour in zip(runs, cycle(_COLOURS), strict=False):
+    for run, colour in zip(runs, cycle(COLOURS), strict=False):
         _curves(panels, run, colour)
     for axes in panels.flat:
         _tokens(axes)
@@ -237,13 +225,13 @@ def _underflow(axes: Any, run: Run) -> None:
     if not found:
         axes.set_axis_off()
         return
-    for operand, colour in zip(_OPERANDS, _COLOURS, strict=False):
+    for operand, colour in zip(_OPERANDS, COLOURS, strict=False):
         tokens, shares = _thin(list(found[operand]), list(found[operand].values()))
         axes.plot(tokens, [sum(s) / len(s) for s in shares], color=colour, linewidth=1.2, label=operand)
         axes.plot(tokens, [max(s) for s in shares], ":", color=colour, linewidth=0.9)
     axes.set_yscale("symlog", linthresh=1e-5)
     axes.set_ylim(0, 10 * max(1e-4, *(max(s) for by in found.values() for s in by.values())))
-    axes.set_title("Share that FP8 makes zero (dotted: worst layer)")
+    axes.set_title("FP8 underflow (dotted: worst layer)")
     axes.legend(loc="upper center", ncols=3, columnspacing=1, handlelength=1.5)
     _tokens(axes)
 
@@ -255,8 +243,9 @@ def _short(router: str) -> str:
 
 
 def _tokens(axes: Any) -> None:
-    from matplotlib.ticker import EngFormatter
+    from matplotlib.ticker import EngFormatter, MaxNLocator
 
+    axes.xaxis.set_major_locator(MaxNLocator(6))
     axes.xaxis.set_major_formatter(EngFormatter(sep=" "))
     axes.set_xlabel("tokens")
     axes.set_xlim(left=0)

@@ -15,7 +15,7 @@ Draw = Callable[..., None]
 # Okabe and Ito's colours, which the colour-blind tell apart, in the order of use.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 GREY = "#8C8C8C"
-_STYLE: Any = {
+STYLE: Any = {
     "font.family": "serif",
     "font.size": 8.5,
     "axes.titlesize": 9,
@@ -45,7 +45,7 @@ def save_figure(path: Path, draw: Draw, *, panels: int = 1) -> Path | None:
         from matplotlib.figure import Figure
     except ImportError:
         return None
-    with rc_context(_STYLE):
+    with rc_context(STYLE):
         figure = Figure(figsize=(3.6 * panels + 0.2, 2.7), dpi=220, layout="constrained")
         FigureCanvasAgg(figure)
         draw(*(figure.add_subplot(1, panels, n + 1) for n in range(panels)))

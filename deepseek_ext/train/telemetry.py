@@ -268,7 +268,8 @@ class Watch(TorchDispatchMode):
         self._codes[_memory(codes)] = made
 
     def _gathered(self, out: tuple[Tensor, Tensor], codes: Tensor, *_: Any) -> None:
-        self._codes[_memory(out[0])] = self._codes[_memory(codes)]
+        if _memory(codes) in self._codes:
+            self._codes[_memory(out[0])] = self._codes[_memory(codes)]
 
     def _retiled(
         self, out: tuple[Tensor, Tensor], codes: Tensor, scales: Tensor, offs: Tensor | None = None, **_: Any
@@ -281,7 +282,8 @@ class Watch(TorchDispatchMode):
         self, out: tuple[Tensor, Tensor], packed: Tensor, scales: Tensor, k: int, **_: Any
     ) -> None:
         self._quantized_transposed(out, ops.dequantize_e5m6(packed, scales, k))
-        self._codes[_memory(out[0])].cache = self._codes[_memory(packed)].statistics
+        if _memory(packed) in self._codes:
+            self._codes[_memory(out[0])].cache = self._codes[_memory(packed)].statistics
 
     def _multiplied(self, _: Tensor, a: Tensor, a_scales: Tensor, b: Tensor, *rest: Any, **__: Any) -> None:
         if _memory(b) not in self._weights:
