@@ -59,6 +59,7 @@ class Telemetry(Observer):
             for found in self._watch.rows():
                 if warning := self._file.write({"step": row["step"], "tokens": row["tokens"], **found}):
                     self.say(f"WARNING: {warning}")
+            self._watch = None
 
     def close(self) -> None:
         self._file.close()
