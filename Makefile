@@ -1,6 +1,7 @@
 # make setup      .venv with torch and what the tests need, package installed, C++ built (incrementally)
 # make pretrain   trains a small DeepSeek-V3 on real text; flags: make pretrain ARGS="--tokens 500000"
 # make test       every test that needs no GPU
+# make test-kills training killed 20 times at random moments goes on bit for bit; KILLS=100 for more
 #
 # SYSTEM=1        use the active Python environment instead of .venv (torch is then yours to install)
 # TORCH=...       another torch than the pinned one, e.g. TORCH="torch==2.14.*"
@@ -18,7 +19,7 @@ STAMPS := .venv/stamps
 BIN := .venv/bin/
 endif
 
-.PHONY: setup build pretrain test test-sanitized docs lint format bench bench-compare wheel clean
+.PHONY: setup build pretrain test test-kills test-sanitized docs lint format bench bench-compare wheel clean
 .DEFAULT_GOAL := setup
 
 setup: build
@@ -55,6 +56,10 @@ pretrain: build
 # Two workers of one thread each; a test about threads sets its own number.
 test: build
 	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n 2 --dist loadgroup -q $(ARGS)
+
+# Training killed at random moments, more often than in `make test`; for the night.
+test-kills: build
+	DSE_TEST_KILLS=$(or $(KILLS),20) OMP_NUM_THREADS=1 $(PYTHON) -m pytest -q tests/train/test_kill.py $(ARGS)
 
 # The torch-free kernels under AddressSanitizer and UndefinedBehaviorSanitizer.
 test-sanitized:

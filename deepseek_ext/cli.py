@@ -53,6 +53,8 @@ class GenerateOptions:
     """Of the draws at a temperature above 0."""
     precision: Precision | None = None
     """Arithmetic of a Hugging Face checkpoint, by default bf16; a run keeps the one it was trained in."""
+    ema: bool = False
+    """Use the moving average of the weights, of a run trained with --ema-decay."""
 
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1:
@@ -79,6 +81,8 @@ class ExportOptions:
     """Write the multi-token prediction modules too; transformers reports them as unexpected."""
     max_shard_size: int = 5_000_000_000
     """Bytes of one file at most."""
+    ema: bool = False
+    """Write the moving average of the weights, of a run trained with --ema-decay."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -87,6 +91,8 @@ class EvalOptions:
 
     run_dir: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """The run directory."""
+    ema: bool = False
+    """Use the moving average of the weights, of a run trained with --ema-decay."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -183,7 +189,7 @@ def _info(_: InfoOptions) -> int:
 
 
 def _generate(options: GenerateOptions) -> int:
-    model, tokenizer = _load(options.run_dir, options.precision)
+    model, tokenizer = _load(options.run_dir, options.precision, options.ema)
     print(
         options.prompt
         + generate(
@@ -199,25 +205,27 @@ def _generate(options: GenerateOptions) -> int:
     return 0
 
 
-def _load(path: Path, precision: Precision | None) -> tuple[DeepseekV3, Tokenizer]:
+def _load(path: Path, precision: Precision | None, average: bool) -> tuple[DeepseekV3, Tokenizer]:
     """The model and tokenizer of a run, of a checkpoint of one, or of a Hugging Face checkpoint."""
     if not path.is_dir():
         raise no_such_folder(path, "a run or a Hugging Face checkpoint")
     if (path / "config.json").is_file() or any(path.glob("*.safetensors")):
         if not (path / "tokenizer.json").is_file():
             raise ValueError(f"{path} has no tokenizer.json; put there the one that came with the checkpoint")
+        if average:
+            raise ValueError(f"--ema: {path} is a Hugging Face checkpoint, which holds one set of weights")
         return load_hf(path, precision or "bf16"), load_tokenizer(path / "tokenizer.json")
     if precision is not None:
         raise ValueError(
             f"--precision {precision}: {path} has no config.json, so it is no Hugging Face checkpoint, and a "
             "run keeps the precision that it was trained in; leave --precision out"
         )
-    model, tokenizer, _ = load_run(path)
+    model, tokenizer, _ = load_run(path, average=average)
     return model, tokenizer
 
 
 def _evaluate(options: EvalOptions) -> int:
-    model, tokenizer, config = load_run(options.run_dir)
+    model, tokenizer, config = load_run(options.run_dir, average=options.ema)
     data = prepare_data(config, tokenizer=tokenizer)
     score, zlib = bits_per_byte(model, data), data.corpus.zlib_bits_per_byte()
     print(
@@ -227,7 +235,7 @@ def _evaluate(options: EvalOptions) -> int:
 
 
 def _export(options: ExportOptions) -> int:
-    model, tokenizer, _ = load_run(options.source)
+    model, tokenizer, _ = load_run(options.source, average=options.ema)
     try:
         save_hf(
             model,
@@ -270,7 +278,7 @@ def _one_line_errors(program: str, action: Callable[[], int]) -> int:
     except ValueError as error:
         print(f"{program}: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
-    except RunStopped as error:
+    except (RunStopped, OSError) as error:  # a disk that fails, say, where nothing could go on without it
         print(f"{program}: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

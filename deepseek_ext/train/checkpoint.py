@@ -171,7 +171,11 @@ def _reason(error: BaseException) -> str:
         error = next(iter(error.failures.values()))[0]
     if not isinstance(error, Exception):
         raise error
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+    behind: list[BaseException] = [error]
+    while context := behind[-1].__context__:
+        behind.append(context)
+    shown = next((e for e in behind if isinstance(e, OSError)), error)  # torch's writer hides a full disk
+    return next(iter(str(shown).strip().splitlines()), type(shown).__name__)
 
 
 class _MetadataUnpickler(pickle.Unpickler):

@@ -10,6 +10,7 @@ import os
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any, TextIO
 
 from rich.console import Console
@@ -71,8 +72,9 @@ class Progress:
             self._next_plain = time.perf_counter() + _SECONDS_BETWEEN_PLAIN_LINES
 
     def say(self, text: str) -> None:
-        """Prints a line above the progress line."""
-        self._console.print(text, markup=False, soft_wrap=True)
+        """Prints a line above the progress line; a log that cannot be written stops no run."""
+        with suppress(OSError):
+            self._console.print(text, markup=False, soft_wrap=True)
 
     def speed(self, row: dict[str, Any]) -> dict[str, float]:
         """What belongs into a row of metrics and only the run as a whole knows: its clock and its machine."""

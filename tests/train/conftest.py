@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_run import TINY, Flags, tiny_flags  # type: ignore[import-not-found]
+from nursery import Nursery  # type: ignore[import-not-found]
+from tiny_run import TINY, Flags, start_example, tiny_flags  # type: ignore[import-not-found]
 
 from deepseek_ext.train import TrainConfig
 
@@ -39,3 +41,19 @@ def config(tmp_path: Path, text_folder: Path) -> TrainConfig:
     }
     settings |= {"prompts": (), "data": (str(text_folder),), "run_dir": tmp_path / "run"}
     return TrainConfig(**settings, checkpoint_every=2).derived()
+
+
+@pytest.fixture(scope="session")
+def nursery() -> Iterator[Nursery]:
+    with Nursery() as nursery:
+        yield nursery
+
+
+@pytest.fixture(scope="session")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory, text_folder: Path) -> tuple[Path, str]:
+    """The tiny run in one go, and what it printed."""
+    run = tmp_path_factory.mktemp("whole") / "run"
+    process = start_example(tiny_flags(data=text_folder, run_dir=run, checkpoint_every=4))
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    return run, out

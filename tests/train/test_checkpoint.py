@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 import pickle
 import subprocess
@@ -12,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from planted import Planted, sign_again, torch_saved  # type: ignore[import-not-found]
 from torch import Tensor
 from torch.distributed.checkpoint import metadata as metadata_module
 
@@ -126,28 +126,6 @@ def test_damage_is_named(saved: Path, name: str, damage: str) -> None:
         checkpoint.read_state(saved)
 
 
-class Planted:
-    """Unpickling it makes a folder."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self) -> tuple[Callable[[str], None], tuple[str]]:
-        return os.mkdir, (str(self.path),)
-
-
-def torch_saved(value: object) -> bytes:
-    buffer = io.BytesIO()
-    torch.save(value, buffer)
-    return buffer.getvalue()
-
-
-def sign_again(folder: Path) -> None:
-    """What one who may write the files would do: make the checksums fit."""
-    names = sorted(path.name for path in folder.iterdir() if path.name != "SHA256SUMS")
-    subprocess.run(f"sha256sum {' '.join(names)} > SHA256SUMS", shell=True, cwd=folder, check=True)
-
-
 @pytest.mark.parametrize("name", ["__0_0.distcp", ".metadata", "state.json", "SHA256SUMS"])
 @pytest.mark.parametrize("encode", [pickle.dumps, torch_saved])
 def test_a_planted_pickle_does_not_run(
@@ -226,3 +204,45 @@ def test_metadata_of_every_python_is_read_and_no_other_attribute(saved: Path) ->
         else:
             with pytest.raises(DamagedCheckpoint, match="calls getattr"):
                 checkpoint.load_tensors(saved, empty_like(tensors()))
+
+
+def test_an_interrupt_in_the_middle_of_a_save_is_one(
+    tmp_path: Path, saved: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """torch.distributed.checkpoint catches it too, wrapped; it must not pass for a full disk."""
+
+    def interrupted(descriptor: int) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "fsync", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        checkpoint.save(tmp_path, 8, tensors(), STATE, keep_last=3)
+    assert checkpoint.list_checkpoints(tmp_path) == [saved]
+    monkeypatch.undo()
+    checkpoint.save(tmp_path, 12, tensors(), STATE, keep_last=3)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [saved.name, "step-00000012"]
+
+
+def test_an_old_checkpoint_loses_its_name_before_its_files(
+    tmp_path: Path, saved: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when the process is killed in between."""
+
+    def killed(path: Path, **_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(checkpoint.shutil, "rmtree", killed)
+    with pytest.raises(KeyboardInterrupt):
+        checkpoint.save(tmp_path, 8, tensors(), STATE, keep_last=1)
+    assert [path.name for path in checkpoint.list_checkpoints(tmp_path)] == ["step-00000008"]
+    assert not saved.exists()
+    monkeypatch.undo()
+    checkpoint.save(tmp_path, 12, tensors(), STATE, keep_last=1)
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000012"]
+
+
+def test_state_nested_too_deep_is_damage(saved: Path) -> None:
+    (saved / "state.json").write_text("[" * 10**6)
+    sign_again(saved)
+    with pytest.raises(DamagedCheckpoint, match="recursion"):
+        checkpoint.read_state(saved)

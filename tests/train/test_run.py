@@ -7,57 +7,14 @@ import shutil
 import signal
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
-import torch
-from tiny_run import WALL_CLOCK, Flags, start_example, tiny_flags  # type: ignore[import-not-found]
+from same_run import assert_same_run, assert_same_tensors, rows  # type: ignore[import-not-found]
+from tiny_run import Flags, start_example  # type: ignore[import-not-found]
 
 from deepseek_ext import cli
 from deepseek_ext.train import TrainConfig, checkpoint
 from deepseek_ext.train.metrics import read_metrics
-
-
-def rows(run: Path) -> list[dict[str, Any]]:
-    return [
-        {k: v for k, v in row.items() if k not in WALL_CLOCK} for row in read_metrics(run / "metrics.jsonl")
-    ]
-
-
-def weights(run: Path) -> dict[str, torch.Tensor]:
-    """Every tensor of the newest checkpoint: weights, router biases, moments, RNG."""
-    path = checkpoint.list_checkpoints(run / "checkpoints")[-1]
-    reader = checkpoint._Reader(path)
-    metadata = reader.read_metadata()
-    tensors = {
-        name: torch.empty(entry.size, dtype=entry.properties.dtype)
-        for name, entry in metadata.state_dict_metadata.items()
-    }
-    checkpoint.load_tensors(path, tensors)
-    return tensors
-
-
-def assert_same_run(a: Path, b: Path) -> None:
-    assert rows(a) == rows(b)
-    assert_same_tensors(a, b)
-
-
-def assert_same_tensors(a: Path, b: Path) -> None:
-    ours, theirs = weights(a), weights(b)
-    assert ours.keys() == theirs.keys()
-    assert any("exp_avg_sq" in name for name in ours)
-    for name in ours:
-        assert torch.equal(ours[name], theirs[name]), name
-
-
-@pytest.fixture(scope="module")
-def uninterrupted(tmp_path_factory: pytest.TempPathFactory, text_folder: Path) -> tuple[Path, str]:
-    """The tiny run in one go, and what it printed."""
-    run = tmp_path_factory.mktemp("whole") / "run"
-    process = start_example(tiny_flags(data=text_folder, run_dir=run, checkpoint_every=4))
-    out, err = process.communicate(timeout=300)
-    assert process.returncode == 0, err
-    return run, out
 
 
 def test_it_learns_and_reports(uninterrupted: tuple[Path, str]) -> None:

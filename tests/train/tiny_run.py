@@ -31,10 +31,13 @@ TINY = {
 
 
 def tiny_flags(**changes: object) -> list[str]:
-    """The flags of the tiny run, with changes by keyword (checkpoint_every=3)."""
+    """The flags of the tiny run, with changes by keyword (checkpoint_every=3, prompts=())."""
     settings: dict[str, object] = {**TINY}
     settings.update({name.replace("_", "-"): value for name, value in changes.items()})
-    return [word for name, value in settings.items() for word in (f"--{name}", str(value))]
+    flags: list[str] = []
+    for name, value in settings.items():
+        flags += [f"--{name}", *map(str, value if isinstance(value, tuple) else (value,))]
+    return flags
 
 
 def start_example(args: list[str]) -> subprocess.Popen[str]:

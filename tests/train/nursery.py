@@ -1,0 +1,109 @@
+"""Runs as processes of their own that start at once: forked from one that has imported everything.
+
+The parent writes a request a line, and reads an answer a line:
+    ["start", flags, file for the output]   the process's id
+    ["wait", id]                            how it ended: the exit code, or minus the signal
+    ["poll", id]                            the same, or null while it runs
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+class Nursery:
+    """The process that forks, as seen from a test; use it as a context."""
+
+    def __init__(self) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, __file__],
+            env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def __enter__(self) -> Nursery:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.communicate()
+
+    def start(self, flags: list[str], output: Path) -> Life:
+        """`deepseek-ext train` with these flags, both its streams going to a file."""
+        return Life(self.ask("start", flags, str(output)), output, self)
+
+    def ask(self, *request: object) -> Any:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(json.dumps(request) + "\n")
+        self._process.stdin.flush()
+        return json.loads(self._process.stdout.readline())
+
+
+@dataclass(slots=True)
+class Life:
+    """One process of a run."""
+
+    pid: int
+    output: Path
+    nursery: Nursery
+
+    def said(self) -> str:
+        return self.output.read_text()
+
+    def wait(self) -> int:
+        """How it ended."""
+        return int(self.nursery.ask("wait", self.pid))
+
+    def kill(self, number: int) -> None:
+        os.kill(self.pid, number)
+
+    def reaches(self, condition: Callable[[], bool]) -> bool:
+        """Waits for the condition; False if the process ended before."""
+        while not condition():
+            if self.nursery.ask("poll", self.pid) is not None:
+                return False
+            time.sleep(0.0005)
+        return True
+
+
+def _serve() -> None:
+
+    from deepseek_ext import cli
+    from deepseek_ext.train import TrainConfig
+
+    ended: dict[int, int] = {}
+    for line in sys.stdin:
+        what, *rest = json.loads(line)
+        if what == "start":
+            flags, output = rest
+            answer = os.fork()
+            if answer == 0:
+                file = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+                for stream in (1, 2):
+                    os.dup2(file, stream)
+                sys.stdin.close()
+                raise SystemExit(cli.train(TrainConfig(), flags, program="deepseek-ext train"))
+        else:
+            (pid,) = rest
+            if pid not in ended:
+                done, status = os.waitpid(pid, os.WNOHANG if what == "poll" else 0)
+                if done:
+                    ended[pid] = os.waitstatus_to_exitcode(status)
+            answer = ended.get(pid)
+        print(json.dumps(answer), flush=True)
+
+
+if __name__ == "__main__":
+    _serve()
