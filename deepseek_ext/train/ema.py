@@ -12,8 +12,9 @@ from torch import Tensor, nn
 class MovingAverage:
     """average = decay average + (1 - decay) weight after each step, FP32 in CPU memory, for every parameter.
 
-    Buffers are not averaged: router biases follow the load of the moment. The first steps count more, since
-    they are all there is: step t uses min(decay, (1 + t) / (10 + t)).
+    Buffers are not averaged: router biases follow the load of the moment. Step t uses
+    min(decay, (t - 1) / (t + 8)), so that the average begins as the first step's weights and a short run's
+    does not consist of its beginning.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
@@ -27,7 +28,7 @@ class MovingAverage:
     @torch.no_grad()
     def update(self, step: int) -> None:
         """Takes in the weights as they are after optimizer step `step`, counted from 1."""
-        decay = min(self.decay, (1 + step) / (10 + step))
+        decay = min(self.decay, (step - 1) / (step + 8))
         weights = [p.detach().to("cpu", torch.float32) for p in self._parameters.values()]
         torch._foreach_lerp_(list(self._averages.values()), weights, 1 - decay)
 

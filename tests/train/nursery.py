@@ -41,6 +41,7 @@ class Nursery:
 
     def start(self, flags: list[str], output: Path) -> Life:
         """`deepseek-ext train` with these flags, both its streams going to a file."""
+        output.write_bytes(b"")
         return Life(self.ask("start", flags, str(output)), output, self)
 
     def ask(self, *request: object) -> Any:
@@ -90,7 +91,7 @@ def _serve() -> None:
             flags, output = rest
             answer = os.fork()
             if answer == 0:
-                file = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+                file = os.open(output, os.O_WRONLY)
                 for stream in (1, 2):
                     os.dup2(file, stream)
                 sys.stdin.close()

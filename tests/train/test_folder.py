@@ -6,6 +6,7 @@ import json
 import os
 import pickle
 import shutil
+import signal
 import time
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,7 @@ def test_a_second_process_is_refused_and_the_first_goes_on(
     run = tmp_path / "run"
     first = nursery.start(flags(checkpoint_every=4), tmp_path / "first.txt")
     assert first.reaches((run / "metrics.jsonl").exists), first.said()
+    first.kill(signal.SIGSTOP)  # or it would end before the others have begun
     for resume in ("auto", "never"):
         second = nursery.start(flags(resume=resume), tmp_path / f"{resume}.txt")
         assert second.wait() == 2
@@ -48,6 +50,7 @@ def test_a_second_process_is_refused_and_the_first_goes_on(
             f"deepseek-ext train: --run-dir {run} is in use by process {first.pid}; stop that one, or choose "
             "another folder\n"
         )
+    first.kill(signal.SIGCONT)
     assert first.wait() == 0
     assert_same_run(run, uninterrupted[0])
     assert not (tmp_path / "run.1").exists()
