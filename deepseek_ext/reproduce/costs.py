@@ -59,7 +59,7 @@ def _errors(grads: dict[str, Tensor], exact: dict[str, Tensor]) -> dict[str, flo
     size = {name: grad.norm().item() for name, grad in exact.items()}
     wrong = {name: (grads[name] - grad).norm().item() for name, grad in exact.items()}
     whole = sum(e * e for e in wrong.values()) / sum(s * s for s in size.values())
-    return {WHOLE: whole**0.5} | {name: wrong[name] / size[name] for name in exact if size[name] > 0}
+    return {WHOLE: whole**0.5} | {name: wrong[name] / size[name] if size[name] else 0.0 for name in exact}
 
 
 def mean_costs(last_rows: Sequence[Row]) -> dict[str, dict[str, float]]:

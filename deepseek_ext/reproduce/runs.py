@@ -72,12 +72,11 @@ class _ComparedRun(Trainer):
 class Runs:
     """Trains variants of one configuration below a folder.
 
-    config: what the variants share; its run_dir is the folder. say: where a line about each run goes.
+    config: what the variants share; its run_dir is the folder.
     """
 
-    def __init__(self, config: TrainConfig, *, say: Callable[[str], None] = print) -> None:
+    def __init__(self, config: TrainConfig) -> None:
         self.config = config
-        self._say = say
         self._manifest = load_corpus(config.data).manifest_hash()
         self._peak: Peak | None = None
         if config.threads is not None:
@@ -92,7 +91,7 @@ class Runs:
         config = self._config(variant, seed)
         rows = read_metrics(path) if (path := config.run_dir / "metrics.jsonl").exists() else []
         if not rows or rows[-1]["tokens"] < config.tokens:
-            self._say(f"{variant.name}, seed {seed}: training in {config.run_dir}")
+            print(f"{variant.name}, seed {seed}: training in {config.run_dir}", flush=True)
             self._run(config, variant)
             rows = read_metrics(path)
         shutil.rmtree(config.run_dir / "checkpoints", ignore_errors=True)
