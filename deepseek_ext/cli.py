@@ -251,7 +251,7 @@ def _export(options: ExportOptions) -> int:
         raise ValueError(f"{options.out} cannot be written: {error}") from error
     size = sum(file.stat().st_size for file in options.out.iterdir())
     readers = (
-        "reads it; transformers needs accelerate for it, and whole blocks of 128"
+        "reads it; transformers needs accelerate for it, and sides that are multiples of 128"
         if options.dtype == "fp8"
         else "and transformers read it"
     )

@@ -36,7 +36,7 @@ def save_hf(
     dtype: Dtype = "bfloat16",
     include_mtp: bool = True,
     *,
-    power_of_2: bool = False,
+    power_of_2: bool | None = None,
     max_shard_size: int = 5_000_000_000,
     tokenizer: Any = None,
     eos_token_id: int | None = None,
@@ -44,9 +44,10 @@ def save_hf(
     """Writes the model as a Hugging Face checkpoint; transformers' DeepseekV3ForCausalLM is its class.
 
     path: a folder that is new or empty. dtype: "bfloat16", "float32", or "fp8": projections in float8_e4m3fn
-    with an FP32 scale per 128x128 block, rounded up to powers of two if power_of_2 (scale_fmt "ue8m0"), all
-    else in BF16; router biases are FP32 in all three. include_mtp=False leaves the MTP modules out, which
-    transformers would skip and report as unexpected. It reads fp8 only where accelerate is installed.
+    with an FP32 scale per 128x128 block, all else in BF16; router biases are FP32 in all three. power_of_2:
+    whether those scales are rounded up to powers of two (scale_fmt "ue8m0"); None means as in the files that
+    the model was loaded from, if any. include_mtp=False leaves the MTP modules out, which transformers would
+    skip and report as unexpected. It reads fp8 only where accelerate is installed.
     max_shard_size: bytes of a file, which only a single larger tensor exceeds. tokenizer: of the `tokenizers`
     package, written along with the end-of-document token eos_token_id, so that AutoTokenizer reads them.
 
@@ -71,6 +72,8 @@ def save_hf(
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"save_hf: {folder} is not empty; name a folder that is new or empty")
 
+    if power_of_2 is None:
+        power_of_2 = dtype == "fp8" and any(layer.power_of_2 for layer in _quantised(model))
     config = model.config if include_mtp else replace(model.config, num_nextn_predict_layers=0)
     settings = {**config.to_hf(), "torch_dtype": "float32" if dtype == "float32" else "bfloat16"}
     if dtype == "fp8":
@@ -126,7 +129,8 @@ def load_hf(
     try:
         config = ModelConfig.from_hf(settings)
     except ValueError as error:
-        raise ValueError(f"load_hf: {folder / CONFIG}: {str(error).split(': ', 1)[1]}") from error
+        reason = re.sub(r"^ModelConfig(\.from_hf)?: ", "", str(error))
+        raise ValueError(f"load_hf: {folder / CONFIG}: {reason}") from error
     _check_quantization(folder, settings.get("quantization_config"))
     found = scan(folder)
     config = _with_modules_of(folder, config, found)
@@ -140,11 +144,15 @@ def load_hf(
         if name not in persistent:
             buffer.zero_()  # the routers' counts
     powers_of_2 = fill(persistent, wanted, found)
-    for module in model.modules():
-        if isinstance(module, Linear | SwiGLU | Experts):
-            module.power_of_2 = powers_of_2
+    for layer in _quantised(model):
+        layer.power_of_2 = powers_of_2
     model.weights_changed()
     return model
+
+
+def _quantised(model: DeepseekV3) -> Iterator[Linear | SwiGLU | Experts]:
+    """The layers that multiply by FP8 codes if their precision says so."""
+    return (module for module in model.modules() if isinstance(module, Linear | SwiGLU | Experts))
 
 
 def no_such_folder(folder: Path, wanted: str) -> ValueError:

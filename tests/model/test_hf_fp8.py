@@ -140,6 +140,8 @@ def test_the_model_multiplies_by_the_bytes_of_the_file(
         logits = loaded(tokens).logits
     assert products.found == weights_of_file(tmp_path / "fp8")
     assert len(products.found) == 3 * 5 + 2 + 2 * 4
+    save_hf(loaded, tmp_path / "again", "fp8")  # with the same kind of scales
+    assert contents(tmp_path / "again") == contents(tmp_path / "fp8")
 
     # With FP32 scales the loaded model is, bit for bit, the one that was saved.
     save_hf(model, tmp_path / "fp32", "float32")
@@ -191,6 +193,18 @@ def test_a_file_of_others_with_powers_of_two_is_computed_with_exactly(
     with WeightsInUse() as products, torch.no_grad():
         assert torch.equal(o_proj(x), ops.gemm(*ops.quantize_tiles(x), *of_file))
     assert len(products.found) == 2  # the layer's codes are other bytes than the file's
+
+
+def test_scales_stay_powers_of_two_when_training_goes_on(rng: torch.Generator, tmp_path: Path) -> None:
+    save_hf(small_model(rng), tmp_path / "a", "fp8", power_of_2=True)
+    model = load_hf(tmp_path / "a", "fp8")
+    o_proj, tokens = model.model.layers[0].self_attn.o_proj, torch.randint(96, (1, 9), generator=rng)
+    before = o_proj.product().codes.clone()
+    model.loss(tokens, tokens).total.backward()
+    torch.optim.SGD(model.parameters(), lr=1.0).step()
+    after = o_proj.product()
+    assert not torch.equal(before.view(torch.uint8), after.codes.view(torch.uint8))
+    assert (after.scales.frexp().mantissa == 0.5).all()
 
 
 def test_fp32_scales_of_others_keep_their_codes(rng: torch.Generator) -> None:
