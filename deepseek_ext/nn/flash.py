@@ -78,10 +78,11 @@ def causal_attention_backward(
 
 def _mask(starts: Tensor, q: Tensor) -> Tensor:
     """What is added to scores: 0 from each position's start to itself, elsewhere -inf; [B, N, T, T]."""
-    at = torch.arange(q.shape[2], dtype=torch.int32, device=q.device)
-    seen = (at >= starts[:, :, None]) & (at <= at[:, None])
+    # CUDA's kernel wants rows that begin at multiples of 16.
+    keys = torch.arange(-(-q.shape[2] // 16) * 16, dtype=torch.int32, device=q.device)
+    seen = (keys >= starts[:, :, None]) & (keys <= keys[: q.shape[2], None])
     mask = torch.zeros((), dtype=q.dtype, device=q.device).masked_fill(~seen, float("-inf"))
-    return mask[:, None].expand(-1, q.shape[1], -1, -1)
+    return mask[:, None, :, : q.shape[2]].expand(-1, q.shape[1], -1, -1)
 
 
 def _equally_wide(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -40,6 +40,8 @@ class Source:
     held_out: list[Document]
     shards: list[Shard] = field(default_factory=list)
     """Files of ready-made tokens; split by document too, once the tokenizer says where documents end."""
+    decoded: list[Document] = field(default_factory=list)
+    """The text of what is held out of the shards."""
 
 
 @dataclass(slots=True)
@@ -51,7 +53,7 @@ class Corpus:
 
     @property
     def held_out(self) -> list[Document]:
-        return [document for source in self.sources for document in source.held_out]
+        return [document for source in self.sources for document in source.held_out + source.decoded]
 
     @property
     def train(self) -> list[Document]:

@@ -84,7 +84,7 @@ def prepare_data(config: TrainConfig, *, tokenizer: Tokenizer | None = None) -> 
             ours, theirs = _split_shard(shard, tokenizer, corpus.notices)
             train += ours
             held_out += theirs
-            source.held_out += [_decoded(shard, tokens, tokenizer) for tokens in theirs]
+            source.decoded += [_decoded(shard, tokens, tokenizer) for tokens in theirs]
         rewrite = None
         if config.fim_rate:
             if not source.train:

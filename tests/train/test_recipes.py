@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
-from deepseek_ext.config import ModelConfig
-from deepseek_ext.train import TrainConfig, deepseek_v3, recipes
-from deepseek_ext.train.config import describe
+from deepseek_ext.config import _PRESETS, ModelConfig
+from deepseek_ext.train import TrainConfig, Trainer, deepseek_v3, recipes
+from deepseek_ext.train.config import Preset, describe
+from deepseek_ext.train.data import prepare_data
 
 
 def test_deepseek_v3_has_the_papers_model_and_schedules() -> None:
@@ -29,6 +31,24 @@ def test_a_derived_recipe_survives_the_checkpoint() -> None:
         derived = config.derived()
         assert TrainConfig.from_json(derived.to_json()) == derived
         assert derived.derived() == derived
+
+
+def test_every_preset_can_be_trained(tmp_path: Path, text_folder: Path) -> None:
+    assert set(get_args(Preset)) == set(_PRESETS)
+    config = TrainConfig(
+        preset="tiny",
+        vocab_size=384,
+        seq_len=32,
+        sequences=2,
+        data=(str(text_folder),),
+        run_dir=tmp_path / "run",
+    ).derived()
+    trainer = Trainer(config, prepare_data(config))
+    assert trainer.model.config == ModelConfig.preset("tiny", vocab_size=384, max_position_embeddings=2048)
+    first = trainer.train_step()["loss"]
+    for _ in range(4):
+        last = trainer.train_step()["loss"]
+    assert last < first
 
 
 def test_extension_follows_the_papers_two_phases() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import pickle
+import shutil
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +15,7 @@ from test_run import rows  # type: ignore[import-not-found]
 from tiny_run import Flags  # type: ignore[import-not-found]
 
 from deepseek_ext import cli
-from deepseek_ext.train import TrainConfig
+from deepseek_ext.train import TrainConfig, checkpoint
 from deepseek_ext.train.corpus import is_held_out, load_corpus
 from deepseek_ext.train.data import prepare_data
 from deepseek_ext.train.shards import cut_documents, open_shard
@@ -143,11 +144,18 @@ def test_a_run_on_tokens_scores_bits_per_byte_of_their_text(
     tokenised: tuple[Path, Path], text_folder: Path, flags: Flags, tmp_path: Path
 ) -> None:
     tokens, tokenizer = tokenised
-    assert cli.train(TrainConfig(), flags(data=tokens, tokenizer=tokenizer), program="test") == 0
+    args = flags(data=tokens, tokenizer=tokenizer, checkpoint_every=4)
+    assert cli.train(TrainConfig(), args, program="test") == 0
     run = tmp_path / "run"
+    before = rows(run)
+    for path in checkpoint.list_checkpoints(run / "checkpoints")[1:]:
+        shutil.rmtree(path)
+    assert cli.train(TrainConfig(), args, program="test") == 0
+    assert rows(run) == before
     assert rows(run)[-1]["loss"] < rows(run)[0]["loss"] - 0.5
     data = prepare_data(TrainConfig(data=(str(tokens),), tokenizer=tokenizer, seq_len=32, run_dir=run))
     texts = {document.text for document in load_corpus([str(text_folder)]).train}
+    assert data.corpus.manifest_hash() == data.manifest
     held_out = [document.text for document in data.corpus.held_out]
     assert held_out
     assert set(held_out) <= texts
