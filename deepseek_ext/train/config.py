@@ -43,7 +43,8 @@ class TrainConfig:
     minutes: float | None = None
     """Instead of --tokens: times ten steps and fixes as many tokens as fit into so many minutes."""
     data: tuple[str, ...] = ()
-    """PATH or PATH=WEIGHT each: text, .jsonl, folders or globs. Default: Python's standard library."""
+    """PATH or PATH=WEIGHT each: text, .jsonl, tokens (.npy, .bin), folders or globs. Default: Python's own
+    sources."""
     tokenizer: Path | None = None
     """A tokenizer.json to use. Default: a byte-level BPE trained on the training split at first use."""
     vocab_size: int = 4096
