@@ -43,8 +43,18 @@ def family_of(name: str) -> str:
 
 def families() -> dict[str, list[str]]:
     """The public operators of each family, as the sources order them; what most users call comes first."""
-    first = ["fp8_linear", "moe_ffn", "quantize", "gemm", "swiglu", "routing", "permute", "optimizer"]
-    last = ["wgrad", "_library"]
+    first = [
+        "fp8_linear",
+        "moe_ffn",
+        "quantize",
+        "gemm",
+        "swiglu",
+        "routing",
+        "permute",
+        "attention",
+        "optimizer",
+    ]
+    last = ["optimizer", "wgrad", "_library"]
     found = {family_of(name) for name in ops.__all__}
     order = [*first, *sorted(found - {*first, *last}), *last]
 

@@ -20,4 +20,8 @@ void with_type(FloatType type, const F& f) {
     }
 }
 
+DSE_FN float to_float(float x) { return x; }
+DSE_FN float to_float(Bf16 x) { return bf16_to_float(x.bits); }
+DSE_FN float to_float(F16 x) { return f16_to_float(x.bits); }
+
 }  // namespace dse::cpu

@@ -23,7 +23,6 @@ from ..ops.derivatives import first_order_only
 from ..ops.wgrad import accumulation
 from .context import Context, LatentCache
 from .derived import Derived
-from .flash import causal_attention, causal_attention_backward
 from .linear import Linear, Precision, project
 from .norm import RMSNorm
 from .product import Fp8Product, Operand, Product, product_backward
@@ -188,7 +187,7 @@ class _LatentAttention(torch.autograd.Function):
         *_, q_source, kv_source, core = args
         q_x, kv_x = core.q_up.operand(q_in.flatten(0, 1)), core.kv_up.operand(kv_in.flatten(0, 1))
         q, k, v = core.project_up(q_x, kv_x, k_rope)
-        out, logsumexp = causal_attention(q, k, v, core.scale, core.starts)
+        out, logsumexp = ops.causal_attention(q, k, v, core.scale, core.starts)
         rows = out.transpose(1, 2).reshape(q_x[0].shape[0], -1)
         if core.keep:
             save_groups(ctx, (k_rope, logsumexp), core.cache(rows), q_source.kept, kv_source.kept)
@@ -214,7 +213,7 @@ class _LatentAttention(torch.autograd.Function):
         q_x = core.q_up.operand(ctx.q_again(*q_kept).flatten(0, 1))
         kv_x = core.kv_up.operand(ctx.kv_again(*kv_kept).flatten(0, 1))
         q, k, v = core.project_up(q_x, kv_x, k_rope)
-        grads = causal_attention_backward(
+        grads = ops.causal_attention_backward(
             by_head(grad_out), q, k, v, by_head(out), logsumexp, core.scale, core.starts
         )
         grad_q, grad_kv, grad_k_rope = core.heads.backward(*grads)

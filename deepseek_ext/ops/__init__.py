@@ -1,6 +1,7 @@
 """The operators, one module per family; each is also `torch.ops.deepseek_ext.<name>`."""
 
 from ._library import cpu_capability, using_cpu_capability
+from .attention import causal_attention, causal_attention_backward
 from .fp8_linear import fp8_linear
 from .gemm import (
     gemm,
@@ -35,6 +36,8 @@ from . import _flops as _flops  # of the operators above
 __all__ = [
     "accumulate_weight_gradients",
     "adamw_step_",
+    "causal_attention",
+    "causal_attention_backward",
     "combine_rows",
     "cpu_capability",
     "dequantize_blocks",

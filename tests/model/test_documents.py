@@ -9,8 +9,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from deepseek_ext.nn.flash import causal_attention, causal_attention_backward
-
 Make = Callable[..., Any]
 LENGTHS = [7, 1, 12, 2, 10]
 
@@ -82,26 +80,6 @@ def test_a_token_is_not_seen_from_the_next_document(make_model: Make, make_batch
     assert moved[9:20].all()
     assert not moved[:9].any()
     assert not moved[20:].any()
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_attention_is_the_masked_softmax(dtype: torch.dtype, rng: torch.Generator) -> None:
-    q, k = (torch.randn(2, 3, 20, 24, generator=rng).to(dtype) for _ in range(2))
-    v, grad = (torch.randn(2, 3, 20, 16, generator=rng).to(dtype) for _ in range(2))
-    starts = torch.stack([starts_of([20], 1)[0], starts_of([5, 1, 14], 1)[0]])
-    out, logsumexp = causal_attention(q, k, v, 0.2, starts)
-    leaves = [t.double().requires_grad_() for t in (q, k, v)]
-    at = torch.arange(20)
-    seen = (at[None, None] <= at[None, :, None]) & (at[None, None] >= starts[:, :, None])
-    scores = (0.2 * leaves[0] @ leaves[1].mT).masked_fill(~seen[:, None], float("-inf"))
-    expected = scores.softmax(-1) @ leaves[2]
-    expected.backward(grad.double())
-    tolerance = 1e-5 if dtype == torch.float32 else 3e-2
-    torch.testing.assert_close(out.double(), expected, rtol=tolerance, atol=tolerance)
-    torch.testing.assert_close(logsumexp.double(), scores.logsumexp(-1), rtol=tolerance, atol=tolerance)
-    grads = causal_attention_backward(grad, q, k, v, out, logsumexp, 0.2, starts)
-    for ours, leaf in zip(grads, leaves, strict=True):
-        torch.testing.assert_close(ours.double(), leaf.grad, rtol=tolerance, atol=tolerance)
 
 
 def test_one_document_is_no_masking(make_model: Make, make_batch: Make) -> None:

@@ -42,8 +42,8 @@ def test_every_linear_of_an_fp8_step_is_ours(make_model: Make, make_batch: Make)
     # MTP.
     left = {name: n for name, n in counts.items() if name in ATEN_PRODUCTS}
     assert left == {"mm": 3 * (MOE_LAYERS + 1 + 2)}
-    assert counts["_scaled_dot_product_flash_attention_for_cpu"] == 4
-    assert counts["_scaled_dot_product_flash_attention_for_cpu_backward"] == 4
+    assert counts["causal_attention"] == 4
+    assert counts["causal_attention_backward"] == 4
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp32"])

@@ -14,7 +14,6 @@ from deepseek_ext import ops
 from deepseek_ext.config import ModelConfig
 from deepseek_ext.nn.attention import Attention
 from deepseek_ext.nn.context import Context
-from deepseek_ext.nn.flash import causal_attention, causal_attention_backward
 from deepseek_ext.nn.moe import SwiGLU
 from deepseek_ext.nn.norm import RMSNorm
 from deepseek_ext.nn.recompute import as_it_is
@@ -110,12 +109,8 @@ def test_attention_is_the_composition(precision: str, changes: dict[str, Any], r
     x.grad = None
 
     q, k, v = heads(attention, x, rotation)
-    width = max(config.qk_head_dim, config.v_head_dim)
-    padded = [F.pad(t, (0, width - t.shape[-1])) for t in (q, k, v)]
-    out, logsumexp = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-        *(t.detach() for t in padded), 0.0, True, scale=attention.scale
-    )
-    rows = out[..., : config.v_head_dim].transpose(1, 2).flatten(2).requires_grad_()
+    out, logsumexp = ops.causal_attention(*(t.detach() for t in (q, k, v)), attention.scale)
+    rows = out.transpose(1, 2).flatten(2).requires_grad_()
     wanted_y = linear(attention.o_proj, rows)
     assert torch.equal(y, wanted_y)
     wanted_y.backward(grad)
@@ -129,7 +124,7 @@ def test_attention_is_the_composition(precision: str, changes: dict[str, Any], r
         x_t = ops.retile_e5m6(flat[0], flat[1], kept.shape[-1])
         attention.o_proj.weight.grad = ops.gemm(*grad_t, *x_t, out_dtype=torch.float32)
     by_head = [t.unflatten(-1, (config.num_attention_heads, -1)).transpose(1, 2) for t in (rows.grad, kept)]
-    grads = causal_attention_backward(
+    grads = ops.causal_attention_backward(
         by_head[0], *(t.detach() for t in (q, k, v)), by_head[1], logsumexp, attention.scale
     )
     torch.autograd.backward([q, k, v], list(grads))
@@ -180,13 +175,13 @@ def test_what_e5m6_of_the_output_does_to_queries_and_keys(rng: torch.Generator) 
     """
     n, width, scale = 64, 32, 0.2
     q, k, v, grad = (torch.randn(1, 3, n, width, generator=rng) for _ in range(4))
-    out, logsumexp = causal_attention(q, k, v, scale)
+    out, logsumexp = ops.causal_attention(q, k, v, scale)
     rows = out.transpose(1, 2).reshape(n, -1)
     packed, scales = ops.quantize_e5m6(rows)
     kept = ops.dequantize_e5m6(packed, scales, rows.shape[1])
     kept = kept.view(1, n, 3, width).transpose(1, 2)
-    exact = causal_attention_backward(grad, q, k, v, out, logsumexp, scale)
-    got = causal_attention_backward(grad, q, k, v, kept, logsumexp, scale)
+    exact = ops.causal_attention_backward(grad, q, k, v, out, logsumexp, scale)
+    got = ops.causal_attention_backward(grad, q, k, v, kept, logsumexp, scale)
 
     p = (scale * (q @ k.mT) - logsumexp[..., None]).exp().tril()
     moved = 2.0**-7 * out.abs() + 2.0**-21 * scales.max()

@@ -88,6 +88,12 @@ def permute(x: Tensor, weights: Tensor, indices: Tensor) -> list[Tensor]:
     return [*order, rows, *tiles, ops.combine_rows(rows, order.slots, weights, x)]
 
 
+def attention(q: Tensor, k: Tensor, v: Tensor, starts: Tensor) -> list[Tensor]:
+    out, logsumexp = ops.causal_attention(q, k, v, 0.2, starts)
+    operands = (x.detach() for x in (out, q, k, v, out))
+    return [out, logsumexp, *ops.causal_attention_backward(*operands, logsumexp, 0.2, starts)]
+
+
 def optimizer(p: Tensor, grad: Tensor, m: Tensor, v: Tensor) -> list[Tensor]:
     settings = {"lr": 0.1, "beta1": 0.9, "beta2": 0.95, "eps": 1e-8, "weight_decay": 0.1, "step": 3}
     ops.adamw_step_(
@@ -120,6 +126,10 @@ FAMILIES: dict[Callable[..., list[Tensor]], Callable[[int], Arguments]] = {
     routing: lambda m: Arguments([random(m, EXPERTS, dtype=FP32), torch.zeros(EXPERTS)], leaves=(0,)),
     permute: lambda m: Arguments(
         [random(m, 200), torch.rand(m, TOP_K), choices(m)], leaves=(0, 1), rows=(0, 1, 2)
+    ),
+    attention: lambda m: Arguments(
+        [random(m, 2, 9, 24), random(m, 2, 9, 24), random(m, 2, 9, 16),
+         torch.zeros(m, 9, dtype=torch.int32)], leaves=(0, 1, 2), rows=(0, 1, 2, 3)
     ),
     optimizer: lambda m: Arguments(
         [random(m, 8, dtype=FP32), random(m, 8, dtype=FP32), random(m, 8), random(m, 8).abs()],

@@ -1,0 +1,194 @@
+"""A whole training step beside transformers' DeepseekV3ForCausalLM: tokens a second and peak memory.
+
+    python benchmarks/step.py                     both shapes, two threads
+    python benchmarks/step.py --shape small       one of them
+    python benchmarks/step.py --profile           where our step's time goes, instead
+
+Each contestant lives in a process of its own, so that each has a peak memory of its own; they take turns. The
+same shape and tokens, cross entropy, gradient norm clipped at 1, AdamW: ours trains FP32 weights in FP8
+arithmetic, transformers' in the dtype named, with grouped_mm for the experts and torch's fused AdamW.
+Without MTP, which transformers does not have; with it ours is timed besides.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+SHAPES = {"small": (4, 512), "recipe": (8, 256)}  # sequences, tokens of each
+CONTESTANTS = ("ours", "ours-mtp", "ours-bf16", "transformers-bf16", "transformers-fp32")
+ROUNDS, STEPS = 3, 2
+
+
+def model_config(shape: str, mtp: int) -> Any:
+    """The 76 M-parameter preset, or what `make pretrain` trains."""
+    from deepseek_ext import ModelConfig
+    from deepseek_ext.train import TrainConfig
+
+    if shape == "small":
+        return ModelConfig.preset("small", num_nextn_predict_layers=mtp)
+    return TrainConfig(mtp_depth=mtp).model_config()
+
+
+def our_step(shape: str, precision: Any, mtp: int) -> Callable[[Tensor, Tensor], None]:
+    """One step of ours, as the trainer takes it."""
+    from deepseek_ext import DeepseekV3, ops
+    from deepseek_ext.train import build_optimizer
+
+    model = DeepseekV3(model_config(shape, mtp), precision=precision)
+    optimizer = build_optimizer(model, lr=1e-3)
+
+    def step(tokens: Tensor, targets: Tensor) -> None:
+        with ops.accumulate_weight_gradients():
+            loss = model.loss(tokens, targets).total
+        loss.backward()
+        gradients = [p.grad for p in model.parameters() if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients).item()
+        optimizer.step(grad_scale=min(1.0, 1.0 / (norm + 1e-6)))
+        model.update_router_bias(0.001)
+        optimizer.zero_grad()
+
+    return step
+
+
+def their_step(shape: str, dtype: torch.dtype) -> Callable[[Tensor, Tensor], None]:
+    """One step of transformers' model."""
+    from transformers import DeepseekV3Config, DeepseekV3ForCausalLM
+
+    fields = model_config(shape, 0).to_hf()
+    fields.pop("quantization_config", None)
+    config = DeepseekV3Config(**fields)
+    config._attn_implementation, config._experts_implementation = "sdpa", "grouped_mm"
+    model = DeepseekV3ForCausalLM(config).to(dtype).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.95), fused=True)
+
+    def step(tokens: Tensor, targets: Tensor) -> None:
+        logits = model(input_ids=tokens, use_cache=False).logits
+        torch.nn.functional.cross_entropy(logits.flatten(0, 1).float(), targets.flatten()).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
+
+
+def build(contestant: str, shape: str) -> Callable[[Tensor, Tensor], None]:
+    library, _, variant = contestant.partition("-")
+    if library == "ours":
+        return our_step(shape, "bf16" if variant == "bf16" else "fp8", 1 if variant == "mtp" else 0)
+    return their_step(shape, {"bf16": torch.bfloat16, "fp32": torch.float32}[variant])
+
+
+def batch(shape: str, step: int) -> tuple[Tensor, Tensor]:
+    sequences, length = SHAPES[shape]
+    generator = torch.Generator().manual_seed(step)
+    vocabulary = model_config(shape, 0).vocab_size
+    rows = torch.randint(vocabulary, (sequences, length + 1), generator=generator)
+    return rows[:, :-1].contiguous(), rows[:, 1:].contiguous()
+
+
+def work(contestant: str, shape: str, threads: int) -> None:
+    """A contestant's process: a line in, STEPS steps, seconds and peak memory out."""
+    torch.set_num_threads(threads)
+    step = build(contestant, shape)
+    step(*batch(shape, 0))
+    print("ready", flush=True)
+    for n, _ in enumerate(sys.stdin):
+        inputs = [batch(shape, 1 + n * STEPS + i) for i in range(STEPS)]
+        started = time.perf_counter()
+        for tokens, targets in inputs:
+            step(tokens, targets)
+        seconds = time.perf_counter() - started
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        print(json.dumps([seconds / STEPS, peak]), flush=True)
+
+
+def race(shape: str, threads: int) -> dict[str, tuple[float, float]]:
+    """Tokens a second (median of the rounds) and peak bytes of each contestant."""
+    workers = {
+        name: subprocess.Popen(
+            [sys.executable, __file__, "--shape", shape, "--threads", str(threads), "--work", name],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for name in CONTESTANTS
+    }
+    try:
+        samples: dict[str, list[tuple[float, float]]] = {name: [] for name in workers}
+        for worker in workers.values():
+            assert worker.stdout is not None
+            if worker.stdout.readline() != "ready\n":
+                raise SystemExit("a contestant could not start; its message is above")
+        for _ in range(ROUNDS):
+            for name, worker in workers.items():
+                assert worker.stdin is not None
+                assert worker.stdout is not None
+                worker.stdin.write("go\n")
+                worker.stdin.flush()
+                samples[name].append(json.loads(worker.stdout.readline()))
+    finally:
+        for worker in workers.values():
+            worker.terminate()
+    tokens = SHAPES[shape][0] * SHAPES[shape][1]
+    return {
+        name: (tokens / statistics.median(s for s, _ in taken), max(p for _, p in taken))
+        for name, taken in samples.items()
+    }
+
+
+def report(shape: str, threads: int) -> None:
+    from deepseek_ext import ops
+
+    sequences, length = SHAPES[shape]
+    results = race(shape, threads)
+    rival, memory = (
+        max(results[n][0] for n in results if n.startswith("transformers")),
+        min(results[n][1] for n in results if n.startswith("transformers")),
+    )
+    print(f"\n{shape}: {sequences} x {length} tokens a step, {threads} threads, tier {ops.cpu_capability()}")
+    print(f"{'':20}{'tokens/s':>10}{'ratio':>8}{'peak MiB':>10}{'ratio':>8}")
+    for name, (rate, peak) in results.items():
+        print(f"{name:20}{rate:10,.0f}{rate / rival:8.2f}{peak / 2**20:10,.0f}{peak / memory:8.2f}")
+
+
+def profile(shape: str, threads: int) -> None:
+    """Where the time of one step goes: operators by the time they take themselves."""
+    torch.set_num_threads(threads)
+    step = build("ours", shape)
+    for n in range(2):
+        step(*batch(shape, n))
+    with torch.profiler.profile() as run:
+        for n in range(3):
+            step(*batch(shape, 2 + n))
+    print(run.key_averages().table(sort_by="self_cpu_time_total", row_limit=40, max_name_column_width=60))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--shape", choices=SHAPES, action="append")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--profile", action="store_true")
+    parser.add_argument("--work", choices=CONTESTANTS, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    for shape in options.shape or SHAPES:
+        if options.work:
+            work(options.work, shape, options.threads)
+        elif options.profile:
+            profile(shape, options.threads)
+        else:
+            report(shape, options.threads)
+
+
+if __name__ == "__main__":
+    main()
