@@ -57,5 +57,20 @@ def _moe_ffn(
     return 2 * _rows(offs, indices.numel()) * (prod(gate_up.shape[1:]) + prod(down.shape[1:]))
 
 
+# Of attention the whole matrix of scores, as torch counts its own.
+
+
+@register_flop_formula(_ops.causal_attention)
+def _causal_attention(q: torch.Size, k: torch.Size, v: torch.Size, *_: Any, **__: Any) -> int:
+    return 2 * prod(q[:3]) * q[2] * (q[3] + v[3])
+
+
+@register_flop_formula(_ops.causal_attention_backward)
+def _causal_attention_backward(
+    grad: torch.Size, q: torch.Size, k: torch.Size, v: torch.Size, *_: Any, **__: Any
+) -> int:
+    return 2 * prod(q[:3]) * q[2] * (3 * q[3] + 2 * v[3])
+
+
 def _rows(offs: Tensor, room: int) -> int:
     return room if isinstance(offs, FakeTensor) or not len(offs) else int(offs[-1])

@@ -60,6 +60,15 @@ def test_experts_count_the_rows_that_they_have(accumulate: bool) -> None:
         assert counted(step)["deepseek_ext.grouped_gemm_wgrad_accumulate_"] == product
 
 
+def test_attention_counts_the_whole_matrix_as_torch_does() -> None:
+    q, v = torch.randn(2, 3, 10, 24, requires_grad=True), torch.randn(2, 3, 10, 16)
+    scores = 2 * 3 * 10 * 10
+    assert counted(lambda: ops.causal_attention(q, q, v, 0.2)[0].sum().backward()) == {
+        "deepseek_ext.causal_attention": 2 * scores * (24 + 16),
+        "deepseek_ext.causal_attention_backward": 2 * scores * (3 * 24 + 2 * 16),
+    }
+
+
 def test_fake_tensors_have_the_flops_of_their_shapes() -> None:
     with FakeTensorMode():
         a, b = torch.empty(40, 256), torch.empty(4, 32, 256)
@@ -75,7 +84,7 @@ def test_a_training_step(precision: Any) -> None:
     """Six operations a weight and token, and two more for what backward projects up again.
 
     To `model_size` that adds the recomputation; it takes away what FlopCounterMode has no formula for
-    (attention on the CPU, torch's grouped product) and the rows that MTP modules lack at the end of a
+    (torch's grouped product), attention, whose masked scores only FlopCounterMode counts, and the rows that MTP modules lack at the end of a
     sequence. Rows are whole tiles: wgrad multiplies the padding too.
     """
     config = ModelConfig.preset("tiny")
@@ -99,6 +108,7 @@ def test_a_training_step(precision: Any) -> None:
     attention = (config.num_hidden_layers + 1) * heads * length / 2 * 2 * 3
     expected = rows * (size.flops_per_token - attention) - (rows - mtp_rows) * lacking
     expected += 2 * (rows * again["layers"] - (rows - mtp_rows) * again[mtp])
+    total -= sum(count for op, count in found.items() if "causal_attention" in op)
     if precision == "bf16":
         total -= sum(count for op, count in found.items() if "grouped" in op)
         expected -= 6 * (rows * experts["layers"] - (rows - mtp_rows) * experts[mtp])
