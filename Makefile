@@ -89,6 +89,10 @@ BASE ?= .benchmarks/base.json
 bench-compare: build
 	$(PYTHON) benchmarks/compare.py $(BASE) .benchmarks/latest.json
 
+# A whole training step, speed and peak memory, beside transformers' model of the same shape.
+bench-step: build
+	$(PYTHON) benchmarks/step.py $(ARGS)
+
 wheel: $(STAMPS)/torch
 	$(PYTHON) -m pip wheel -q --no-build-isolation --no-deps -w dist .
 

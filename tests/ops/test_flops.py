@@ -84,8 +84,8 @@ def test_a_training_step(precision: Any) -> None:
     """Six operations a weight and token, and two more for what backward projects up again.
 
     To `model_size` that adds the recomputation; it takes away what FlopCounterMode has no formula for
-    (torch's grouped product), attention, whose masked scores only FlopCounterMode counts, and the rows that MTP modules lack at the end of a
-    sequence. Rows are whole tiles: wgrad multiplies the padding too.
+    (torch's grouped product), attention, of which it counts the masked scores too, and the rows that MTP
+    modules lack at the end of a sequence. Rows are whole tiles: wgrad multiplies the padding too.
     """
     config = ModelConfig.preset("tiny")
     sequences, length = 128, 3
