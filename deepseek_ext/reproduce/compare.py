@@ -26,6 +26,7 @@ from .statistics import LIMIT, Comparison, Estimate, Verdict, compare_curves, em
 
 EXIT_CODES: Mapping[Verdict, int] = {"pass": 0, "miss": 1, "not resolvable": 3}
 INTERRUPTED = 130
+PANELS = 3
 FLOOR = "bf16, one ulp moved"
 _MOVED = "model.layers.0.self_attn.o_proj.weight"
 
@@ -168,7 +169,7 @@ def compare(options: CompareOptions) -> int:
         f"{sentence(result, options)}",
         {"options": options.train_config().to_json(), "seeds": options.seeds, **numbers(result)},
         partial(draw, result),
-        panels=2,
+        panels=PANELS,
     )
     return EXIT_CODES[result.verdict]
 
@@ -213,8 +214,8 @@ def sentence(result: Result, options: CompareOptions) -> str:
     )
 
 
-def draw(result: Result, curves: Axes, errors: Axes) -> None:
-    """Left the smoothed losses of seed 0; right the relative errors, thin by seed and thick their mean."""
+def draw(result: Result, curves: Axes, errors: Axes, operands: Axes) -> None:
+    """The smoothed losses of seed 0, the relative errors of all seeds, and what each operand costs."""
     for colour, name in zip(COLOURS, ("fp8", "bf16", "fp32"), strict=False):
         loss = ema(result.losses[name][0])
         curves.plot(range(1, len(loss) + 1), loss, color=colour, label=name.upper())
@@ -228,6 +229,7 @@ def draw(result: Result, curves: Axes, errors: Axes) -> None:
         draw_errors(errors, result.comparisons[name], result.warmup, label, colour)
     draw_limits(errors)
     errors.set(title="thin: seeds; dashed: ±0.25 %")
+    costs.draw(result.costs, operands)
 
 
 def draw_errors(axes: Axes, comparison: Comparison, warmup: int, label: str, colour: str) -> None:

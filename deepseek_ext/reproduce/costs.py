@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..train.trainer import Trainer
+from .figures import COLOURS, GREY, Axes, percent
 from .runs import Row
 from .simulate import Recipe, simulate
 
@@ -81,3 +82,17 @@ def rows(costs: dict[str, dict[str, float]]) -> list[list[str]]:
         worst = max((layer for layer in layers if layer != WHOLE), key=lambda layer: layers[layer])
         out.append([name, f"{layers[WHOLE]:.2%}", f"{layers[worst]:.2%}", worst.removeprefix("model.")])
     return out
+
+
+def draw(costs: dict[str, dict[str, float]], axes: Axes) -> None:
+    """A bar a recipe, of the whole model's gradient."""
+    whole = [layers[WHOLE] for layers in costs.values()]
+    colours = [GREY if name == SHIPPED else COLOURS[0] for name in costs]
+    bars = axes.barh(range(len(whole)), whole, 0.65, color=colours)
+    axes.bar_label(bars, [f"{value:.1%}" for value in whole], padding=2, fontsize=7)
+    axes.set_yticks(range(len(whole)), [name.replace(", ", ",\n") for name in costs], fontsize=6.5)
+    axes.invert_yaxis()
+    axes.set_xlim(0, 1.2 * max(whole))
+    axes.grid(axis="y", visible=False)
+    axes.set(xlabel="relative error of the gradient", title="What is in FP8, after training")
+    percent(axes.xaxis)

@@ -47,7 +47,7 @@ def measure_precision(settings: Settings) -> Finding:
         rows=compare.rows(result),
         numbers=compare.numbers(result),
         draw=partial(compare.draw, result),
-        panels=2,
+        panels=compare.PANELS,
     )
 
 
