@@ -40,7 +40,7 @@ def _sentence(complaint: str, kind: type[Any], args: Sequence[str], program: str
     plain = re.sub(r"\x1b\[[0-9;]*m", "", complaint)
     lines = [line.replace("│", " ").rstrip() for line in plain.splitlines() if line[:1] not in ("╭", "╰")]
     sections = re.split(r"^ *(?:─{4,}|-{4,})$", "\n".join(lines), flags=re.MULTILINE)
-    body = dedent(sections["╭" not in plain])
+    body = dedent(sections["╭" not in plain and len(sections) > 1])
     text = " ".join(body.split())
     more = f"`{program} --help` lists what there is"
     unknown = _unknown(kind, args)
@@ -48,7 +48,7 @@ def _sentence(complaint: str, kind: type[Any], args: Sequence[str], program: str
         close = get_close_matches(unknown, _options(kind), 1, 0.7)
         return f"there is no option {unknown}; " + (f"did you mean {close[0]}?" if close else more)
     if match := re.match(r"Unrecognized options: (.*)", text):
-        return f"{match[1]!r} is one argument too many; {more}"
+        return f"too many arguments: {match[1]}; {more}"
     if match := re.match(r"Missing value for argument '(.*)'", text):
         return f"{match[1]} needs a value; {more}"
     if text.startswith("Missing from"):

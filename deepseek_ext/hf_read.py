@@ -43,6 +43,11 @@ def scan(folder: Path) -> dict[str, Found]:
         files = _files_of(index)
     elif (folder / "model.safetensors").is_file():
         files = [folder / "model.safetensors"]
+    elif parts := list(folder.glob("*.safetensors")):
+        raise ValueError(
+            f"load_hf: {folder} has {len(parts)} safetensors files and no {INDEX} to say what is in them; "
+            "get it from where they came from"
+        )
     else:
         raise ValueError(
             f"load_hf: {folder} holds neither {INDEX} nor model.safetensors; only safetensors are read"

@@ -124,6 +124,13 @@ def test_files_that_are_not_there(folder: Path, tmp_path: Path) -> None:
         f"load_hf: {index} names 2 files that are missing: {gone[0].name}, {gone[1].name}"
     )
     index.unlink()
+    left = list(folder.glob("*.safetensors"))
+    assert refusal(folder) == (
+        f"load_hf: {folder} has {len(left)} safetensors files and no model.safetensors.index.json to say "
+        "what is in them; get it from where they came from"
+    )
+    for file in left:
+        file.unlink()
     assert refusal(folder) == (
         f"load_hf: {folder} holds neither model.safetensors.index.json nor model.safetensors; only "
         "safetensors are read"

@@ -32,7 +32,7 @@ def one_line(capsys: pytest.CaptureFixture[str]) -> str:
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        ("info now", "'now' is one argument too many; `deepseek-ext info --help` lists what there is"),
+        ("info now", "too many arguments: now; `deepseek-ext info --help` lists what there is"),
         ("train --wings 2", "there is no option --wings; `deepseek-ext train --help` lists what there is"),
         ("train --dept 2", "there is no option --dept; did you mean --depth?"),
         ("train --mtp_dep=2 --wings", "there is no option --mtp_dep; did you mean --mtp-depth?"),
@@ -53,7 +53,7 @@ def one_line(capsys: pytest.CaptureFixture[str]) -> str:
         ("generate", "missing: RUN, --prompt; `deepseek-ext generate --help` lists what there is"),
         ("generate --promt x", "there is no option --promt; did you mean --prompt?"),
         ("generate --run-dir nowhere --prompt x", "there is no option --run-dir; `deepseek-ext generate"),
-        ("generate a b --prompt x", "'b' is one argument too many"),
+        ("generate a b --prompt x", "too many arguments: b; "),
         ("generate nowhere --prompt x", "nowhere is no folder; name a local one that holds a run or a"),
         ("generate . --prompt x", ". holds no checkpoint that can be read; name the run directory"),
         ("generate . --prompt x --precision fp8", "--precision fp8: . has no config.json"),
