@@ -74,5 +74,5 @@ def test_make_bench_finds_the_benchmarks() -> None:
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
     run = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=120)
     assert run.returncode == 0, run.stdout
-    for family in ("gemm", "quantize", "swiglu", "routing", "permute", "optimizer", "accumulation"):
+    for family in ("gemm", "quantize", "swiglu", "routing", "permute", "optimizer"):
         assert f"benchmarks/bench_{family}.py::" in run.stdout

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -134,7 +135,8 @@ def block_quantised(weight: Tensor, ue8m0: bool) -> tuple[Tensor, Tensor]:
 def build(settings: dict[str, Any], folder: Path, rng: torch.Generator) -> torch.nn.Module:
     """Writes the replica, and returns transformers' model with the values that its files hold."""
     plain = {key: value for key, value in settings.items() if key not in ("auto_map", "quantization_config")}
-    config = transformers.DeepseekV3Config(**{**plain, "model_type": "deepseek_v3"})
+    # A copy: transformers writes into the rotary settings that it is given.
+    config = transformers.DeepseekV3Config(**deepcopy({**plain, "model_type": "deepseek_v3"}))
     theirs = transformers.DeepseekV3ForCausalLM(config).eval()
     randomise(theirs, rng)
     theirs.save_pretrained(folder / "main")
