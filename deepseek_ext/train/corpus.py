@@ -209,6 +209,13 @@ def _read_jsonl(path: Path, name: str, lines: str) -> Iterator[Document]:
             ) from error
         if not isinstance(text, str):
             raise ValueError(f'{path}, line {number}: "text" is not a string; correct or remove the line')
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(
+                f'{path}, line {number}: "text" has half a surrogate pair (\\ud800 to \\udfff), which is no '
+                "character; correct or remove the line"
+            ) from error
         if text:
             yield Document(f"{name}:{number}", text)
 

@@ -43,6 +43,11 @@ Files = dict[str, bytes]
             "a.jsonl",
             'a.jsonl, line 2: wanted a JSON object with the field "text"; correct or remove the line',
         ),
+        (
+            {"a.jsonl": b'{"text": "\\ud83d\\ude00 is whole"}\n{"text": "half \\ud83d"}\n'},
+            "a.jsonl",
+            r'a.jsonl, line 2: "text" has half a surrogate pair (\ud800 to \udfff), which is no character',
+        ),
     ],
 )
 def test_text_that_cannot_be_used_is_named(
