@@ -19,7 +19,7 @@ STAMPS := .venv/stamps
 BIN := .venv/bin/
 endif
 
-.PHONY: setup build pretrain test test-kills test-sanitized docs lint format bench bench-compare wheel clean
+.PHONY: setup build pretrain test test-kills test-sanitized docs lint format bench bench-compare bench-step wheel clean
 .DEFAULT_GOAL := setup
 
 setup: build
