@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import _disable_current_modes
 
 _BROKEN = "forward; its {} is not finite"
 _OVERFLOWS = "backward; the gradient of its {}"
@@ -17,7 +18,8 @@ def first_not_finite(model: nn.Module, forward_backward: Callable[[], Tensor]) -
     """The first layer whose output, then the first in backward order whose gradient, is not finite.
 
     forward_backward: runs the step again, adding to `.grad`, and returns its loss. Gradients are dropped
-    before and after; buffers (router loads) and the state of the random numbers are as before.
+    before and after; buffers (router loads) and the state of the random numbers are as before, and what
+    counts operators meanwhile (telemetry) does not see it.
 
     The answer begins with the layer's name where there is one: "model.layers.1.mlp.experts (forward)",
     "model.layers.0.mlp.down_proj (forward; its weight is not finite)".
@@ -25,7 +27,7 @@ def first_not_finite(model: nn.Module, forward_backward: Callable[[], Tensor]) -
     buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
     model.zero_grad()
     try:
-        with torch.random.fork_rng(devices=[]), _Watch(model) as watch:
+        with torch.random.fork_rng(devices=[]), _disable_current_modes(), _Watch(model) as watch:
             loss = forward_backward()
             return watch.forward or _beside_the_layers(model, loss) or watch.backward or _in_weights(model)
     finally:

@@ -5,15 +5,18 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from tiny_run import WALL_CLOCK  # type: ignore[import-not-found]
+from operators_seen import CountOperators  # type: ignore[import-not-found]
+from tiny_run import WALL_CLOCK, Flags  # type: ignore[import-not-found]
 from tiny_trainer import train  # type: ignore[import-not-found]
 from torch import Tensor, nn
 
-from deepseek_ext.train import TrainConfig
+from deepseek_ext import cli
+from deepseek_ext.train import TrainConfig, checkpoint
 from deepseek_ext.train import trainer as trainer_module
 from deepseek_ext.train.data import prepare_data
 from deepseek_ext.train.metrics import read_metrics
@@ -138,3 +141,29 @@ def test_asking_changes_nothing(config: TrainConfig, where: str, monkeypatch: py
         assert a | dict.fromkeys(WALL_CLOCK, 0) == b | dict.fromkeys(WALL_CLOCK, 0)
     for (key, a), b in zip(runs[0]._tensors().items(), runs[1]._tensors().values(), strict=True):
         assert torch.equal(a, b), key
+
+
+def test_what_counts_operators_does_not_count_the_replay(config: TrainConfig) -> None:
+    trainer = Trainer(config, prepare_data(config))
+    with CountOperators() as seen:
+        assert not trainer.train_step()["not_finite"]
+    break_behind(trainer, "model.layers.1.mlp.experts", {2})
+    with CountOperators() as seen_again:
+        assert trainer.train_step()["not_finite"]
+    assert seen_again.counts["route"] == seen.counts["route"] > 0
+
+
+def test_a_run_that_diverges_ends_in_a_sentence(
+    flags: Flags, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A learning rate far too high: the weights overflow in the next step's products."""
+    assert cli.train(TrainConfig(), flags(lr=1e30, checkpoint_every=1, prompts=()), program="test") == 1
+    captured = capsys.readouterr()
+    rows = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    broken = [row for row in rows if row["not_finite"]]
+    assert len(broken) == 3
+    (line,) = captured.err.splitlines()
+    good = tmp_path / "run" / "checkpoints" / f"step-{broken[0]['step'] - 1:08d}"
+    assert f"first in {broken[-1]['not_finite_in']}; the last good checkpoint is {good}; try a lower" in line
+    assert captured.out.count("the update is skipped") == 2
+    assert checkpoint.read_state(good)["step"] == broken[0]["step"] - 1
