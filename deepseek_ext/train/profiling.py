@@ -14,6 +14,7 @@ from torch.profiler import ProfilerActivity, profile, record_function
 from .observers import Observer
 
 _ROWS = 10
+_PYTHON = "(Python between operators)"
 
 
 def window(text: str) -> range:
@@ -54,24 +55,25 @@ class Profiler(Observer):
         """Writes what was seen; a run may end before the last of the steps."""
         if self._profile is None:
             return
-        self._profile.stop()
+        done, self._profile = self._profile, None
+        done.stop()
         self.folder.mkdir(exist_ok=True)
         path = self.folder / f"steps-{self._seen[0]}-{self._seen[-1]}.json"
-        self._profile.export_chrome_trace(str(path))
+        done.export_chrome_trace(str(path))
         self.say(f"profile of steps {self._seen[0]} to {self._seen[-1]}: {path} (open it in ui.perfetto.dev)")
-        for line in _table(self._profile, len(self._seen)):
+        for line in _table(done, len(self._seen)):
             self.say(line)
-        self._profile = None
 
 
 def _table(profiled: Any, steps: int) -> list[str]:
-    """The operators with the most time of their own, as lines."""
+    """The operators with the most time of their own, as lines; time of a step in none of them is Python's."""
     on_device = torch.cuda.is_available()
-    events = [event for event in profiled.key_averages() if not event.key.startswith("step ")]
-    times = {
-        event.key: (event.self_device_time_total if on_device else event.self_cpu_time_total, event.count)
-        for event in events
-    }
+    times: dict[str, tuple[float, int]] = {}
+    for event in profiled.key_averages():
+        name = _PYTHON if event.key.startswith("step ") else event.key
+        time = event.self_device_time_total if on_device else event.self_cpu_time_total
+        before, count = times.get(name, (0.0, 0))
+        times[name] = before + time, count + event.count
     total = sum(time for time, _ in times.values()) or 1
     lines = [f"  {'operator':46} {'ms a step':>10} {'share':>7} {'calls a step':>13}"]
     for key, (time, count) in sorted(times.items(), key=lambda item: -item[1][0])[:_ROWS]:
