@@ -53,7 +53,8 @@ class Run:
         for row in self.telemetry:
             if row.get("load"):
                 found.setdefault(row["layer"], []).append((row["tokens"], row["load"]))
-        return found
+        complete = min(map(len, found.values()), default=0)  # a crash may have cut off the last routers
+        return {layer: rows[:complete] for layer, rows in found.items()} if complete else {}
 
 
 def plot(options: PlotOptions) -> Path:

@@ -99,6 +99,14 @@ def test_runs_that_lack_something(tmp_path: Path, changes: dict[str, Any]) -> No
     assert cli.main(["plot", str(run_of(tmp_path / "run", 1, **changes))]) == 0
 
 
+def test_a_run_that_died_while_it_wrote_telemetry(tmp_path: Path) -> None:
+    run = run_of(tmp_path / "run", telemetry=5)
+    telemetry = run / "telemetry.jsonl"
+    telemetry.write_text(telemetry.read_text()[:-20])
+    assert cli.main(["plot", str(run), "--out", str(tmp_path / "a.svg")]) == 0
+    assert {"layer 1", "layer 2"} <= words(tmp_path / "a.svg")
+
+
 def test_a_line_in_the_middle_that_is_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = run_of(tmp_path / "run")
     lines = (run / "metrics.jsonl").read_text().splitlines()

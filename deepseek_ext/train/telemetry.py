@@ -109,27 +109,38 @@ def measure(
     largest finite magnitude that happens to elements alone that are not finite. The error is the norm of the
     difference over the norm of x, finite elements alone. Tiles of zeros have no say in the spread.
     """
-    x = x.float()
-    occupied, wide = values != 0, scales
-    for dim in (-1, -2):
-        if scales.shape[dim] != values.shape[dim] or dim == -1:
-            size = values.shape[dim]
-            wide = wide.repeat_interleave(TILE, dim).narrow(dim, 0, size)
-            padding = (0, -size % TILE) if dim == -1 else (0, 0, 0, -size % TILE)
-            occupied = pad(occupied, padding).unflatten(dim, (-1, TILE)).any(dim)
-    back = values * wide
-    beyond = (values.abs() == limit) & (x.abs() > back.abs() * (1 + 2.0**-20))
-    finite = x.isfinite()
-    used = scales[occupied]
+    elements = x.numel() if elements is None else elements
+    rows = 1 if scales.shape[-2] == values.shape[-2] else TILE
+    x, values = _in_tiles(x.float(), rows), _in_tiles(values, rows)
+    back = values * scales[..., :, None, :, None]
+    magnitudes = values.abs()
+    largest = magnitudes.amax(-1).amax(-2)
+    at_limit = magnitudes == limit
+    saturated = int((x[at_limit].abs() > back[at_limit].abs() * (1 + 2.0**-20)).sum())
+    # No code but zero stands for zero.
+    underflowed = int(x.count_nonzero() - values.count_nonzero())
+    if largest.isnan().any():
+        saturated += int(values.isnan().sum())
+        finite = x.isfinite() & values.isfinite()
+        x, back = torch.where(finite, x, 0.0), torch.where(finite, back, 0.0)
+    used = scales[largest != 0]
     return Statistics(
-        elements=x.numel() if elements is None else elements,
-        underflowed=int(((values == 0) & (x != 0)).sum()),
-        saturated=int((beyond | values.isnan()).sum()),
-        squared_error=_sum_of_squares(torch.where(finite, x - back, 0.0)),
-        squares=_sum_of_squares(torch.where(finite, x, 0.0)),
+        elements=elements,
+        underflowed=underflowed,
+        saturated=saturated,
+        squared_error=_sum_of_squares(x - back),
+        squares=_sum_of_squares(x),
         smallest_scale=float(used.min()) if used.numel() else math.inf,
         largest_scale=float(used.max()) if used.numel() else 0.0,
     )
+
+
+def _in_tiles(x: Tensor, rows: int) -> Tensor:
+    """x [..., N, K], filled up with zeros, as [..., ceil(N/rows), rows, ceil(K/128), 128]."""
+    n, k = x.shape[-2:]
+    if n % rows or k % TILE:
+        x = pad(x, (0, -k % TILE, 0, -n % rows))
+    return x.unflatten(-1, (-1, TILE)).unflatten(-3, (-1, rows))
 
 
 def _sum_of_squares(x: Tensor) -> float:
