@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from tiny_run import Flags  # type: ignore[import-not-found]
+from tiny_run import ROOT, Flags  # type: ignore[import-not-found]
 
 from deepseek_ext import DeepseekV3, ModelConfig, cli, convert_linears, ops
 from deepseek_ext.ops import accumulate_weight_gradients
@@ -193,6 +194,9 @@ def test_no_bit_of_a_run_changes(flags: Flags, tmp_path: Path) -> None:
     assert plain == seen
     assert not (tmp_path / "plain" / "telemetry.jsonl").exists()
     rows = rows_of(tmp_path / "seen", "telemetry.jsonl")
+    documented = set(re.findall(r"`(\w+)`", (ROOT / "docs" / "training.md").read_text()))
+    for row in [*rows, *rows_of(tmp_path / "seen", "metrics.jsonl")]:
+        assert row.keys() <= documented
     assert sorted({row["step"] for row in rows}) == [2, 4, 6]
     for step in (2, 4, 6):
         at = [row for row in rows if row["step"] == step]
