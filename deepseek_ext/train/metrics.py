@@ -28,19 +28,17 @@ class MetricsFile:
         self._waiting += json.dumps(clean).encode() + b"\n"
         failed, self._failed = self._failed, False
         try:
-            removed = os.fstat(self._file).st_nlink == 0
+            removed = not self.path.exists()
             if removed:
+                file = self._open()
                 os.close(self._file)
-                self._file = self._open()
+                self._file = file
             while self._waiting:
                 self._waiting = self._waiting[os.write(self._file, self._waiting) :]
         except OSError as error:
             self._failed = True
-            return (
-                None
-                if failed
-                else f"{self.path} cannot be written ({error.strerror}); its rows wait in memory"
-            )
+            problem = f"{self.path} cannot be written ({error.strerror}); its rows wait in memory"
+            return None if failed else problem
         return f"{self.path} was removed; it begins anew at step {row['step']}" if removed else None
 
     def close(self) -> None:

@@ -7,7 +7,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -73,7 +73,8 @@ class Stop:
         if self.requested and number == signal.SIGINT:
             raise KeyboardInterrupt
         if not self.requested:
-            os.write(2, b"\nstopping after this step; Ctrl-C again stops at once\n")
+            with suppress(OSError):
+                os.write(2, b"\nstopping after this step; Ctrl-C again stops at once\n")
         self.requested = True
 
 

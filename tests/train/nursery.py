@@ -2,14 +2,15 @@
 
 The parent writes a request a line, and reads an answer a line:
     ["start", flags, file for the output]   the process's id
-    ["wait", id]                            how it ended: the exit code, or minus the signal
-    ["poll", id]                            the same, or null while it runs
+    ["poll", id]                            null while it runs, then the exit code or minus the signal
+What is left at the end is killed.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -65,14 +66,17 @@ class Life:
 
     def wait(self) -> int:
         """How it ended."""
-        return int(self.nursery.ask("wait", self.pid))
+        self.reaches(lambda: False)
+        return int(self.nursery.ask("poll", self.pid))
 
     def kill(self, number: int) -> None:
         os.kill(self.pid, number)
 
     def reaches(self, condition: Callable[[], bool]) -> bool:
         """Waits for the condition; False if the process ended before."""
+        deadline = time.monotonic() + 300
         while not condition():
+            assert time.monotonic() < deadline, f"hangs: {self.said()}"
             if self.nursery.ask("poll", self.pid) is not None:
                 return False
             time.sleep(0.0005)
@@ -84,7 +88,7 @@ def _serve() -> None:
     from deepseek_ext import cli
     from deepseek_ext.train import TrainConfig
 
-    ended: dict[int, int] = {}
+    ended: dict[int, int | None] = {}
     for line in sys.stdin:
         what, *rest = json.loads(line)
         if what == "start":
@@ -96,14 +100,17 @@ def _serve() -> None:
                     os.dup2(file, stream)
                 sys.stdin.close()
                 raise SystemExit(cli.train(TrainConfig(), flags, program="deepseek-ext train"))
+            ended[answer] = None
         else:
             (pid,) = rest
-            if pid not in ended:
-                done, status = os.waitpid(pid, os.WNOHANG if what == "poll" else 0)
+            if ended[pid] is None:
+                done, status = os.waitpid(pid, os.WNOHANG)
                 if done:
                     ended[pid] = os.waitstatus_to_exitcode(status)
-            answer = ended.get(pid)
+            answer = ended[pid]
         print(json.dumps(answer), flush=True)
+    for pid in [pid for pid, how in ended.items() if how is None]:
+        os.kill(pid, signal.SIGKILL)
 
 
 if __name__ == "__main__":

@@ -64,3 +64,24 @@ def test_half_a_character_is_a_torn_line(path: Path) -> None:
 def test_no_file_is_no_error(tmp_path: Path) -> None:
     cut_back(tmp_path / "metrics.jsonl", 3)
     assert not (tmp_path / "metrics.jsonl").exists()
+
+
+def test_a_file_that_was_moved_is_begun_anew(path: Path) -> None:
+    with MetricsFile(path) as metrics:
+        path.parent.rename(path.parent.with_name("elsewhere"))
+        warning = metrics.write({"step": 6})
+        assert warning == f"{path} was removed; it begins anew at step 6"
+        assert metrics.write({"step": 7}) is None
+    assert steps(path) == [6, 7]
+
+
+def test_a_folder_that_cannot_be_made_again_is_tried_again(path: Path) -> None:
+    with MetricsFile(path) as metrics:
+        path.unlink()
+        path.parent.rename(path.parent.with_name("elsewhere"))
+        path.parent.write_text("a file in its place")
+        assert "its rows wait in memory" in (metrics.write({"step": 6}) or "")
+        assert metrics.write({"step": 7}) is None
+        path.parent.unlink()
+        metrics.write({"step": 8})
+    assert steps(path) == [6, 7, 8]
