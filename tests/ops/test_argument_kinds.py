@@ -82,6 +82,15 @@ def linear() -> Arguments:
     return {"x": tokens(), "weight": weight, "codes": ops.quantize_blocks(weight), "power_of_2": False}
 
 
+def attention(backward: bool = False) -> Arguments:
+    operands = {"q": torch.randn(1, 2, T, 16), "k": torch.randn(1, 2, T, 16), "v": torch.randn(1, 2, T, 8)}
+    options = {"scale": 0.25, "starts": torch.zeros(1, T).int()}
+    if backward:
+        out, logsumexp = ops.causal_attention(**operands, **options)
+        operands = {"grad": torch.ones_like(out), **operands, "out": out, "logsumexp": logsumexp}
+    return operands | options
+
+
 def adamw() -> Arguments:
     lists = {
         name: [torch.ones(3), torch.ones(2, 2)] for name in ("params", "grads", "exp_avgs", "exp_avg_sqs")
@@ -92,6 +101,8 @@ def adamw() -> Arguments:
 ROUTING = {"top_k": K, "n_groups": 2, "topk_groups": 1, "routed_scaling_factor": 2.5}
 GOOD: dict[str, Callable[[], Arguments]] = {
     "adamw_step_": adamw,
+    "causal_attention": attention,
+    "causal_attention_backward": lambda: attention(backward=True),
     "combine_rows": lambda: {
         "rows_out": torch.randn(T * K, H), "slots": order().slots, "weights": torch.rand(T, K),
         "residual": tokens(),
@@ -132,7 +143,7 @@ GOOD: dict[str, Callable[[], Arguments]] = {
     "transpose_blocks": blocks,
     "update_router_bias_": lambda: {"bias": torch.zeros(E), "load": torch.ones(E).int(), "rate": 0.1},
 }  # fmt: skip
-OPTIONAL = {"weights", "residual", "offs", "valid", "codes"}
+OPTIONAL = {"weights", "residual", "offs", "valid", "codes", "starts"}
 """Arguments that may be None in some operator."""
 
 

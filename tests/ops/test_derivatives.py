@@ -32,6 +32,10 @@ def float8_linear(x: Tensor, weight: Tensor) -> Tensor:
     return torch.func.functional_call(Float8Linear(HIDDEN, WIDTH), {"weight": weight}, x)
 
 
+def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return ops.causal_attention(q, k, v, 0.25)[0]
+
+
 def balance(logits: Tensor) -> Tensor:
     return ops.sequence_balance_loss(logits, INDICES, num_sequences=2, alpha=1.0)
 
@@ -44,6 +48,7 @@ ONCE: dict[str, tuple[Function, list[tuple[int, ...]]]] = {
         moe_ffn,
         [(TOKENS, HIDDEN), (TOKENS, TOP_K), (EXPERTS, 2 * WIDTH, HIDDEN), (EXPERTS, HIDDEN, WIDTH)],
     ),
+    "causal_attention": (attention, [(1, 2, TOKENS, 16), (1, 2, TOKENS, 16), (1, 2, TOKENS, 8)]),
     "swiglu": (ops.swiglu, [(TOKENS, 2 * WIDTH), (TOKENS,)]),
     "route": (route, [(TOKENS, EXPERTS)]),
     "sequence_balance_loss": (balance, [(TOKENS, EXPERTS)]),
