@@ -11,6 +11,7 @@ from .gemm import (
     grouped_gemm_wgrad_accumulate_,
 )
 from .moe_ffn import moe_ffn
+from .norm import rms_norm, rms_norm_again, rms_norm_backward
 from .optimizer import adamw_step_
 from .permute import combine_rows, expert_order, gather_rows, gather_tiles
 from .quantize import (
@@ -60,6 +61,9 @@ __all__ = [
     "quantize_tiles_transposed",
     "retile",
     "retile_e5m6",
+    "rms_norm",
+    "rms_norm_again",
+    "rms_norm_backward",
     "route",
     "sequence_balance_loss",
     "swiglu",

@@ -2,8 +2,7 @@
 
 Rounding errors, with u = 2^-24 and n u for a sum of n terms: a score is off by d_x, so its exponential by
 the factor 1 + 2 d_x, to which exp and the normalisation add a few u. `word` is what rounding a factor of a
-product to BF16 adds, in the tier that does (a rounding is off by 2^-9 at most; twice that leaves room for
-subnormals, which are flushed); `stored` the rounding of a result to its dtype.
+product to BF16 adds, in the tier that does; `stored` the rounding of a result to its dtype.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from deepseek_ext.ops import attention as family
 from deepseek_ext.reference import attention as reference
 
 U = 2.0**-24
-STORED = {torch.float32: 2.0**-23, torch.bfloat16: 2.0**-8, torch.float16: 2.0**-10}
+STORED = {torch.float32: 2.0**-24, torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11}
 SHAPES = [(1, 1, 1, 4, 4), (2, 3, 17, 33, 7), (1, 2, 64, 32, 32), (1, 2, 130, 96, 64), (1, 1, 257, 24, 40)]
 
 

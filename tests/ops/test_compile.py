@@ -94,6 +94,13 @@ def attention(q: Tensor, k: Tensor, v: Tensor, starts: Tensor) -> list[Tensor]:
     return [out, logsumexp, *ops.causal_attention_backward(*operands, logsumexp, 0.2, starts)]
 
 
+def norm(x: Tensor, weight: Tensor) -> list[Tensor]:
+    out, rstd = ops.rms_norm(x, weight, 1e-6)
+    x, weight = x.detach(), weight.detach()
+    again = ops.rms_norm_again(x, weight, rstd)
+    return [out, rstd, again, *ops.rms_norm_backward(again, x, weight, rstd)]
+
+
 def optimizer(p: Tensor, grad: Tensor, m: Tensor, v: Tensor) -> list[Tensor]:
     settings = {"lr": 0.1, "beta1": 0.9, "beta2": 0.95, "eps": 1e-8, "weight_decay": 0.1, "step": 3}
     ops.adamw_step_(
@@ -131,6 +138,7 @@ FAMILIES: dict[Callable[..., list[Tensor]], Callable[[int], Arguments]] = {
         [random(m, 2, 9, 24), random(m, 2, 9, 24), random(m, 2, 9, 16),
          torch.zeros(m, 9, dtype=torch.int32)], leaves=(0, 1, 2), rows=(0, 1, 2, 3)
     ),
+    norm: lambda m: Arguments([random(m, 200), random(200, dtype=FP32)], leaves=(0, 1)),
     optimizer: lambda m: Arguments(
         [random(m, 8, dtype=FP32), random(m, 8, dtype=FP32), random(m, 8), random(m, 8).abs()],
         rows=(0, 1, 2, 3),
