@@ -53,7 +53,7 @@ def test_through_single_layers(precision: str) -> None:
 
     layers: dict[str, tuple[nn.Module, Callable[..., Tensor]]] = {
         "Linear": (filled(Linear(128, 32, precision)), lambda layer, x: layer(x).sum()),
-        "RMSNorm": (filled(RMSNorm(128, 1e-6)), lambda layer, x: layer(x).sum()),
+        "rms_norm": (filled(RMSNorm(128, 1e-6)), lambda layer, x: layer(x).sum()),
         "Head.cross_entropy": (filled(Head(128, 16, precision)), loss),
     }
     for name, (layer, call) in layers.items():
