@@ -91,6 +91,11 @@ def attention(backward: bool = False) -> Arguments:
     return operands | options
 
 
+def norm() -> Arguments:
+    x, weight = torch.randn(T, H), torch.ones(H)
+    return {"x": x, "weight": weight, "rstd": ops.rms_norm(x, weight, 1e-6)[1]}
+
+
 def adamw() -> Arguments:
     lists = {
         name: [torch.ones(3), torch.ones(2, 2)] for name in ("params", "grads", "exp_avgs", "exp_avg_sqs")
@@ -129,6 +134,9 @@ GOOD: dict[str, Callable[[], Arguments]] = {
     "quantize_tiles_transposed": lambda: {"x": tokens(), "offs": ends(), "power_of_2": True},
     "retile": lambda: tiles(tokens()) | {"offs": ends(), "power_of_2": True},
     "retile_e5m6": packed,
+    "rms_norm": lambda: {"x": tokens(), "weight": torch.ones(H), "eps": 1e-6},
+    "rms_norm_again": norm,
+    "rms_norm_backward": lambda: {"grad": torch.ones(T, H)} | norm(),
     "route": lambda: {
         "logits": torch.randn(T, E), "bias": torch.zeros(E), **ROUTING, "valid": torch.ones(T) > 0
     },

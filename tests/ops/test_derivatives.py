@@ -40,6 +40,10 @@ def balance(logits: Tensor) -> Tensor:
     return ops.sequence_balance_loss(logits, INDICES, num_sequences=2, alpha=1.0)
 
 
+def rms_norm(x: Tensor, weight: Tensor) -> Tensor:
+    return ops.rms_norm(x, weight, 1e-6)[0]
+
+
 INDICES = indices()
 ONCE: dict[str, tuple[Function, list[tuple[int, ...]]]] = {
     "fp8_linear": (ops.fp8_linear, [(TOKENS, HIDDEN), (WIDTH, HIDDEN)]),
@@ -49,6 +53,7 @@ ONCE: dict[str, tuple[Function, list[tuple[int, ...]]]] = {
         [(TOKENS, HIDDEN), (TOKENS, TOP_K), (EXPERTS, 2 * WIDTH, HIDDEN), (EXPERTS, HIDDEN, WIDTH)],
     ),
     "causal_attention": (attention, [(1, 2, TOKENS, 16), (1, 2, TOKENS, 16), (1, 2, TOKENS, 8)]),
+    "rms_norm": (rms_norm, [(TOKENS, HIDDEN), (HIDDEN,)]),
     "swiglu": (ops.swiglu, [(TOKENS, 2 * WIDTH), (TOKENS,)]),
     "route": (route, [(TOKENS, EXPERTS)]),
     "sequence_balance_loss": (balance, [(TOKENS, EXPERTS)]),
