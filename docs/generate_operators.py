@@ -54,7 +54,7 @@ def families() -> dict[str, list[str]]:
         "attention",
         "optimizer",
     ]
-    last = ["norm", "optimizer", "wgrad", "_library"]
+    last = ["norm", "cross_entropy", "optimizer", "wgrad", "_library"]
     found = {family_of(name) for name in ops.__all__}
     order = [*first, *sorted(found - {*first, *last}), *last]
 

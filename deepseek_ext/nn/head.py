@@ -11,11 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .. import ops
 from ..ops.derivatives import first_order_only
 from .derived import Derived
 from .linear import Precision, bf16_copy, stand_in
 
-# FP32 logits of a chunk: at 4 to 16 MB the product is efficient and the passes over the logits stay cached.
+# FP32 logits of a chunk: at 4 to 16 MB the product is efficient and what it writes stays cached.
 _CHUNK_BYTES = 8 << 20
 IGNORED = -100
 """The target that counts in no loss."""
@@ -37,43 +38,35 @@ class _CrossEntropySum(torch.autograd.Function):
         grad_weight = torch.zeros_like(weight) if want_weight else None
         choices = torch.empty_like(targets) if choose else None
         total = scale.new_zeros(())
-        counted = targets != IGNORED
-        gathered = targets.clamp_min(0)[:, None]
-        row_scale = counted * scale
         step = max(1, _CHUNK_BYTES // (4 * vocabulary))
         for start in range(0, rows, step):
             part = slice(start, start + step)
             x = hidden[part].to(values.dtype)
-            logits = F.linear(x, values).float()
+            logits = F.linear(x, values)
+            losses, chosen = ops.cross_entropy_(logits, targets[part])  # logits are now their own gradient
+            total += losses.sum()
             if choices is not None:
-                torch.argmax(logits, -1, out=choices[part])
-            log_p = F.log_softmax(logits, -1)
-            total -= (log_p.gather(1, gathered[part])[:, 0] * row_scale[part]).sum()
-            if not (want_hidden or want_weight):
-                continue
-            # d loss / d logits = (softmax - onehot) * row_scale; the row's factor goes to the narrow operand.
-            ones = torch.ones_like(gathered[part], dtype=log_p.dtype)
-            grad_logits = log_p.exp_().scatter_add_(1, gathered[part], -ones).to(values.dtype)
-            factor = row_scale[part, None]
+                choices[part] = chosen
             if grad_hidden is not None:
-                grad_hidden[part] = (grad_logits @ values) * factor
+                grad_hidden[part] = logits @ values
             if grad_weight is not None:
-                grad_weight += grad_logits.mT @ (x * factor).to(values.dtype)
-        ctx.save_for_backward(grad_hidden, grad_weight)
+                grad_weight += logits.mT @ x
+        ctx.save_for_backward(grad_hidden, grad_weight, scale)
         ctx.set_materialize_grads(False)
         if choices is not None:
             ctx.mark_non_differentiable(choices)
-        return total, choices
+        return total * scale, choices
 
     @staticmethod
     @first_order_only("Head.cross_entropy")
     def backward(ctx: Any, grad: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
         if grad is None:
             return None, None, None, None, None, None
-        grad_hidden, grad_weight = ctx.saved_tensors
+        grad_hidden, grad_weight, scale = ctx.saved_tensors
+        factor = grad * scale
         return (
-            None if grad_hidden is None else (grad_hidden * grad).to(grad_hidden.dtype),
-            None if grad_weight is None else grad_weight * grad,
+            None if grad_hidden is None else (grad_hidden * factor).to(grad_hidden.dtype),
+            None if grad_weight is None else grad_weight * factor,
             *(None,) * 4,
         )
 

@@ -2,6 +2,7 @@
 
 from ._library import cpu_capability, using_cpu_capability
 from .attention import causal_attention, causal_attention_backward
+from .cross_entropy import cross_entropy_
 from .fp8_linear import fp8_linear
 from .gemm import (
     gemm,
@@ -41,6 +42,7 @@ __all__ = [
     "causal_attention_backward",
     "combine_rows",
     "cpu_capability",
+    "cross_entropy_",
     "dequantize_blocks",
     "dequantize_e5m6",
     "dequantize_tiles",

@@ -112,6 +112,7 @@ GOOD: dict[str, Callable[[], Arguments]] = {
         "rows_out": torch.randn(T * K, H), "slots": order().slots, "weights": torch.rand(T, K),
         "residual": tokens(),
     },
+    "cross_entropy_": lambda: {"logits": torch.randn(T, N), "targets": torch.randint(N, (T,))},
     "dequantize_blocks": lambda: blocks() | {"dtype": torch.float32},
     "dequantize_e5m6": lambda: packed() | {"dtype": torch.float32},
     "dequantize_tiles": lambda: tiles(tokens()) | {"dtype": torch.float32},
@@ -250,7 +251,7 @@ def test_numbers_of_another_kind(op: str) -> None:
 @pytest.mark.parametrize("dtype", [torch.complex64, torch.float64, torch.int64, torch.uint16], ids=str)
 def test_another_dtype(op: str, dtype: torch.dtype) -> None:
     for name, value in GOOD[op]().items():
-        if not holds_tensors(value) or (name == "load" and dtype is torch.int64):
+        if not holds_tensors(value) or (name in ("load", "targets") and dtype is torch.int64):
             continue
         text = said(getattr(ops, op), replaced(GOOD[op](), name, lambda x: torch.empty(x.shape, dtype=dtype)))
         assert re.match(rf"{op}: .*{name}", text)

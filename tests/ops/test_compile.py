@@ -101,6 +101,10 @@ def norm(x: Tensor, weight: Tensor) -> list[Tensor]:
     return [out, rstd, again, *ops.rms_norm_backward(again, x, weight, rstd)]
 
 
+def cross_entropy(logits: Tensor, targets: Tensor) -> list[Tensor]:
+    return list(ops.cross_entropy_(logits, targets))
+
+
 def optimizer(p: Tensor, grad: Tensor, m: Tensor, v: Tensor) -> list[Tensor]:
     settings = {"lr": 0.1, "beta1": 0.9, "beta2": 0.95, "eps": 1e-8, "weight_decay": 0.1, "step": 3}
     ops.adamw_step_(
@@ -139,6 +143,7 @@ FAMILIES: dict[Callable[..., list[Tensor]], Callable[[int], Arguments]] = {
          torch.zeros(m, 9, dtype=torch.int32)], leaves=(0, 1, 2), rows=(0, 1, 2, 3)
     ),
     norm: lambda m: Arguments([random(m, 200), random(200, dtype=FP32)], leaves=(0, 1)),
+    cross_entropy: lambda m: Arguments([random(m, 200), torch.randint(200, (m,))], rows=(0, 1)),
     optimizer: lambda m: Arguments(
         [random(m, 8, dtype=FP32), random(m, 8, dtype=FP32), random(m, 8), random(m, 8).abs()],
         rows=(0, 1, 2, 3),

@@ -1,0 +1,44 @@
+// Schema and CPU registration of the cross_entropy family.
+#include "ops/cross_entropy.h"
+
+#include <torch/csrc/stable/library.h>
+
+#include <tuple>
+
+#include "cpu/cross_entropy.h"
+#include "ops/matrix.h"
+#include "ops/parallel.h"
+
+namespace dse::cross_entropy {
+namespace {
+
+std::tuple<Tensor, Tensor> cross_entropy_(Tensor logits, const Tensor& targets) {
+    const char* op = "cross_entropy_";
+    check_cross_entropy(op, logits, targets);
+    DSE_REQUIRE(logits.size(1) == 1 || logits.stride(1) == 1, op,
+                ": logits must have adjacent columns, since they are written in place; call .contiguous()");
+    const Tensor list = packed(targets);
+    const auto* classes = static_cast<const int64_t*>(list.const_data_ptr());
+    for (int64_t i = 0; i < list.numel(); ++i)
+        DSE_REQUIRE((classes[i] >= 0 && classes[i] < logits.size(1)) || classes[i] == cpu::kIgnoredTarget, op,
+                    ": targets[", i, "] must be between 0 and V - 1 = ", logits.size(1) - 1, ", or ",
+                    cpu::kIgnoredTarget, ", got ", classes[i], "; pass the classes of these logits");
+    Tensor losses = torch::stable::new_empty(logits, {logits.size(0)}, ScalarType::Float);
+    Tensor choices = torch::stable::new_empty(logits, {logits.size(0)}, ScalarType::Long);
+    cpu::FloatMatrix rows = float_matrix(logits);
+    rows.data = logits.mutable_data_ptr();
+    cpu::cross_entropy(rows, classes, static_cast<float*>(losses.mutable_data_ptr()),
+                       static_cast<int64_t*>(choices.mutable_data_ptr()), torch_threads());
+    return {losses, choices};
+}
+
+}  // namespace
+}  // namespace dse::cross_entropy
+
+STABLE_TORCH_LIBRARY_FRAGMENT(deepseek_ext, m) {
+    m.def("cross_entropy_(Tensor(a!) logits, Tensor targets) -> (Tensor losses, Tensor choices)");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(deepseek_ext, CPU, m) {
+    m.impl("cross_entropy_", TORCH_BOX(&dse::cross_entropy::cross_entropy_));
+}

@@ -1,0 +1,19 @@
+// What the cross_entropy family asks of its arguments; deepseek_ext/ops/cross_entropy.py says the same of
+// fake tensors, in the same words.
+#pragma once
+#include "ops/require.h"
+
+namespace dse::cross_entropy {
+
+inline void check_cross_entropy(const char* op, const Tensor& logits, const Tensor& targets) {
+    require_float(op, "logits", logits);
+    DSE_REQUIRE(logits.dim() == 2 && logits.size(1) > 0, op, ": logits must be [M, V] with V > 0, got ",
+                describe(logits), "; flatten the leading dimensions into M");
+    DSE_REQUIRE(targets.scalar_type() == ScalarType::Long, op, ": targets must be int64, got ",
+                describe(targets.scalar_type()), "; convert it with .long()");
+    DSE_REQUIRE(targets.dim() == 1 && targets.size(0) == logits.size(0), op,
+                ": targets must be [M] = ", describe(std::vector<int64_t>{logits.size(0)}), ", got ",
+                describe(targets), "; pass one class for each row");
+}
+
+}  // namespace dse::cross_entropy
