@@ -19,20 +19,6 @@ namespace {
 
 // Rows that are added up to a weight's gradient before their sum is.
 constexpr int64_t kRun = 64;
-// Rows are worked on in whole chunks; a buffer's row is as long.
-constexpr int64_t kChunk = 64;
-
-int64_t in_chunks(int64_t columns) { return (columns + kChunk - 1) / kChunk * kChunk; }
-
-int64_t rows_per_thread(int64_t columns) {
-    return std::max<int64_t>(1, 16384 / std::max<int64_t>(1, columns));
-}
-
-std::vector<float> filled_up(const float* row, int64_t columns) {
-    std::vector<float> result(in_chunks(columns));
-    std::copy(row, row + columns, result.begin());
-    return result;
-}
 
 }  // namespace
 }  // namespace dse::cpu

@@ -1,5 +1,7 @@
 #include "cpu/swiglu.h"
 
+#include <cstring>
+
 #include "cpu/cache.h"
 #include "cpu/intrinsics.h"
 #include "formats/bf16.h"
