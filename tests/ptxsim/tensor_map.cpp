@@ -8,23 +8,29 @@
 namespace ptxsim {
 namespace {
 
-// Bytes of an element; 0 for a type this simulator does not copy (the packed 4- and 6-bit ones of later devices).
+// Bytes of an element; 0 for a type this simulator does not copy (the packed 4- and 6-bit ones of later
+// devices).
 uint32_t element_bytes(CUtensorMapDataType type) {
     switch (type) {
-        case CU_TENSOR_MAP_DATA_TYPE_UINT8: return 1;
+        case CU_TENSOR_MAP_DATA_TYPE_UINT8:
+            return 1;
         case CU_TENSOR_MAP_DATA_TYPE_UINT16:
         case CU_TENSOR_MAP_DATA_TYPE_FLOAT16:
-        case CU_TENSOR_MAP_DATA_TYPE_BFLOAT16: return 2;
+        case CU_TENSOR_MAP_DATA_TYPE_BFLOAT16:
+            return 2;
         case CU_TENSOR_MAP_DATA_TYPE_UINT32:
         case CU_TENSOR_MAP_DATA_TYPE_INT32:
         case CU_TENSOR_MAP_DATA_TYPE_FLOAT32:
         case CU_TENSOR_MAP_DATA_TYPE_FLOAT32_FTZ:
         case CU_TENSOR_MAP_DATA_TYPE_TFLOAT32:
-        case CU_TENSOR_MAP_DATA_TYPE_TFLOAT32_FTZ: return 4;
+        case CU_TENSOR_MAP_DATA_TYPE_TFLOAT32_FTZ:
+            return 4;
         case CU_TENSOR_MAP_DATA_TYPE_UINT64:
         case CU_TENSOR_MAP_DATA_TYPE_INT64:
-        case CU_TENSOR_MAP_DATA_TYPE_FLOAT64: return 8;
-        default: return 0;
+        case CU_TENSOR_MAP_DATA_TYPE_FLOAT64:
+            return 8;
+        default:
+            return 0;
     }
 }
 
@@ -46,9 +52,11 @@ std::string check_modes(const TensorMapArguments& a) {
         return "interleaved layouts are not simulated: use CU_TENSOR_MAP_INTERLEAVE_NONE";
     if (a.swizzle < CU_TENSOR_MAP_SWIZZLE_NONE || a.swizzle > CU_TENSOR_MAP_SWIZZLE_128B)
         return text("swizzle %d is not simulated: use none, 32B, 64B or 128B", static_cast<int>(a.swizzle));
-    if (a.l2_promotion < CU_TENSOR_MAP_L2_PROMOTION_NONE || a.l2_promotion > CU_TENSOR_MAP_L2_PROMOTION_L2_256B)
+    if (a.l2_promotion < CU_TENSOR_MAP_L2_PROMOTION_NONE ||
+        a.l2_promotion > CU_TENSOR_MAP_L2_PROMOTION_L2_256B)
         return text("L2 promotion %d does not exist", static_cast<int>(a.l2_promotion));
-    if (a.fill < CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE || a.fill > CU_TENSOR_MAP_FLOAT_OOB_FILL_NAN_REQUEST_ZERO_FMA)
+    if (a.fill < CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE ||
+        a.fill > CU_TENSOR_MAP_FLOAT_OOB_FILL_NAN_REQUEST_ZERO_FMA)
         return text("out-of-bounds fill %d does not exist", static_cast<int>(a.fill));
     if (a.fill == CU_TENSOR_MAP_FLOAT_OOB_FILL_NAN_REQUEST_ZERO_FMA && !is_float(a.data_type))
         return "NaN fill needs a floating-point data type";
@@ -58,7 +66,8 @@ std::string check_modes(const TensorMapArguments& a) {
 std::string check_dimensions(const TensorMapArguments& a) {
     for (uint32_t i = 0; i < a.rank; ++i) {
         if (a.size[i] == 0 || a.size[i] > (1ull << 32))
-            return text("size of dimension %u is %llu, not in 1 .. 2^32", i, static_cast<unsigned long long>(a.size[i]));
+            return text("size of dimension %u is %llu, not in 1 .. 2^32", i,
+                        static_cast<unsigned long long>(a.size[i]));
         if (a.size[i] == 1ull << 32) return text("dimension %u of 2^32 elements is not simulated", i);
         if (a.box[i] == 0 || a.box[i] > 256)
             return text("box of dimension %u is %u, not in 1 .. 256", i, a.box[i]);
@@ -68,7 +77,8 @@ std::string check_dimensions(const TensorMapArguments& a) {
         if (i == 0) continue;
         const uint64_t stride = a.stride[i - 1];
         if (stride % 16 != 0 || stride >= 1ull << 40)
-            return text("stride of dimension %u is %llu bytes, not a multiple of 16 below 2^40", i, static_cast<unsigned long long>(stride));
+            return text("stride of dimension %u is %llu bytes, not a multiple of 16 below 2^40", i,
+                        static_cast<unsigned long long>(stride));
     }
     return {};
 }
@@ -78,7 +88,7 @@ std::string check_inner_box(const TensorMapArguments& a) {
     if (bytes % 16 != 0) return text("the box's inner dimension is %u bytes, not a multiple of 16", bytes);
     if (a.swizzle != CU_TENSOR_MAP_SWIZZLE_NONE && bytes > 16u << a.swizzle)
         return text("the box's inner dimension is %u bytes, more than the swizzle's %u", bytes,
-                           16u << a.swizzle);
+                    16u << a.swizzle);
     return {};
 }
 
@@ -102,7 +112,8 @@ uint64_t TensorMap::hash() const {
 std::string encode_tiled(const TensorMapArguments& a, void* map) {
     if (reinterpret_cast<uintptr_t>(map) % 64 != 0) return "the CUtensorMap is not aligned to 64 bytes";
     if (a.rank == 0 || a.rank > kMaxTensorRank) return text("rank %u is not in 1 .. 5", a.rank);
-    if (reinterpret_cast<uintptr_t>(a.address) % 16 != 0) return "the global address is not aligned to 16 bytes";
+    if (reinterpret_cast<uintptr_t>(a.address) % 16 != 0)
+        return "the global address is not aligned to 16 bytes";
     if (a.address == nullptr) return "the global address is null";
     for (const std::string& fault : {check_modes(a), check_dimensions(a), check_inner_box(a)})
         if (!fault.empty()) return fault;

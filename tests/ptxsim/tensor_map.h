@@ -1,6 +1,6 @@
-// Tensor maps: the 128 opaque bytes of CUtensorMap as this simulator fills them, and the rules under which the driver
-// would make one (cuTensorMapEncodeTiled). On a device the bytes are the hardware's; here they are a plain struct,
-// so a kernel that edits or copies a map must not rely on either.
+// Tensor maps: the 128 opaque bytes of CUtensorMap as this simulator fills them, and the rules under which
+// the driver would make one (cuTensorMapEncodeTiled). On a device the bytes are the hardware's; here they are
+// a plain struct, so a kernel that edits or copies a map must not rely on either.
 #pragma once
 
 #include <cuda.h>
@@ -24,20 +24,21 @@ struct TensorMap {
     std::array<uint16_t, kMaxTensorRank> box{};         // elements
     uint8_t rank = 0;
     uint8_t element_bytes = 0;
-    uint8_t data_type = 0;         // CUtensorMapDataType
-    uint8_t swizzle = 0;           // CUtensorMapSwizzle: 0 none, 1 32, 2 64, 3 128 bytes
-    uint8_t fill_with_nan = 0;     // out-of-bounds elements read as NaN instead of zero
+    uint8_t data_type = 0;      // CUtensorMapDataType
+    uint8_t swizzle = 0;        // CUtensorMapSwizzle: 0 none, 1 32, 2 64, 3 128 bytes
+    uint8_t fill_with_nan = 0;  // out-of-bounds elements read as NaN instead of zero
     std::array<uint8_t, 11> pad{};
-    uint64_t check = 0;            // hash of all bytes above: a map that something wrote into is noticed
+    uint64_t check = 0;  // hash of all bytes above: a map that something wrote into is noticed
 
     uint32_t box_bytes() const;
-    uint32_t box_rows() const;     // rows of box[0] elements in the box
+    uint32_t box_rows() const;  // rows of box[0] elements in the box
     uint64_t hash() const;
     bool intact() const { return magic == kMagic && check == hash(); }
 };
 static_assert(sizeof(TensorMap) <= sizeof(CUtensorMap));
 
-// XOR of a shared-memory address as the swizzle does it: address bits 4.. with bits 7.. (swizzle as in TensorMap).
+// XOR of a shared-memory address as the swizzle does it: address bits 4.. with bits 7.. (swizzle as in
+// TensorMap).
 inline uint32_t swizzled(uint32_t address, uint32_t swizzle) {
     const uint32_t mask = (1u << swizzle) - 1;  // 0, 1, 3, 7
     return address ^ ((address >> 7 & mask) << 4);
