@@ -7,8 +7,8 @@
 #pragma once
 #include <cstdint>
 
-#include "cpu/float_type.h"
 #include "cpu/parallel.h"
+#include "formats/float_type.h"
 
 namespace dse::cpu {
 

@@ -11,35 +11,9 @@
 
 #include "cpu/parallel.h"
 #include "formats/tiles.h"
+#include "formats/views.h"
 
 namespace dse::cpu {
-
-// Codes and scales of one operand, whose rows are rows of A or columns of the result. The code of (row, k) is
-// at codes[row * row_stride + k * k_stride]; A needs k_stride == 1, B needs k_stride == 1 or row_stride == 1.
-// The scale of (row, k) is at scales[row / rows_per_scale * scale_row_stride + k / 128 * scale_k_stride],
-// rows_per_scale being 1 (tiles) or 128 (blocks; only B).
-struct GemmOperand {
-    const uint8_t* codes;
-    int64_t row_stride, k_stride;
-    const float* scales;
-    int64_t scale_row_stride, scale_k_stride;
-    int64_t rows_per_scale;
-};
-
-enum class GemmStore { kBf16, kFloat, kAccumulate };  // kAccumulate: float, out += product, added once
-
-// Row m of the result is at data + m * row_stride elements, its columns side by side.
-struct GemmOutput {
-    void* data;
-    int64_t row_stride;
-    GemmStore store;
-};
-
-struct GemmProduct {
-    GemmOperand a, b;
-    GemmOutput out;
-    int64_t m, n, k;
-};
 
 void gemm(const GemmProduct& product, const ParallelFor& parallel_for);
 

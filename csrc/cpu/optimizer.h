@@ -5,27 +5,9 @@
 #include <vector>
 
 #include "cpu/parallel.h"
+#include "formats/views.h"
 
 namespace dse::cpu {
-
-// The numbers of a step, each computed in double precision and rounded once.
-struct AdamwConstants {
-    float grad_scale;
-    float beta1, one_minus_beta1;
-    float beta2, one_minus_beta2;
-    float root_factor;  // 1 / sqrt(1 - beta2^step)
-    float eps;
-    float decay;  // 1 - lr * weight_decay
-    float rate;   // lr / (1 - beta1^step)
-};
-
-// Moments: FP32, or BF16 where the flag says so.
-struct AdamwPointers {
-    float* param;
-    const float* grad;
-    void* exp_avg;
-    void* exp_avg_sq;
-};
 
 struct AdamwTensor {
     AdamwPointers at;

@@ -23,28 +23,6 @@ void expert_order(const int32_t* indices, int64_t count, int64_t num_experts, in
 // result[places[i]] = i, and -1 where no i leads. Returns the first i whose place was taken already, or -1.
 int64_t inverse_order(const int32_t* places, int64_t count, int64_t size, int32_t* result);
 
-// Which row of the source each of `count` results is.
-struct RowOrder {
-    const int32_t* rows;
-    int64_t count;
-    int64_t top_k;
-
-    // -1 for none. Divided in 32 bits: in 64 that takes tens of cycles on some CPUs, longer than a short row.
-    int64_t token(int64_t i) const {
-        if (rows[i] < 0) return -1;
-        const auto divisor = static_cast<uint32_t>(top_k < INT32_MAX ? top_k : INT32_MAX);
-        return top_k > INT32_MAX ? 0 : static_cast<uint32_t>(rows[i]) / divisor;
-    }
-};
-
-// A matrix whose elements are only copied: `width` bytes a row, `row_stride` bytes apart.
-struct ByteMatrix {
-    const uint8_t* data;
-    int64_t rows;
-    int64_t width;
-    int64_t row_stride;
-};
-
 // out [count, width]: the rows in order, zeros for row -1.
 void gather_bytes(const ByteMatrix& x, const RowOrder& order, uint8_t* out, const ParallelFor& parallel);
 
@@ -55,13 +33,6 @@ void gather_scales(const float* scales, int64_t columns, int64_t row_stride, int
 // out [count, columns] in x's type: each row times weights[rows[i]], rounded to nearest even.
 void gather_weighted(const FloatMatrix& x, const float* weights, const RowOrder& order, void* out,
                      const ParallelFor& parallel);
-
-// Where a token's K rows lie.
-struct Slots {
-    const int32_t* slots;
-    int64_t tokens;
-    int64_t top_k;
-};
 
 // out [T, columns] in x's type: the FP32 sum, from zero and in order of k, of a token's rows of x, each times
 // its weight if `weights` [T, K] is not null; then its row of `residual`, of x's type, if that has data.

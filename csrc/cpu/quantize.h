@@ -4,49 +4,10 @@
 #pragma once
 #include <cstdint>
 
-#include "cpu/float_type.h"
 #include "cpu/parallel.h"
+#include "formats/views.h"
 
 namespace dse::cpu {
-
-// A row-major matrix of floating-point numbers: elements of a row are adjacent.
-struct FloatMatrix {
-    const void* data;
-    FloatType type;
-    int64_t rows;
-    int64_t columns;
-    int64_t row_stride;
-};
-
-// E4M3 codes with a scale for each 1x128 tile, or for each 128x128 block (`rows_per_scale` 1 or 128).
-struct CodeMatrix {
-    const uint8_t* codes;
-    const float* scales;
-    int64_t rows;
-    int64_t columns;
-    int64_t row_stride;
-    int64_t scale_row_stride;
-    int64_t scale_column_stride;
-    int64_t rows_per_scale;
-};
-
-// E5M6 codes of `columns` elements a row, packed in `row_stride` bytes, with a scale for each 1x128 tile.
-struct PackedMatrix {
-    const uint8_t* packed;
-    const float* scales;
-    int64_t rows;
-    int64_t columns;
-    int64_t row_stride;
-    int64_t scale_row_stride;
-    int64_t scale_column_stride;
-};
-
-// Row groups: group g is rows [ends[g-1], ends[g]), ascending and within the matrix. `ends` null: all rows,
-// one group, and as many columns as padded_columns() gives; otherwise grouped_columns().
-struct Groups {
-    const int32_t* ends;
-    int64_t count;
-};
 
 // codes [rows, columns], scales [rows, ceil(columns / 128)].
 void quantize_tiles(const FloatMatrix& x, bool power_of_2, uint8_t* codes, float* scales,

@@ -6,39 +6,9 @@
 #include <cstdint>
 
 #include "cpu/parallel.h"
+#include "formats/views.h"
 
 namespace dse::cpu {
-
-// Router logits [T, E], elements of a row adjacent; they may hold any values.
-struct Logits {
-    const float* data;
-    int64_t tokens;
-    int64_t experts;
-    int64_t row_stride;
-
-    const float* row(int64_t t) const { return data + t * row_stride; }
-};
-
-struct RouteOptions {
-    int64_t top_k;
-    int64_t groups;
-    int64_t kept_groups;
-    float scaling_factor;
-    bool normalize;
-};
-
-// A batch of T = sequences * length tokens, which balance is measured over sequence by sequence. `indices`
-// [T, K] must lie in [0, E); `valid` [T] is false for padding, or null.
-struct BalanceBatch {
-    Logits logits;
-    const int32_t* indices;
-    int64_t top_k;
-    const bool* valid;
-    int64_t sequences;
-
-    int64_t length() const { return logits.tokens / sequences; }
-    bool is_valid(int64_t t) const { return valid == nullptr || valid[t]; }
-};
 
 // weights [T, K], indices [T, K], load [E] of logits and bias [E]; `valid` [T] or null.
 void route(const Logits& logits, const float* bias, const bool* valid, const RouteOptions& options,

@@ -19,18 +19,6 @@
 
 namespace dse::cpu {
 
-// One number for each row; data null: all are 1.
-struct RowWeights {
-    const float* data;
-    int64_t stride;
-};
-
-// Codes [rows, columns] and scales [rows, ceil(columns / 128)] to be written; codes null: not wanted.
-struct TileResults {
-    uint8_t* codes;
-    float* scales;
-};
-
 // out [M, I], of gate_up's type.
 void swiglu(const FloatMatrix& gate_up, const RowWeights& weights, void* out, const ParallelFor& parallel);
 

@@ -25,7 +25,7 @@ std::tuple<Tensor, Tensor> cross_entropy_(Tensor logits, const Tensor& targets) 
                     cpu::kIgnoredTarget, ", got ", classes[i], "; pass the classes of these logits");
     Tensor losses = torch::stable::new_empty(logits, {logits.size(0)}, ScalarType::Float);
     Tensor choices = torch::stable::new_empty(logits, {logits.size(0)}, ScalarType::Long);
-    cpu::FloatMatrix rows = float_matrix(logits);
+    FloatMatrix rows = float_matrix(logits);
     rows.data = logits.mutable_data_ptr();
     cpu::cross_entropy(rows, classes, static_cast<float*>(losses.mutable_data_ptr()),
                        static_cast<int64_t*>(choices.mutable_data_ptr()), torch_threads());

@@ -9,11 +9,6 @@
 namespace dse::gemm {
 namespace {
 
-using cpu::GemmOperand;
-using cpu::GemmOutput;
-using cpu::GemmProduct;
-using cpu::GemmStore;
-
 // The codes in a layout that the kernels read in place: stride 1 along K, or (B only) along the rows.
 Tensor readable(const Tensor& codes, bool rows_may_be_inner) {
     const int64_t k = codes.dim() - 1, row = k - 1;

@@ -1,4 +1,4 @@
-// Tensors as the CPU kernels take them: in place wherever rows can be walked with one stride, else a copy.
+// Tensors as kernels take them: in place wherever rows can be walked with one stride, else a copy.
 #pragma once
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
@@ -6,7 +6,7 @@
 
 #include <optional>
 
-#include "cpu/quantize.h"
+#include "formats/views.h"
 #include "ops/check.h"
 #include "ops/describe.h"
 
@@ -15,14 +15,14 @@ namespace dse {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-inline cpu::FloatType float_type(ScalarType dtype) {
+inline FloatType float_type(ScalarType dtype) {
     switch (dtype) {
         case ScalarType::Float:
-            return cpu::FloatType::kFloat32;
+            return FloatType::kFloat32;
         case ScalarType::BFloat16:
-            return cpu::FloatType::kBfloat16;
+            return FloatType::kBfloat16;
         case ScalarType::Half:
-            return cpu::FloatType::kFloat16;
+            return FloatType::kFloat16;
         default:
             fail("no kernel for ", describe(dtype));
     }
@@ -56,9 +56,49 @@ inline Tensor walkable(const Tensor& x) {
 }
 
 // A walkable x.
-inline cpu::FloatMatrix float_matrix(const Tensor& x) {
+inline FloatMatrix float_matrix(const Tensor& x) {
     return {x.const_data_ptr(), float_type(x.scalar_type()), rows_of(x), x.size(x.dim() - 1),
             common_row_stride(x)};
+}
+
+// Scales [..., T] must be walkable too, but along T any stride will do.
+inline Tensor walkable_scales(const Tensor& scales) {
+    return common_row_stride(scales) >= 0 ? scales : torch::stable::contiguous(scales);
+}
+
+// Walkable codes and scales; `rows_per_scale` 1 or 128.
+inline CodeMatrix code_matrix(const Tensor& codes, const Tensor& scales, int64_t rows_per_scale) {
+    return {static_cast<const uint8_t*>(codes.const_data_ptr()),
+            static_cast<const float*>(scales.const_data_ptr()),
+            rows_of(codes),
+            codes.size(codes.dim() - 1),
+            common_row_stride(codes),
+            common_row_stride(scales),
+            scales.stride(scales.dim() - 1),
+            rows_per_scale};
+}
+
+// Walkable rows of k packed E5M6 codes and their scales.
+inline PackedMatrix packed_matrix(const Tensor& packed, const Tensor& scales, int64_t k) {
+    return {static_cast<const uint8_t*>(packed.const_data_ptr()),
+            static_cast<const float*>(scales.const_data_ptr()),
+            rows_of(packed),
+            k,
+            common_row_stride(packed),
+            common_row_stride(scales),
+            scales.stride(scales.dim() - 1)};
+}
+
+// Walkable scales to be written.
+inline ScaleMatrix scale_matrix(const Tensor& scales) {
+    return {static_cast<float*>(scales.mutable_data_ptr()), common_row_stride(scales),
+            scales.stride(scales.dim() - 1)};
+}
+
+// A stack [E, N, K] as its matrices: each with its rows in place, else all of it copied.
+inline Tensor stack_of(const Tensor& w) {
+    const int64_t last = w.dim() - 1;
+    return w.size(last) <= 1 || w.stride(last) == 1 ? w : torch::stable::contiguous(w);
 }
 
 // x without gaps.

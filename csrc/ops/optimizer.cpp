@@ -59,15 +59,15 @@ void adamw_step_(const TensorList& params, const TensorList& grads, const Tensor
     check_adamw(params, grads, exp_avgs, exp_avg_sqs, beta1, beta2, eps, step);
     const auto rounded = [](double x) { return static_cast<float>(x); };
     const double steps = static_cast<double>(step);
-    const cpu::AdamwConstants constants{rounded(grad_scale),
-                                        rounded(beta1),
-                                        rounded(1 - beta1),
-                                        rounded(beta2),
-                                        rounded(1 - beta2),
-                                        rounded(1 / std::sqrt(1 - std::pow(beta2, steps))),
-                                        rounded(eps),
-                                        rounded(1 - lr * weight_decay),
-                                        rounded(lr / (1 - std::pow(beta1, steps)))};
+    const AdamwConstants constants{rounded(grad_scale),
+                                   rounded(beta1),
+                                   rounded(1 - beta1),
+                                   rounded(beta2),
+                                   rounded(1 - beta2),
+                                   rounded(1 / std::sqrt(1 - std::pow(beta2, steps))),
+                                   rounded(eps),
+                                   rounded(1 - lr * weight_decay),
+                                   rounded(lr / (1 - std::pow(beta1, steps)))};
     std::vector<cpu::AdamwTensor> tensors;
     tensors.reserve(params.size());
     for (size_t i = 0; i < params.size(); ++i)

@@ -21,7 +21,7 @@ const float* floats_or_null(const std::optional<Tensor>& x) {
     return x ? static_cast<const float*>(x->const_data_ptr()) : nullptr;
 }
 
-cpu::ByteMatrix byte_matrix(const Tensor& x) {
+ByteMatrix byte_matrix(const Tensor& x) {
     const int64_t size = x.element_size();
     return {static_cast<const uint8_t*>(x.const_data_ptr()), x.size(0), x.size(1) * size, x.stride(0) * size};
 }
@@ -34,13 +34,13 @@ void check_values(const char* op, const char* name, const Tensor& x, int64_t end
                 at, "; ", remedy);
 }
 
-cpu::RowOrder row_order(const char* op, const Tensor& rows, int64_t tokens, int64_t top_k) {
+RowOrder row_order(const char* op, const Tensor& rows, int64_t tokens, int64_t top_k) {
     check_values(op, "rows", rows, tokens * std::min(top_k, kMaxChoices),
                  "pass the rows that expert_order made for these tokens");
     return {ints(rows), rows.size(0), top_k};
 }
 
-cpu::Slots token_slots(const char* op, const Tensor& slots, int64_t rows) {
+Slots token_slots(const char* op, const Tensor& slots, int64_t rows) {
     check_values(op, "slots", slots, rows, "pass the slots that expert_order made for these rows");
     return {ints(slots), slots.size(0), slots.size(1)};
 }
@@ -74,7 +74,7 @@ std::tuple<Tensor, Tensor> gather_tiles(const Tensor& codes, const Tensor& scale
                                         int64_t top_k) {
     check_gather_tiles(codes, scales, rows, top_k);
     const Tensor list = packed(rows), source = walkable(codes);
-    const cpu::RowOrder order = row_order("gather_tiles", list, codes.size(0), top_k);
+    const RowOrder order = row_order("gather_tiles", list, codes.size(0), top_k);
     Tensor row_codes = torch::stable::new_empty(codes, {order.count, codes.size(1)});
     Tensor row_scales = torch::stable::new_empty(scales, {order.count, scales.size(1)});
     cpu::gather_bytes(byte_matrix(source), order, static_cast<uint8_t*>(row_codes.mutable_data_ptr()),
@@ -87,7 +87,7 @@ std::tuple<Tensor, Tensor> gather_tiles(const Tensor& codes, const Tensor& scale
 Tensor gather_rows(const Tensor& x, const Tensor& rows, int64_t top_k, const std::optional<Tensor>& weights) {
     check_gather_rows(x, rows, top_k, weights);
     const Tensor list = packed(rows), source = walkable(x);
-    const cpu::RowOrder order = row_order("gather_rows", list, x.size(0), top_k);
+    const RowOrder order = row_order("gather_rows", list, x.size(0), top_k);
     Tensor out = torch::stable::new_empty(x, {order.count, x.size(1)});
     if (weights) {
         const std::optional<Tensor> factors = packed(weights);
@@ -104,10 +104,10 @@ Tensor combine_rows(const Tensor& rows_out, const Tensor& slots, const std::opti
                     const std::optional<Tensor>& residual) {
     check_combine_rows(rows_out, slots, weights, residual);
     const Tensor table = packed(slots), source = walkable(rows_out);
-    const cpu::Slots places = token_slots("combine_rows", table, rows_out.size(0));
+    const Slots places = token_slots("combine_rows", table, rows_out.size(0));
     const std::optional<Tensor> factors = packed(weights);
     std::optional<Tensor> added;
-    cpu::FloatMatrix added_matrix{};
+    FloatMatrix added_matrix{};
     if (residual) {
         added = walkable(*residual);
         added_matrix = float_matrix(*added);
@@ -121,7 +121,7 @@ Tensor combine_rows(const Tensor& rows_out, const Tensor& slots, const std::opti
 Tensor row_dots(const Tensor& x, const Tensor& rows_out, const Tensor& slots) {
     check_row_dots(x, rows_out, slots);
     const Tensor table = packed(slots), tokens = walkable(x), source = walkable(rows_out);
-    const cpu::Slots places = token_slots("row_dots", table, rows_out.size(0));
+    const Slots places = token_slots("row_dots", table, rows_out.size(0));
     Tensor out = torch::stable::new_empty(x, shape_of(slots), ScalarType::Float);
     cpu::row_dots(float_matrix(tokens), float_matrix(source), places, floats(out), torch_threads());
     return out;

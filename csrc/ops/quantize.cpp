@@ -12,47 +12,11 @@
 namespace dse {
 namespace {
 
-struct ScaleStrides {
-    int64_t row, column;
-};
-
-// Scales [..., T] must be walkable too, but along T any stride will do.
-Tensor walkable_scales(const Tensor& scales) {
-    return common_row_stride(scales) >= 0 ? scales : torch::stable::contiguous(scales);
-}
-
-ScaleStrides scale_strides(const Tensor& scales) {
-    return {common_row_stride(scales), scales.stride(scales.dim() - 1)};
-}
-
 uint8_t* bytes(const Tensor& codes) { return static_cast<uint8_t*>(codes.mutable_data_ptr()); }
 float* floats(const Tensor& scales) { return static_cast<float*>(scales.mutable_data_ptr()); }
 
-cpu::CodeMatrix code_matrix(const Tensor& codes, const Tensor& scales, int64_t rows_per_scale) {
-    const ScaleStrides strides = scale_strides(scales);
-    return {static_cast<const uint8_t*>(codes.const_data_ptr()),
-            static_cast<const float*>(scales.const_data_ptr()),
-            rows_of(codes),
-            codes.size(codes.dim() - 1),
-            common_row_stride(codes),
-            strides.row,
-            strides.column,
-            rows_per_scale};
-}
-
-cpu::PackedMatrix packed_matrix(const Tensor& packed, const Tensor& scales, int64_t k) {
-    const ScaleStrides strides = scale_strides(scales);
-    return {static_cast<const uint8_t*>(packed.const_data_ptr()),
-            static_cast<const float*>(scales.const_data_ptr()),
-            rows_of(packed),
-            k,
-            common_row_stride(packed),
-            strides.row,
-            strides.column};
-}
-
 // Checked offsets; `offs` must outlive the result.
-cpu::Groups groups_of(const char* op, const std::optional<Tensor>& offs, int64_t rows) {
+Groups groups_of(const char* op, const std::optional<Tensor>& offs, int64_t rows) {
     if (!offs) return {nullptr, 0};
     const auto* ends = static_cast<const int32_t*>(offs->const_data_ptr());
     require_ascending(op, ends, offs->size(0), rows);
@@ -77,7 +41,7 @@ std::tuple<Tensor, Tensor> quantize_tiles_transposed(const Tensor& x, const std:
     require_float("quantize_tiles_transposed", "x", x);
     require_offs("quantize_tiles_transposed", offs);
     const std::optional<Tensor> ends = packed(offs);
-    const cpu::Groups groups = groups_of("quantize_tiles_transposed", ends, x.size(0));
+    const Groups groups = groups_of("quantize_tiles_transposed", ends, x.size(0));
     auto [codes_t, scales_t] = new_transposed(x, x.size(0), x.size(1), offs);
     const Tensor rows = walkable(x);
     cpu::quantize_tiles_transposed(float_matrix(rows), groups, power_of_2, bytes(codes_t), floats(scales_t),
@@ -92,7 +56,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> quantize_tiles_both(const Tensor& x,
     require_float("quantize_tiles_both", "x", x);
     require_offs("quantize_tiles_both", offs);
     const std::optional<Tensor> ends = packed(offs);
-    const cpu::Groups groups = groups_of("quantize_tiles_both", ends, x.size(0));
+    const Groups groups = groups_of("quantize_tiles_both", ends, x.size(0));
     const int64_t m = x.size(0), k = x.size(1);
     Tensor codes = new_codes(x, {m, k}), scales = new_scales(x, {m, num_tiles(k)});
     auto [codes_t, scales_t] = new_transposed(x, m, k, offs);
@@ -100,12 +64,6 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> quantize_tiles_both(const Tensor& x,
     cpu::quantize_tiles_both(float_matrix(rows), groups, power_of_2, bytes(codes), floats(scales),
                              bytes(codes_t), floats(scales_t), torch_threads());
     return {codes, scales, codes_t, scales_t};
-}
-
-// A stack [E, N, K] as its matrices: each with its rows in place, else all of it copied.
-Tensor stack_of(const Tensor& w) {
-    const int64_t last = w.dim() - 1;
-    return w.size(last) <= 1 || w.stride(last) == 1 ? w : torch::stable::contiguous(w);
 }
 
 std::tuple<Tensor, Tensor> quantize_blocks(const Tensor& w, bool power_of_2) {
@@ -119,8 +77,7 @@ std::tuple<Tensor, Tensor> quantize_blocks(const Tensor& w, bool power_of_2) {
     shape[stacked + 1] = num_tiles(k);
     Tensor scales = new_scales(w, shape);
     const Tensor rows = stack_of(w);
-    const cpu::FloatMatrix matrix{rows.const_data_ptr(), float_type(w.scalar_type()), n, k,
-                                  rows.stride(stacked)};
+    const FloatMatrix matrix{rows.const_data_ptr(), float_type(w.scalar_type()), n, k, rows.stride(stacked)};
     cpu::quantize_blocks(matrix, stacked ? w.size(0) : 1, stacked ? rows.stride(0) : 0, power_of_2,
                          bytes(codes), floats(scales), torch_threads());
     return {codes, scales};
@@ -167,7 +124,7 @@ Tensor dequantize_blocks(const Tensor& codes, const Tensor& scales, ScalarType d
     const bool stacked = codes.dim() == 3;
     const int64_t n = codes.size(stacked), k = codes.size(stacked + 1);
     for (int64_t e = 0; e < (stacked ? codes.size(0) : 1); ++e) {
-        const cpu::CodeMatrix matrix{
+        const CodeMatrix matrix{
             static_cast<const uint8_t*>(rows.const_data_ptr()) + (stacked ? e * rows.stride(0) : 0),
             static_cast<const float*>(scales.const_data_ptr()) + (stacked ? e * scales.stride(0) : 0),
             n,
@@ -189,7 +146,7 @@ std::tuple<Tensor, Tensor> retile(const Tensor& codes, const Tensor& scales,
     require_tiles("retile", codes, scales);
     require_offs("retile", offs);
     const std::optional<Tensor> ends = packed(offs);
-    const cpu::Groups groups = groups_of("retile", ends, codes.size(0));
+    const Groups groups = groups_of("retile", ends, codes.size(0));
     auto [codes_t, scales_t] = new_transposed(codes, codes.size(0), codes.size(1), offs);
     const Tensor rows = walkable(codes);
     cpu::retile(code_matrix(rows, scales, 1), groups, power_of_2, bytes(codes_t), floats(scales_t),

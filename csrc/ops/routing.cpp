@@ -12,9 +12,9 @@
 namespace dse::routing {
 namespace {
 
-using Options = cpu::RouteOptions;
+using Options = RouteOptions;
 
-cpu::Logits view(const Tensor& logits) {
+Logits view(const Tensor& logits) {
     return {logits.const_data_ptr<float>(), logits.size(0), logits.size(1), logits.stride(0)};
 }
 const bool* flags(const std::optional<Tensor>& valid) {
@@ -84,7 +84,7 @@ struct Balance {
         counted = packed(valid);
         require_experts(op, chosen.const_data_ptr<int32_t>(), chosen.numel(), logits.size(1));
     }
-    cpu::BalanceBatch batch() const {
+    BalanceBatch batch() const {
         return {view(rows), chosen.const_data_ptr<int32_t>(), chosen.size(1), flags(counted), sequences};
     }
     Tensor rows, chosen;

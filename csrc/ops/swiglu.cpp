@@ -12,7 +12,7 @@
 namespace dse::swiglu {
 namespace {
 
-cpu::RowWeights row_weights(const std::optional<Tensor>& weights) {
+RowWeights row_weights(const std::optional<Tensor>& weights) {
     if (!weights) return {nullptr, 0};
     return {static_cast<const float*>(weights->const_data_ptr()), weights->stride(0)};
 }
@@ -26,7 +26,7 @@ uint16_t* words(const Tensor& x) { return static_cast<uint16_t*>(x.mutable_data_
 struct Tiles {
     Tiles(const Tensor& like, int64_t rows, int64_t columns)
         : codes(new_codes(like, {rows, columns})), scales(new_scales(like, {rows, num_tiles(columns)})) {}
-    cpu::TileResults results() const {
+    TileResults results() const {
         return {static_cast<uint8_t*>(codes.mutable_data_ptr()),
                 static_cast<float*>(scales.mutable_data_ptr())};
     }
@@ -52,7 +52,7 @@ std::tuple<Tensor, Tensor, std::optional<Tensor>, std::optional<Tensor>> swiglu_
     if (cache) cached.emplace(gate_up, m, columns);
     const Tensor rows = walkable(gate_up);
     cpu::swiglu_quantize(float_matrix(rows), row_weights(weights), power_of_2, output.results(),
-                         cached ? cached->results() : cpu::TileResults{nullptr, nullptr}, torch_threads());
+                         cached ? cached->results() : TileResults{nullptr, nullptr}, torch_threads());
     if (!cached) return {output.codes, output.scales, std::nullopt, std::nullopt};
     return {output.codes, output.scales, cached->codes, cached->scales};
 }
@@ -77,14 +77,14 @@ std::tuple<Tensor, std::optional<Tensor>, Tensor> swiglu_backward(const Tensor& 
     Tensor output = new_matrix(grad, m, columns / 2, ScalarType::BFloat16);
     std::optional<Tensor> grad_weights = new_grad_weights(weights);
     const Tensor rows = walkable(codes), grad_rows = walkable(grad);
-    const cpu::CodeMatrix matrix{static_cast<const uint8_t*>(rows.const_data_ptr()),
-                                 static_cast<const float*>(scales.const_data_ptr()),
-                                 m,
-                                 columns,
-                                 rows.stride(0),
-                                 scales.stride(0),
-                                 scales.stride(1),
-                                 1};
+    const CodeMatrix matrix{static_cast<const uint8_t*>(rows.const_data_ptr()),
+                            static_cast<const float*>(scales.const_data_ptr()),
+                            m,
+                            columns,
+                            rows.stride(0),
+                            scales.stride(0),
+                            scales.stride(1),
+                            1};
     cpu::swiglu_backward(float_matrix(grad_rows), matrix, row_weights(weights), words(grad_gate_up),
                          floats(grad_weights), words(output), torch_threads());
     return {grad_gate_up, grad_weights, output};

@@ -29,7 +29,7 @@ struct Heads {
     double at(int64_t sequence, int64_t head, int64_t token, int64_t column) const {
         const T& x = buffer[sequence * rows.sequence_stride + head * rows.head_stride +
                             token * rows.row_stride + column];
-        return cpu::to_float(x);
+        return to_float(x);
     }
     int64_t columns;
     Buffer<T> buffer;
@@ -37,7 +37,7 @@ struct Heads {
 };
 
 template <class T>
-void check(cpu::FloatType type, int64_t tokens, int64_t width, int64_t value_width, bool documents,
+void check(FloatType type, int64_t tokens, int64_t width, int64_t value_width, bool documents,
            double tolerance) {
     Heads<T> q(tokens, width, 1), k(tokens, width, 2), v(tokens, value_width, 3),
         grad(tokens, value_width, 4);
@@ -98,16 +98,16 @@ void check(cpu::FloatType type, int64_t tokens, int64_t width, int64_t value_wid
 
 SANITIZED_CASE(attention_in_fp32) {
     for (const bool documents : {false, true}) {
-        check<float>(cpu::FloatType::kFloat32, 1, 3, 5, documents, 1e-5);
-        check<float>(cpu::FloatType::kFloat32, 64, 16, 16, documents, 1e-4);
-        check<float>(cpu::FloatType::kFloat32, 133, 24, 9, documents, 1e-4);
+        check<float>(FloatType::kFloat32, 1, 3, 5, documents, 1e-5);
+        check<float>(FloatType::kFloat32, 64, 16, 16, documents, 1e-4);
+        check<float>(FloatType::kFloat32, 133, 24, 9, documents, 1e-4);
     }
 }
 
 SANITIZED_CASE(attention_in_bf16) {
     for (const bool documents : {false, true}) {
-        check<Bf16>(cpu::FloatType::kBfloat16, 65, 7, 33, documents, 0.1);
-        check<Bf16>(cpu::FloatType::kBfloat16, 128, 96, 64, documents, 0.1);
+        check<Bf16>(FloatType::kBfloat16, 65, 7, 33, documents, 0.1);
+        check<Bf16>(FloatType::kBfloat16, 128, 96, 64, documents, 0.1);
     }
 }
 

@@ -20,8 +20,8 @@ SANITIZED_CASE(cross_entropy) {
             for (int64_t r = 0; r < rows; ++r) targets[r] = r % 3 == 2 ? cpu::kIgnoredTarget : r % columns;
             Buffer<float> losses(rows), generic_losses(rows);
             const auto run = [&](Buffer<float>& x, Buffer<float>& loss, Buffer<int64_t>& choice) {
-                cpu::cross_entropy({x.data(), cpu::FloatType::kFloat32, rows, columns, stride},
-                                   targets.data(), loss.data(), choice.data(), threads());
+                cpu::cross_entropy({x.data(), FloatType::kFloat32, rows, columns, stride}, targets.data(),
+                                   loss.data(), choice.data(), threads());
             };
             run(current, losses, choices);
             on_generic([&] { run(generic, generic_losses, generic_choices); });

@@ -12,9 +12,6 @@ namespace {
 
 using namespace dse;
 using namespace dse::sanitized;
-using cpu::GemmOperand;
-using cpu::GemmProduct;
-using cpu::GemmStore;
 
 struct Shape {
     int64_t m, n, k;

@@ -33,7 +33,7 @@ Buffer<T> matrix(int64_t rows, int64_t columns, int64_t stride, const Fill& fill
 }
 
 template <class T, class Fill>
-void check(cpu::FloatType type, const Fill& fill) {
+void check(FloatType type, const Fill& fill) {
     for (const int64_t rows : {0, 1, 3, 64, 150})
         for (const int64_t columns : {1, 15, 64, 100, 200}) {
             const int64_t stride = columns + 5;
@@ -41,7 +41,7 @@ void check(cpu::FloatType type, const Fill& fill) {
                       grad = matrix<T>(rows, columns, stride, fill);
             Buffer<float> weight(columns);
             fill_normal(weight, 3);
-            const cpu::FloatMatrix x_rows{x.data(), type, rows, columns, stride},
+            const FloatMatrix x_rows{x.data(), type, rows, columns, stride},
                 grad_rows{grad.data(), type, rows, columns, stride};
             const auto run = [&](Results& r) {
                 cpu::rms_norm(x_rows, weight.data(), 1e-6f, r.out.data(), r.rstd.data(), threads());
@@ -58,11 +58,11 @@ void check(cpu::FloatType type, const Fill& fill) {
 }
 
 SANITIZED_CASE(norm_of_floats) {
-    check<float>(cpu::FloatType::kFloat32, [](Buffer<float>& x) { fill_normal(x, 1); });
+    check<float>(FloatType::kFloat32, [](Buffer<float>& x) { fill_normal(x, 1); });
 }
 
 SANITIZED_CASE(norm_of_bf16) {
-    check<Bf16>(cpu::FloatType::kBfloat16, [](Buffer<Bf16>& x) {
+    check<Bf16>(FloatType::kBfloat16, [](Buffer<Bf16>& x) {
         Buffer<float> values(x.size());
         fill_normal(values, 2);
         for (int64_t i = 0; i < x.size(); ++i) x[i].bits = float_to_bf16(values[i]);

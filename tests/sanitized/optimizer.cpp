@@ -10,7 +10,7 @@ namespace {
 using namespace dse;
 using namespace dse::sanitized;
 
-constexpr cpu::AdamwConstants kConstants{0.5f, 0.9f, 0.1f, 0.95f, 0.05f, 1.5f, 1e-8f, 0.999f, 1e-3f};
+constexpr AdamwConstants kConstants{0.5f, 0.9f, 0.1f, 0.95f, 0.05f, 1.5f, 1e-8f, 0.999f, 1e-3f};
 constexpr int64_t kSizes[] = {1, 0, 15, 16, 17, 0, 0, 255, 256, 257, 1, 40000, 33, 0};
 
 // Tensors of kSizes that lie `step` elements apart in their buffers; moments in BF16 or FP32.

@@ -9,7 +9,6 @@ namespace {
 
 using namespace dse;
 using namespace dse::sanitized;
-using cpu::FloatType;
 
 constexpr int64_t kTokens = 37, kTopK = 5, kExperts = 9, kChoices = kTokens * kTopK;
 constexpr int64_t kWidths[] = {0, 1, 2, 7, 16, 64, 130, 511, 512, 1100};
@@ -30,8 +29,8 @@ struct Order {
         cpu::expert_order(indices.data(), indices.size(), experts, rows.data(), slots.data(), offs.data(),
                           threads());
     }
-    cpu::RowOrder row_order() const { return {rows.data(), rows.size(), kTopK}; }
-    cpu::Slots token_slots() const { return {slots.data(), slots.size() / kTopK, kTopK}; }
+    RowOrder row_order() const { return {rows.data(), rows.size(), kTopK}; }
+    Slots token_slots() const { return {slots.data(), slots.size() / kTopK, kTopK}; }
     Buffer<int32_t> rows, slots, offs;
 };
 
@@ -51,13 +50,13 @@ struct Matrix {
             *top = static_cast<unsigned char>((*top & 0x80) | 0x3f);
         }
     }
-    cpu::ByteMatrix bytes() const {
+    ByteMatrix bytes() const {
         const int64_t size = bytes_of(matrix.type);
         return {buffer.data(), matrix.rows, matrix.columns * size, stride * size};
     }
     int64_t stride;
     Buffer<unsigned char> buffer;
-    cpu::FloatMatrix matrix;
+    FloatMatrix matrix;
 };
 
 // Whether two results of one type are the same numbers, any NaN counting as any other.
@@ -119,7 +118,7 @@ SANITIZED_CASE(gather_bytes) {
         for (const FloatType type : kTypes)
             for (const int64_t gap : {0, 3}) {
                 const Matrix x(kTokens, width, type, gap);
-                const cpu::ByteMatrix bytes = x.bytes();
+                const ByteMatrix bytes = x.bytes();
                 Buffer<uint8_t> out(kChoices * bytes.width);
                 cpu::gather_bytes(bytes, order.row_order(), out.data(), threads());
                 const Buffer<uint8_t> zeros(bytes.width, 0);
@@ -163,7 +162,7 @@ SANITIZED_CASE(combine_and_weighted_gather) {
                     for (const bool with_residual : {false, true}) {
                         Buffer<unsigned char> out(kTokens * width * bytes_of(type)),
                             generic(kTokens * width * bytes_of(type), 0x5a);
-                        const cpu::FloatMatrix added = with_residual ? residual.matrix : cpu::FloatMatrix{};
+                        const FloatMatrix added = with_residual ? residual.matrix : FloatMatrix{};
                         const auto call = [&](Buffer<unsigned char>& to) {
                             cpu::combine_rows(rows.matrix, order.token_slots(), factors, added, to.data(),
                                               threads());

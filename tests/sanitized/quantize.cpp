@@ -10,7 +10,6 @@ namespace {
 
 using namespace dse;
 using namespace dse::sanitized;
-using cpu::FloatType;
 
 struct Shape {
     int64_t rows, columns;
@@ -38,7 +37,7 @@ struct Floats {
     }
     int64_t stride;
     Buffer<unsigned char> buffer;
-    cpu::FloatMatrix matrix;
+    FloatMatrix matrix;
 };
 
 struct Codes {
@@ -101,7 +100,7 @@ SANITIZED_CASE(quantize_tiles_both_and_transposed) {
                 for (const bool grouped : {false, true}) {
                     const Floats x(shape, type, gap);
                     const Buffer<int32_t> ends = some_groups(shape.rows);
-                    const cpu::Groups groups{grouped ? ends.data() : nullptr, grouped ? ends.size() : 0};
+                    const Groups groups{grouped ? ends.data() : nullptr, grouped ? ends.size() : 0};
                     const int64_t width =
                         grouped ? grouped_columns(shape.rows, ends.size()) : padded_columns(shape.rows);
                     Pair<uint8_t> codes(shape.rows * shape.columns), codes_t(shape.columns * width);
@@ -127,7 +126,7 @@ SANITIZED_CASE(quantize_blocks) {
         for (const FloatType type : kTypes)
             for (const bool power_of_2 : {false, true}) {
                 const Floats w({2 * shape.rows, shape.columns}, type, 5);
-                cpu::FloatMatrix one = w.matrix;
+                FloatMatrix one = w.matrix;
                 one.rows = shape.rows;
                 Pair<uint8_t> codes(2 * shape.rows * shape.columns);
                 Pair<float> scales(2 * num_tiles(shape.rows) * num_tiles(shape.columns));
@@ -143,9 +142,8 @@ SANITIZED_CASE(dequantize) {
     for (const Shape shape : kShapes)
         for (const int64_t rows_per_scale : {int64_t{1}, kTile}) {
             const Codes x(shape, 9, shape.columns, rows_per_scale);
-            const cpu::CodeMatrix matrix{
-                x.codes.data(), x.scales.data(),          shape.rows, shape.columns,
-                x.stride,       num_tiles(shape.columns), 1,          rows_per_scale};
+            const CodeMatrix matrix{x.codes.data(), x.scales.data(),          shape.rows, shape.columns,
+                                    x.stride,       num_tiles(shape.columns), 1,          rows_per_scale};
             for (const FloatType type : kTypes) {
                 Pair<unsigned char> out(shape.rows * shape.columns * bytes_of(type));
                 compare([&](unsigned char* o) { cpu::dequantize(matrix, type, o, threads()); }, out);
@@ -157,10 +155,10 @@ SANITIZED_CASE(retile) {
     for (const Shape shape : kShapes)
         for (const bool grouped : {false, true}) {
             const Codes x(shape, 9, shape.columns, 1);
-            const cpu::CodeMatrix matrix{x.codes.data(), x.scales.data(),          shape.rows, shape.columns,
-                                         x.stride,       num_tiles(shape.columns), 1,          1};
+            const CodeMatrix matrix{x.codes.data(), x.scales.data(),          shape.rows, shape.columns,
+                                    x.stride,       num_tiles(shape.columns), 1,          1};
             const Buffer<int32_t> ends = some_groups(shape.rows);
-            const cpu::Groups groups{grouped ? ends.data() : nullptr, grouped ? ends.size() : 0};
+            const Groups groups{grouped ? ends.data() : nullptr, grouped ? ends.size() : 0};
             const int64_t width =
                 grouped ? grouped_columns(shape.rows, ends.size()) : padded_columns(shape.rows);
             Pair<uint8_t> codes_t(shape.columns * width);
@@ -181,8 +179,8 @@ SANITIZED_CASE(e5m6) {
                     scales);
         }
         const Codes x(shape, 2, row_bytes, 1);
-        const cpu::PackedMatrix matrix{x.codes.data(), x.scales.data(),          shape.rows, shape.columns,
-                                       x.stride,       num_tiles(shape.columns), 1};
+        const PackedMatrix matrix{x.codes.data(), x.scales.data(),          shape.rows, shape.columns,
+                                  x.stride,       num_tiles(shape.columns), 1};
         for (const FloatType type : kTypes) {
             Pair<unsigned char> out(shape.rows * shape.columns * bytes_of(type));
             compare([&](unsigned char* o) { cpu::dequantize_e5m6(matrix, type, o, threads()); }, out);

@@ -16,7 +16,7 @@ using namespace dse::sanitized;
 
 struct Shape {
     int64_t tokens, experts;
-    cpu::RouteOptions options;
+    RouteOptions options;
 };
 const Shape kShapes[] = {
     {0, 8, {2, 4, 2, 1.0f, true}},    {1, 1, {1, 1, 1, 1.0f, true}},    {5, 6, {2, 6, 3, 2.5f, true}},
@@ -47,7 +47,7 @@ struct Case {
     }
     Buffer<float> x, bias;
     Buffer<bool> valid;
-    cpu::Logits logits;
+    Logits logits;
 };
 
 struct Routes {
@@ -150,8 +150,7 @@ SANITIZED_CASE(sequence_balance_loss_and_its_gradient) {
             const Case c(s);
             const Routes routes(s, c);
             for (const bool* valid : {c.valid.data(), static_cast<const bool*>(nullptr)}) {
-                const cpu::BalanceBatch batch{c.logits, routes.indices.data(), s.options.top_k, valid,
-                                              sequences};
+                const BalanceBatch batch{c.logits, routes.indices.data(), s.options.top_k, valid, sequences};
                 const auto result = [&] {
                     Buffer<float> result(s.tokens * s.experts + 1);
                     cpu::sequence_balance_loss_backward(batch, 0.5, result.data(), threads());

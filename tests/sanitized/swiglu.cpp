@@ -11,7 +11,6 @@ namespace {
 
 using namespace dse;
 using namespace dse::sanitized;
-using cpu::FloatType;
 
 struct Shape {
     int64_t rows, width;
@@ -39,12 +38,12 @@ struct Floats {
     }
     int64_t stride;
     Buffer<unsigned char> buffer;
-    cpu::FloatMatrix matrix;
+    FloatMatrix matrix;
 };
 
 struct Weights {
     explicit Weights(int64_t rows) : data(rows == 0 ? 0 : 3 * (rows - 1) + 1) { fill_normal(data, 7); }
-    cpu::RowWeights every_third() const { return {data.data(), 3}; }
+    RowWeights every_third() const { return {data.data(), 3}; }
     Buffer<float> data;
 };
 
@@ -106,8 +105,7 @@ SANITIZED_CASE(swiglu_quantize) {
                     compare(
                         [&](uint8_t* c, float* s, uint8_t* cc, float* cs) {
                             cpu::swiglu_quantize(x.matrix, weights.every_third(), cache, {c, s},
-                                                 cache ? cpu::TileResults{cc, cs} : cpu::TileResults{},
-                                                 threads());
+                                                 cache ? TileResults{cc, cs} : TileResults{}, threads());
                         },
                         codes, scales, cache_codes, cache_scales);
                 }
@@ -123,7 +121,7 @@ SANITIZED_CASE(swiglu_gradient) {
                 const int64_t size = 2 * shape.rows * shape.width;
                 const auto run = [&](void* out, float* sums) {
                     cpu::swiglu_gradient(grad.matrix, x.matrix,
-                                         weighted ? weights.every_third() : cpu::RowWeights{}, out,
+                                         weighted ? weights.every_third() : RowWeights{}, out,
                                          weighted ? sums : nullptr, threads());
                 };
                 Pair<float> wide(type == FloatType::kFloat32 ? size : 0);
@@ -145,17 +143,16 @@ SANITIZED_CASE(swiglu_backward) {
                 Buffer<float> scales(shape.rows * num_tiles(columns));
                 fill_bits(codes, 5);
                 fill_normal(scales, 6);
-                const cpu::CodeMatrix x{codes.data(), scales.data(),      shape.rows, columns,
-                                        stride,       num_tiles(columns), 1,          1};
+                const CodeMatrix x{codes.data(), scales.data(),      shape.rows, columns,
+                                   stride,       num_tiles(columns), 1,          1};
                 const Floats grad(shape.rows, shape.width, type, 5, 4);
                 const Weights weights(shape.rows);
                 Pair<uint16_t> grad_gate_up(shape.rows * columns), output(shape.rows * shape.width);
                 Pair<float> sums(weighted ? shape.rows : 0);
                 compare(
                     [&](uint16_t* g, float* s, uint16_t* o) {
-                        cpu::swiglu_backward(grad.matrix, x,
-                                             weighted ? weights.every_third() : cpu::RowWeights{}, g,
-                                             weighted ? s : nullptr, o, threads());
+                        cpu::swiglu_backward(grad.matrix, x, weighted ? weights.every_third() : RowWeights{},
+                                             g, weighted ? s : nullptr, o, threads());
                     },
                     grad_gate_up, sums, output);
             }

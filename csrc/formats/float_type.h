@@ -3,7 +3,7 @@
 #include "formats/bf16.h"
 #include "formats/f16.h"
 
-namespace dse::cpu {
+namespace dse {
 
 enum class FloatType { kFloat32, kBfloat16, kFloat16 };
 
@@ -24,4 +24,12 @@ DSE_FN float to_float(float x) { return x; }
 DSE_FN float to_float(Bf16 x) { return bf16_to_float(x.bits); }
 DSE_FN float to_float(F16 x) { return f16_to_float(x.bits); }
 
-}  // namespace dse::cpu
+// Saturates at the largest finite value; NaN stays NaN.
+DSE_FN float saturated(float x, float limit) { return x > limit ? limit : x < -limit ? -limit : x; }
+
+// Rounded to nearest even after saturation, as dequantising does.
+DSE_FN void from_float(float x, float* out) { *out = saturated(x, kFloatMax); }
+DSE_FN void from_float(float x, Bf16* out) { out->bits = float_to_bf16(saturated(x, kBf16Max)); }
+DSE_FN void from_float(float x, F16* out) { out->bits = float_to_f16(saturated(x, kF16Max)); }
+
+}  // namespace dse
