@@ -2,6 +2,7 @@
 // fakes in deepseek_ext/ops/quantize.py state the same requirements in the same words; a test compares the
 // two.
 #pragma once
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
@@ -102,8 +103,33 @@ inline Tensor new_codes(const Tensor& like, const Shape& shape) {
     return torch::stable::new_empty(like, shape, ScalarType::Float8_e4m3fn);
 }
 
+// Whether scales beside x are M-major.
+inline bool has_m_major_scales(const Tensor& x) {
+#ifdef DSE_SIMULATOR
+    (void)x;  // in the CPU's memory, which stands for a GPU's
+    return true;
+#else
+    return x.is_cuda();
+#endif
+}
+
+// Scales [..., T]: contiguous on the CPU; on CUDA M-major, the stride of the last dimension padded to 4 for
+// TMA.
 inline Tensor new_scales(const Tensor& like, const Shape& shape) {
-    return torch::stable::new_empty(like, shape, ScalarType::Float);
+    if (!has_m_major_scales(like)) return torch::stable::new_empty(like, shape, ScalarType::Float);
+    const size_t last = shape.size() - 1;
+    Shape strides(shape.size());
+    int64_t rows = 1;
+    for (size_t i = last; i-- > 0; rows *= shape[i]) strides[i] = rows;
+    strides[last] = ceil_div(rows, 4) * 4;
+    int32_t type = 0, index = 0;
+    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &type));
+    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(like.get(), &index));
+    AtenTensorHandle result = nullptr;
+    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(shape.size()), shape.data(),
+                                                           strides.data(), aoti_torch_dtype_float32(), type,
+                                                           index, &result));
+    return Tensor(result);
 }
 
 // codes_t [K, M'] and scales_t [K, M'/128] for x [M, K].
