@@ -1,0 +1,255 @@
+#include "shadow.h"
+
+#include <algorithm>
+#include <cstdlib>
+#include <cstring>
+#include <new>
+
+namespace ptxsim {
+namespace {
+
+// Beyond this many unordered readers of one granule the oldest is forgotten: a tile that every CTA of a large
+// grid reads would otherwise cost a list of all of them.
+constexpr size_t kMostReaders = 64;
+
+}  // namespace
+
+uint32_t View::missing_slow(Agent agent, uint32_t lanes, Tick tick) const {
+    if (more) lanes = more->missing(agent, lanes, tick);
+    if (lanes && agents->launch_ordered(agents->group(agent).launch, launch)) return 0;
+    return lanes;
+}
+
+// calloc maps large ranges lazily, so shadow of memory that is never touched costs nothing.
+Shadow::Shadow(uint64_t bytes)
+    : cells_(static_cast<Cell*>(std::calloc(bytes / 4 + 1, sizeof(Cell)))), count_(bytes / 4 + 1) {
+    static_assert(sizeof(Cell) == 24);
+    if (!cells_) throw std::bad_alloc();
+}
+
+Shadow::~Shadow() { std::free(cells_); }
+
+void Shadow::clear() {
+    std::memset(static_cast<void*>(cells_), 0, count_ * sizeof(Cell));
+    splits_.clear();
+    free_splits_.clear();
+    free_readers_.clear();
+    for (uint32_t i = 0; i < readers_.size(); ++i) free_readers_.push_back(i);
+}
+
+bool Shadow::strong_pair(const Access& access, uint8_t scope, Agent other, const View& view) const {
+    if (access.scope == Scope::kNone || scope == 0) return false;
+    const auto common = static_cast<uint8_t>(view.agents->common_scope(access.agent, other));
+    return static_cast<uint8_t>(access.scope) >= common && scope >= common;
+}
+
+bool Shadow::read(uint64_t offset, uint32_t bytes, const Access& access, const View& view,
+                  Conflict& conflict) {
+    return touch<false>(offset, bytes, access, view, conflict);
+}
+
+bool Shadow::write(uint64_t offset, uint32_t bytes, const Access& access, const View& view,
+                   Conflict& conflict) {
+    return touch<true>(offset, bytes, access, view, conflict);
+}
+
+template <bool kWrite>
+bool Shadow::touch(uint64_t offset, uint32_t bytes, const Access& access, const View& view,
+                   Conflict& conflict) {
+    const uint64_t end = offset + bytes;
+    for (uint64_t granule = offset & ~uint64_t{3}; granule < end; granule += 4) {
+        uint8_t mask = 0xf;
+        if (granule < offset) mask &= static_cast<uint8_t>(0xf << (offset - granule));
+        if (granule + 4 > end) mask &= static_cast<uint8_t>(0xf >> (granule + 4 - end));
+        Cell& cell = cells_[granule >> 2];
+        bool fine;
+        if (cell.flags & Cell::kSplit || (cell.bytes != mask && cell.bytes)) {
+            fine = touch_part<kWrite>(cell, mask, access, view, conflict);
+        } else {
+            cell.bytes = mask;
+            fine = kWrite ? write_unit(cell, access, view, conflict) : read_unit(cell, access, view, conflict);
+        }
+        if (!fine) {
+            conflict.granule = granule;
+            return false;
+        }
+    }
+    return true;
+}
+
+template <bool kWrite>
+bool Shadow::touch_part(Cell& cell, uint8_t mask, const Access& access, const View& view,
+                        Conflict& conflict) {
+    if (!(cell.flags & Cell::kSplit)) split(cell);
+    const uint32_t index = cell.writer;
+    for (int byte = 0; byte < 4; ++byte) {
+        if (!(mask >> byte & 1)) continue;
+        Cell& part = splits_[index][byte];
+        part.bytes = 1;
+        if (!(kWrite ? write_unit(part, access, view, conflict) : read_unit(part, access, view, conflict))) {
+            return false;
+        }
+    }
+    if (kWrite && mask == 0xf) {  // one writer of the whole granule: one cell again
+        const Cell whole = splits_[index][0];
+        for (int byte = 1; byte < 4; ++byte) drop_readers(splits_[index][byte]);
+        free_splits_.push_back(index);
+        cell = whole;
+        cell.bytes = 0xf;
+    }
+    return true;
+}
+
+void Shadow::split(Cell& cell) {
+    uint32_t index;
+    if (free_splits_.empty()) {
+        index = static_cast<uint32_t>(splits_.size());
+        splits_.emplace_back();
+    } else {
+        index = free_splits_.back();
+        free_splits_.pop_back();
+    }
+    for (int byte = 0; byte < 4; ++byte) {
+        Cell& part = splits_[index][byte];
+        part = cell.bytes >> byte & 1 ? cell : Cell{};
+        if (part.flags & Cell::kMany) {  // each part owns its list
+            const std::vector<Reader> copy = readers_[cell.reader];
+            uint32_t list;
+            if (free_readers_.empty()) {
+                list = static_cast<uint32_t>(readers_.size());
+                readers_.emplace_back();
+            } else {
+                list = free_readers_.back();
+                free_readers_.pop_back();
+            }
+            readers_[list] = copy;
+            part.reader = list;
+        }
+    }
+    drop_readers(cell);
+    const uint8_t kept = cell.flags & Cell::kSynchronises;
+    cell = Cell{};
+    cell.writer = index;
+    cell.bytes = 0xf;
+    cell.flags = Cell::kSplit | kept;
+}
+
+bool Shadow::read_unit(Cell& cell, const Access& access, const View& view, Conflict& conflict) {
+    if (cell.write_tick) {
+        const uint32_t lanes = 1u << cell.write_lane;
+        const uint8_t scope = cell.scopes & 15;
+        conflict.agent = cell.writer;
+        conflict.lanes = lanes;
+        conflict.was_write = true;
+        conflict.scope = static_cast<Scope>(scope);
+        if (access.non_coherent && view.agents->group(cell.writer).launch == view.launch) {
+            conflict.kind = Conflict::Kind::kNonCoherent;
+            return false;
+        }
+        if (view.missing(cell.writer, lanes, cell.write_tick) &&
+            !strong_pair(access, scope, cell.writer, view)) {
+            conflict.kind = Conflict::Kind::kRace;
+            return false;
+        }
+        if (access.async_proxy && view.agents->kind(cell.writer) == AgentKind::kWarp &&
+            view.missing(view.agents->fenced(cell.writer), lanes, cell.write_tick)) {
+            conflict.kind = Conflict::Kind::kProxy;
+            return false;
+        }
+    }
+    if (access.non_coherent) cell.flags |= Cell::kReadNonCoherent;
+    const auto scope = static_cast<uint8_t>(access.scope);
+    if (!(cell.flags & Cell::kMany)) {
+        const bool same = cell.reader == access.agent && cell.read_tick == access.tick;
+        if (same) {
+            cell.read_lanes |= 1u << access.lane;
+            if ((cell.scopes >> 4) > scope) cell.scopes = static_cast<uint8_t>((cell.scopes & 15) | scope << 4);
+            return true;
+        }
+        if (!cell.read_tick || !view.missing(cell.reader, cell.read_lanes, cell.read_tick)) {
+            cell.reader = access.agent;
+            cell.read_tick = access.tick;
+            cell.read_lanes = 1u << access.lane;
+            cell.scopes = static_cast<uint8_t>((cell.scopes & 15) | scope << 4);
+            return true;
+        }
+    }
+    add_reader(cell, access, view);
+    return true;
+}
+
+void Shadow::add_reader(Cell& cell, const Access& access, const View& view) {
+    if (!(cell.flags & Cell::kMany)) {
+        uint32_t list;
+        if (free_readers_.empty()) {
+            list = static_cast<uint32_t>(readers_.size());
+            readers_.emplace_back();
+        } else {
+            list = free_readers_.back();
+            free_readers_.pop_back();
+        }
+        readers_[list].assign(
+            1, {cell.reader, cell.read_tick, cell.read_lanes, static_cast<uint8_t>(cell.scopes >> 4)});
+        cell.reader = list;
+        cell.flags |= Cell::kMany;
+    }
+    std::vector<Reader>& readers = readers_[cell.reader];
+    const auto scope = static_cast<uint8_t>(access.scope);
+    for (Reader& reader : readers) {
+        if (reader.agent != access.agent || reader.tick != access.tick) continue;
+        reader.lanes |= 1u << access.lane;
+        reader.scope = std::min(reader.scope, scope);
+        return;
+    }
+    std::erase_if(readers, [&](const Reader& reader) {
+        return !view.missing(reader.agent, reader.lanes, reader.tick);
+    });
+    if (readers.size() >= kMostReaders) readers.erase(readers.begin());
+    readers.push_back({access.agent, access.tick, 1u << access.lane, scope});
+}
+
+void Shadow::drop_readers(Cell& cell) {
+    if (cell.flags & Cell::kMany) free_readers_.push_back(cell.reader);
+    cell.flags &= static_cast<uint8_t>(~(Cell::kMany | Cell::kReadNonCoherent));
+    cell.read_tick = 0;
+}
+
+bool Shadow::write_unit(Cell& cell, const Access& access, const View& view, Conflict& conflict) {
+    if (cell.write_tick) {
+        const uint32_t lanes = 1u << cell.write_lane;
+        const uint8_t scope = cell.scopes & 15;
+        if (view.missing(cell.writer, lanes, cell.write_tick) &&
+            !strong_pair(access, scope, cell.writer, view)) {
+            conflict = {Conflict::Kind::kRace, cell.writer, lanes, true, static_cast<Scope>(scope), 0};
+            return false;
+        }
+    }
+    auto check_reader = [&](Agent reader, uint32_t lanes, Tick tick, uint8_t scope) {
+        conflict = {Conflict::Kind::kRace, reader, lanes, false, static_cast<Scope>(scope), 0};
+        if (cell.flags & Cell::kReadNonCoherent && view.agents->group(reader).launch == view.launch) {
+            conflict.kind = Conflict::Kind::kNonCoherent;
+            return false;
+        }
+        const uint32_t unknown = view.missing(reader, lanes, tick);
+        if (!unknown || strong_pair(access, scope, reader, view)) return true;
+        conflict.lanes = unknown;
+        return false;
+    };
+    if (cell.flags & Cell::kMany) {
+        for (const Reader& reader : readers_[cell.reader]) {
+            if (!check_reader(reader.agent, reader.lanes, reader.tick, reader.scope)) return false;
+        }
+        drop_readers(cell);
+    } else if (cell.read_tick) {
+        const auto scope = static_cast<uint8_t>(cell.scopes >> 4);
+        if (!check_reader(cell.reader, cell.read_lanes, cell.read_tick, scope)) return false;
+        drop_readers(cell);
+    }
+    cell.writer = access.agent;
+    cell.write_tick = access.tick;
+    cell.write_lane = access.lane;
+    cell.scopes = static_cast<uint8_t>(access.scope);
+    return true;
+}
+
+}  // namespace ptxsim

@@ -1,0 +1,114 @@
+// Race detection over a range of memory: for each 4-byte granule, who wrote it last and who has read it since.
+//
+// An access conflicts with an earlier one when at least one of them writes, the later one's thread does not
+// know the earlier one to have happened (clock.h), and they are not both strong operations whose scopes hold
+// each other. A granule that is accessed in parts (bytes, halves) by different lanes is split into bytes.
+#pragma once
+#include <array>
+#include <cstdint>
+#include <vector>
+
+#include "agents.h"
+#include "clock.h"
+
+namespace ptxsim {
+
+struct Access {
+    Agent agent = 0;
+    Tick tick = 0;
+    uint8_t lane = 0;
+    Scope scope = Scope::kNone;  // kNone: a weak access
+    bool atomic = false;         // a strong read-modify-write
+    bool non_coherent = false;   // ld.global.nc
+    bool async_proxy = false;    // wgmma, bulk and tensor copies: ordinary writes need a proxy fence first
+};
+
+// What the accessing thread knows.
+struct View {
+    const Clock* known = nullptr;
+    const Clock* more = nullptr;  // beside `known`; may be null
+    Agent self = 0;               // program order: what this lane of this agent did is known
+    uint8_t lane = 0;
+    Agent floor = 0;  // agents below it ended before this launch began
+    uint32_t launch = 0;
+    const AgentTable* agents = nullptr;
+
+    uint32_t missing(Agent agent, uint32_t lanes, Tick tick) const {
+        if (agent < floor) return 0;
+        if (agent == self) {
+            lanes &= ~(1u << lane);
+            if (!lanes) return 0;
+        }
+        lanes = known->missing(agent, lanes, tick);
+        if (!lanes) return 0;
+        return missing_slow(agent, lanes, tick);
+    }
+
+  private:
+    uint32_t missing_slow(Agent agent, uint32_t lanes, Tick tick) const;
+};
+
+struct Conflict {
+    enum class Kind : uint8_t { kRace, kProxy, kNonCoherent } kind = Kind::kRace;
+    Agent agent = 0;
+    uint32_t lanes = 0;
+    bool was_write = false;
+    Scope scope = Scope::kNone;
+    uint64_t granule = 0;  // byte offset of the granule
+};
+
+struct Cell {
+    Agent writer = 0;  // index of the split bytes if kSplit
+    Tick write_tick = 0;
+    Agent reader = 0;  // index of the readers if kMany
+    Tick read_tick = 0;
+    uint32_t read_lanes = 0;
+    uint8_t write_lane = 0;
+    uint8_t scopes = 0;  // of the write, of the read << 4
+    uint8_t bytes = 0;   // which of the four bytes; 0: never accessed
+    uint8_t flags = 0;
+    static constexpr uint8_t kSplit = 1, kMany = 2, kReadNonCoherent = 4, kSynchronises = 8;
+};
+
+class Shadow {
+  public:
+    explicit Shadow(uint64_t bytes);
+    ~Shadow();
+    Shadow(const Shadow&) = delete;
+    Shadow& operator=(const Shadow&) = delete;
+
+    // Record an access of [offset, offset + bytes). False and `conflict` if it races; the access is then not
+    // recorded any further.
+    bool read(uint64_t offset, uint32_t bytes, const Access& access, const View& view, Conflict& conflict);
+    bool write(uint64_t offset, uint32_t bytes, const Access& access, const View& view, Conflict& conflict);
+    // Marks the granule as one whose value carries a release (sync.h), until a weak write.
+    void set_synchronises(uint64_t offset) { cells_[offset >> 2].flags |= Cell::kSynchronises; }
+    bool synchronises(uint64_t offset) const { return cells_[offset >> 2].flags & Cell::kSynchronises; }
+    void clear();
+
+  private:
+    struct Reader {
+        Agent agent;
+        Tick tick;
+        uint32_t lanes;
+        uint8_t scope;
+    };
+    template <bool kWrite>
+    bool touch(uint64_t offset, uint32_t bytes, const Access& access, const View& view, Conflict& conflict);
+    template <bool kWrite>
+    bool touch_part(Cell& cell, uint8_t mask, const Access& access, const View& view, Conflict& conflict);
+    bool read_unit(Cell& cell, const Access& access, const View& view, Conflict& conflict);
+    bool write_unit(Cell& cell, const Access& access, const View& view, Conflict& conflict);
+    bool strong_pair(const Access& access, uint8_t scope, Agent other, const View& view) const;
+    void add_reader(Cell& cell, const Access& access, const View& view);
+    void drop_readers(Cell& cell);
+    void split(Cell& cell);
+
+    Cell* cells_;
+    uint64_t count_;
+    std::vector<std::array<Cell, 4>> splits_;
+    std::vector<std::vector<Reader>> readers_;
+    std::vector<uint32_t> free_readers_, free_splits_;
+};
+
+}  // namespace ptxsim

@@ -1,0 +1,62 @@
+#include "warp.h"
+
+#include <bit>
+
+namespace ptxsim {
+
+void Warp::publish(Clock& target, uint32_t mask) const {
+    target.join(known);
+    for (uint32_t rest = mask & more_lanes; rest; rest &= rest - 1) {
+        target.join(*more[std::countr_zero(rest)]);
+    }
+    // Lanes that have exited made their last access before this: the whole warp counts as present.
+    if ((alive & ~mask) == 0) {
+        target.raise(agent, now);
+    } else {
+        for (uint32_t rest = mask; rest; rest &= rest - 1) {
+            target.raise_lane(agent, std::countr_zero(rest), now);
+        }
+    }
+}
+
+void Warp::learn(const Clock& clock, uint32_t mask) {
+    if ((alive & ~mask) == 0) {
+        known.join(clock);
+        return;
+    }
+    for (uint32_t rest = mask; rest; rest &= rest - 1) {
+        const int lane = std::countr_zero(rest);
+        if (!more[lane]) more[lane] = std::make_unique<Clock>();
+        more[lane]->join(clock);
+    }
+    more_lanes |= mask;
+}
+
+void Warp::synchronise_lanes(uint32_t mask) {
+    if ((alive & ~mask) == 0) {
+        for (uint32_t rest = more_lanes; rest; rest &= rest - 1) {
+            const int lane = std::countr_zero(rest);
+            known.join(*more[lane]);
+            more[lane].reset();
+        }
+        more_lanes = 0;
+        known.raise(agent, now);
+    } else {
+        Clock together;
+        for (uint32_t rest = mask; rest; rest &= rest - 1) {
+            const int lane = std::countr_zero(rest);
+            if (more[lane]) together.join(*more[lane]);
+            together.raise_lane(agent, lane, now);
+        }
+        learn(together, mask);
+    }
+    tick();
+}
+
+void Warp::learn_own_copies(int lane, Agent copies_agent, Tick tick) {
+    if (!more[lane]) more[lane] = std::make_unique<Clock>();
+    more[lane]->raise_lane(copies_agent, lane, tick);
+    more_lanes |= 1u << lane;
+}
+
+}  // namespace ptxsim
