@@ -17,7 +17,7 @@ CUDA_INCLUDE := -isystem $(CUDA_HOME)/include -isystem $(CUDA_HOME)/include/cccl
 
 # No contraction and no fast-math: the simulator's arithmetic is the arithmetic under test.
 PTXSIM_CXXFLAGS := -std=c++20 -O3 -g1 -fPIC -Wall -Wextra -fvisibility=hidden -ffp-contract=off -fno-math-errno \
-    -fno-trapping-math $(if $(shell grep -m1 -o avx2 /proc/cpuinfo),-mavx2 -mfma)
+    -fno-trapping-math -Wno-restrict $(if $(shell grep -m1 -o avx2 /proc/cpuinfo),-mavx2 -mfma)
 
 # What ships is PTX for compute_80 (Hopper's own gemm: compute_90a); the simulator reads it from the fat binary,
 # which must therefore hold it uncompressed. The machine code beside it shows that ptxas accepts the PTX too.

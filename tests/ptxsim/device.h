@@ -21,7 +21,6 @@ inline constexpr uint32_t kThreadsPerMultiprocessor = 2048;
 inline constexpr uint32_t kBlocksPerMultiprocessor = 32;
 inline constexpr uint32_t kPortableClusterSize = 8;
 inline constexpr uint32_t kMaxClusterSize = 16;  // with cudaFuncAttributeNonPortableClusterSizeAllowed
-inline constexpr uint32_t kMaxParameterBytes = 32764;
 
 // What options may change: another number of multiprocessors gives persistent kernels other waves.
 struct Device {

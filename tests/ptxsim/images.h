@@ -22,6 +22,7 @@ class Image {
     // Throws Fault("IMAGE") where the fat binary holds no PTX that a device of this capability runs, or only
     // compressed PTX; Fault("PARSE") as the parser does.
     Module& module(int64_t capability);
+    bool parsed() const { return module_ != nullptr; }
 
   private:
     const uint8_t* fat_binary_ = nullptr;

@@ -15,7 +15,7 @@
 #include <string>
 #include <vector>
 
-#include "launch.h"
+#include "machine.h"
 
 namespace ptxsim {
 
