@@ -1,104 +1,151 @@
-// Row tiles.
+// Row tiles to codes and back.
 //
-// Eight lanes share a tile, each with two Vectors that lie half a tile apart, so that neighbouring lanes read
-// and write neighbouring memory and one division serves 16 elements. A warp takes four rows, so that four
-// scales of a column lie side by side in the M-major layout. Bound by memory: 2 + 1 bytes an element of BF16.
+// Eight lanes share a tile (cuda/tile.cuh); a warp takes four rows of one column of tiles, so that four
+// scales lie side by side in the M-major layout, and a block as many rows of up to four columns. Bound by
+// memory: 3 bytes an element from BF16 to E4M3.
 #include "cuda/launch.cuh"
 #include "cuda/quantize.cuh"
-#include "cuda/vector.cuh"
-#include "formats/e4m3.h"
-#include "formats/scale.h"
-#include "formats/tiles.h"
+#include "cuda/tile.cuh"
 
 namespace dse::cuda {
 namespace {
 
 constexpr int kThreads = 256;
-constexpr int kTileLanes = 8;  // lanes that share a tile
-constexpr int kTilesPerWarp = 32 / kTileLanes;
-constexpr int kTilesPerBlock = kThreads / kTileLanes;
-constexpr int kHalfTile = static_cast<int>(kTile) / 2;
+constexpr int kRowsPerWarp = 32 / kTileLanes;
+constexpr int kWarps = kThreads / 32;
 
-// The largest finite magnitude, as bits, whose order is that of the numbers.
-__device__ uint32_t finite_amax_bits(const float* x, int n) {
-    uint32_t amax = 0;
-    for (int i = 0; i < n; ++i) {
-        const uint32_t magnitude = float_bits(x[i]) & 0x7fffffffu;
-        amax = max(amax, magnitude < kFloatInfBits ? magnitude : 0u);
+// How a matrix of tiles is cut into blocks: 2^tile_columns_log2 tiles wide and rows_per_block() high.
+struct TileGrid {
+    int64_t rows, columns;
+    int tile_columns_log2;
+
+    explicit TileGrid(int64_t rows_, int64_t columns_) : rows(rows_), columns(columns_) {
+        const int64_t tiles = num_tiles(columns);
+        tile_columns_log2 = tiles >= 4 ? 2 : tiles >= 2 ? 1 : 0;
     }
-    return amax;
-}
+    __host__ __device__ int rows_per_block() const { return kWarps * kRowsPerWarp >> tile_columns_log2; }
+    dim3 blocks() const {
+        return dim3(grid_size(ceil_div(num_tiles(columns), 1 << tile_columns_log2), kMaxGridX),
+                    grid_size(ceil_div(rows, rows_per_block()), kMaxGridY));
+    }
 
-// What is not finite becomes NaN.
-template <class Format>
-__device__ auto encode(float x, float multiplier) {
-    return is_finite(x) ? Format::encode(x * multiplier) : Format::kNaN;
-}
-
-template <class T, bool kVector>
-__global__ void __launch_bounds__(kThreads)
-    quantize_tiles_kernel(FloatMatrix x, bool power_of_2, uint8_t* codes, ScaleMatrix scales,
-                          int tile_columns_log2) {
-    const int lane = threadIdx.x % kTileLanes, warp = threadIdx.x / 32;
-    const int64_t tile =
-        (static_cast<int64_t>(blockIdx.x) << tile_columns_log2) + (warp & ((1 << tile_columns_log2) - 1));
-    const int row_in_block = (warp >> tile_columns_log2) * kTilesPerWarp + threadIdx.x % 32 / kTileLanes;
-    const int rows_per_block = kTilesPerBlock >> tile_columns_log2;
-    const int64_t column = tile * kTile + lane * kVectorLength;
-    for (int64_t first = static_cast<int64_t>(blockIdx.y) * rows_per_block; first < x.rows;
-         first += static_cast<int64_t>(gridDim.y) * rows_per_block) {
-        const int64_t row = first + row_in_block;
-        const bool present = row < x.rows;  // an absent row's lanes still take part in the shuffles
-        const T* from = static_cast<const T*>(x.data) + row * x.row_stride + column;
-        float values[2 * kVectorLength];
-#pragma unroll
-        for (int half = 0; half < 2; ++half) {
-            const int64_t left = present ? x.columns - column - half * kHalfTile : 0;
-            if (kVector && left > 0)
-                load_vector(from + half * kHalfTile, values + half * kVectorLength);
-            else
-                load_some(from + half * kHalfTile, kVector ? 0 : left, values + half * kVectorLength);
+#ifdef __CUDACC__
+    // f(row, tile, left, lane): `left` elements of the row from the tile on, none where there is no such row.
+    template <class F>
+    __device__ void each(const F& f) const {
+        const int lane = threadIdx.x % kTileLanes, warp = threadIdx.x / 32;
+        const int64_t tile =
+            (static_cast<int64_t>(blockIdx.x) << tile_columns_log2) + (warp & ((1 << tile_columns_log2) - 1));
+        const int row_in_block = (warp >> tile_columns_log2) * kRowsPerWarp + threadIdx.x % 32 / kTileLanes;
+        for (int64_t first = static_cast<int64_t>(blockIdx.y) * rows_per_block(); first < rows;
+             first += static_cast<int64_t>(gridDim.y) * rows_per_block()) {
+            const int64_t row = first + row_in_block;
+            f(row, tile, row < rows ? columns - tile * kTile : 0, lane);
         }
-        const uint32_t amax = largest_of_lanes<kTileLanes>(finite_amax_bits(values, 2 * kVectorLength));
-        if (!present || tile * kTile >= x.columns) continue;
-        const Scale s = scale_of<E4M3>(bits_float(amax), power_of_2);
+    }
+#endif
+};
+
+template <class Codes, class T, bool kVector>
+__global__ void __launch_bounds__(kThreads)
+    encode_kernel(TileGrid grid, FloatMatrix x, bool power_of_2, uint8_t* codes, ScaleMatrix scales) {
+    grid.each([&](int64_t row, int64_t tile, int64_t left, int lane) {
+        float values[kLaneElements];
+        load_tile<kVector>(static_cast<const T*>(x.data) + row * x.row_stride + tile * kTile, lane, left,
+                           values);
+        const Scale s = tile_scale<typename Codes::Format>(values, power_of_2);
+        if (left <= 0) return;
         if (lane == 0) scales.data[row * scales.row_stride + tile * scales.column_stride] = s.scale;
-        uint8_t* to = codes + row * x.columns + column;
+        store_tile<Codes, kVector>(values, s.multiplier, lane, left,
+                                   codes + row * Codes::row_bytes(x.columns) + tile * Codes::kBytes);
+    });
+}
+
+template <class Codes>
+void encode(const FloatMatrix& x, bool power_of_2, uint8_t* codes, const ScaleMatrix& scales,
+            cudaStream_t stream) {
+    if (x.rows == 0 || x.columns == 0) return;
+    const TileGrid grid(x.rows, x.columns);
+    with_type(x.type, [&](auto zero) {
+        using T = decltype(zero);
+        const bool vector =
+            vector_rows(x.data, x.columns, x.row_stride, sizeof(T)) && is_aligned(codes, Codes::kAlignment);
+        const auto kernel = vector ? encode_kernel<Codes, T, true> : encode_kernel<Codes, T, false>;
+        kernel<<<grid.blocks(), kThreads, 0, stream>>>(grid, x, power_of_2, codes, scales);
+    });
+}
+
+// Codes [rows, columns] with `row_stride` bytes a row; the scale of (r, c) is at
+// scales[r / rows_per_scale * scale_row_stride + c / 128 * scale_column_stride].
+struct Coded {
+    const uint8_t* codes;
+    const float* scales;
+    int64_t row_stride, scale_row_stride, scale_column_stride;
+    bool blocks;  // rows_per_scale is 128, not 1
+};
+
+template <class Codes, class T, bool kVector>
+__global__ void __launch_bounds__(kThreads) decode_kernel(TileGrid grid, Coded x, T* out) {
+    grid.each([&](int64_t row, int64_t tile, int64_t left, int lane) {
+        if (left <= 0) return;
+        const int64_t scale_row = x.blocks ? row / kTile : row;
+        const float scale = x.scales[scale_row * x.scale_row_stride + tile * x.scale_column_stride];
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
-            const int64_t left = x.columns - column - half * kHalfTile;
-            uint8_t bytes[kVectorLength];
+            const int at = lane_element(lane, half);
+            if (at >= left) continue;
+            float values[kVectorLength];
+            Codes::template load<kVector>(x.codes + row * x.row_stride + tile * Codes::kBytes +
+                                              at * Codes::kBytes / static_cast<int>(kTile),
+                                          scale, left - at, values);
+            T results[kVectorLength];
 #pragma unroll
-            for (int i = 0; i < kVectorLength; ++i)
-                bytes[i] = encode<E4M3>(values[half * kVectorLength + i], s.multiplier);
+            for (int i = 0; i < kVectorLength; ++i) from_float(values[i], results + i);
+            T* to = out + row * grid.columns + tile * kTile + at;
             if (kVector) {
-                if (left > 0)
-                    *reinterpret_cast<uint2*>(to + half * kHalfTile) =
-                        make_uint2(word_of(bytes), word_of(bytes + 4));
+                store_vector(results, to);
             } else {
 #pragma unroll
                 for (int i = 0; i < kVectorLength; ++i)
-                    if (i < left) to[half * kHalfTile + i] = bytes[i];
+                    if (i < left - at) to[i] = results[i];
             }
         }
-    }
+    });
+}
+
+template <class Codes>
+void decode(const Coded& x, int64_t rows, int64_t columns, FloatType type, void* out, cudaStream_t stream) {
+    if (rows == 0 || columns == 0) return;
+    const TileGrid grid(rows, columns);
+    with_type(type, [&](auto zero) {
+        using T = decltype(zero);
+        const bool vector = columns % kVectorLength == 0 && is_aligned(out, 16) &&
+                            is_aligned(x.codes, Codes::kAlignment) && x.row_stride % Codes::kAlignment == 0;
+        const auto kernel = vector ? decode_kernel<Codes, T, true> : decode_kernel<Codes, T, false>;
+        kernel<<<grid.blocks(), kThreads, 0, stream>>>(grid, x, static_cast<T*>(out));
+    });
 }
 
 }  // namespace
 
 void quantize_tiles(const FloatMatrix& x, bool power_of_2, uint8_t* codes, const ScaleMatrix& scales,
                     cudaStream_t stream) {
-    if (x.rows == 0 || x.columns == 0) return;
-    const int64_t tiles = num_tiles(x.columns);
-    const int log2 = tiles >= 4 ? 2 : tiles >= 2 ? 1 : 0;
-    const dim3 grid(grid_size(ceil_div(tiles, 1 << log2), kMaxGridX),
-                    grid_size(ceil_div(x.rows, kTilesPerBlock >> log2), kMaxGridY));
-    with_type(x.type, [&](auto zero) {
-        using T = decltype(zero);
-        const bool vector = vector_rows(x.data, x.columns, x.row_stride, sizeof(T)) && is_aligned(codes, 8);
-        const auto kernel = vector ? quantize_tiles_kernel<T, true> : quantize_tiles_kernel<T, false>;
-        kernel<<<grid, kThreads, 0, stream>>>(x, power_of_2, codes, scales, log2);
-    });
+    encode<E4M3Codes>(x, power_of_2, codes, scales, stream);
+}
+
+void quantize_e5m6(const FloatMatrix& x, uint8_t* packed, const ScaleMatrix& scales, cudaStream_t stream) {
+    encode<E5M6Codes>(x, true, packed, scales, stream);
+}
+
+void dequantize(const CodeMatrix& x, FloatType type, void* out, cudaStream_t stream) {
+    decode<E4M3Codes>({x.codes, x.scales, x.row_stride, x.scale_row_stride, x.scale_column_stride,
+                       x.rows_per_scale == kTile},
+                      x.rows, x.columns, type, out, stream);
+}
+
+void dequantize_e5m6(const PackedMatrix& x, FloatType type, void* out, cudaStream_t stream) {
+    decode<E5M6Codes>({x.packed, x.scales, x.row_stride, x.scale_row_stride, x.scale_column_stride, false},
+                      x.rows, x.columns, type, out, stream);
 }
 
 }  // namespace dse::cuda
