@@ -1,10 +1,12 @@
-"""What every test shares: the CPU tiers of this host, a seed made from the test's name, thread counts."""
+"""What every test shares: where its operators run, a seed made from the test's name, thread counts."""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from collections.abc import Iterator
 
+import backends
 import pytest
 import torch
 from cpu_tiers import CPU_TIERS, host_has
@@ -12,14 +14,66 @@ from cpu_tiers import CPU_TIERS, host_has
 from deepseek_ext import _native, ops
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--backend",
+        choices=backends.BACKENDS,
+        default="cpu",
+        help="where the operators of tests with the fixture `backend` run; other tests run on cpu alone",
+    )
+    parser.addoption(
+        "--simulator-seed", type=int, default=0, help="another schedule of every simulated kernel"
+    )
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "backend" in metafunc.fixturenames:
+        chosen = metafunc.config.getoption("--backend")
+        metafunc.parametrize("backend", CPU_TIERS if chosen == "cpu" else [chosen], indirect=True)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("--backend") == "cpu":
+        return
+    others = [item for item in items if "backend" not in getattr(item, "fixturenames", ())]
+    config.hook.pytest_deselected(items=others)
+    items[:] = [item for item in items if item not in others]
+
+
+@pytest.fixture(scope="session")
+def _no_cpu_kernels(request: pytest.FixtureRequest) -> Iterator[None]:
+    """For the session, the operators run on the backend that was asked for."""
+    chosen = request.config.getoption("--backend")
+    kernels = backends.cuda_kernels() if chosen == "cuda" else backends.simulated_kernels()
+    with backends.instead_of_cpu_kernels(kernels):
+        yield
+
+
+@pytest.fixture
+def backend(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Runs the test on what --backend names: once on each CPU tier (cpu), on the simulator, or on a GPU."""
+    with _chosen(request):
+        yield request.param
+
+
 @pytest.fixture(params=CPU_TIERS)
 def cpu_tier(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Runs the test once on each CPU tier; a tier this host lacks is skipped, with that reason."""
-    tier: str = request.param
-    if not host_has(tier):
-        pytest.skip(f"this CPU has {_native.host_capability()}, not {tier}")
-    with ops.using_cpu_capability(tier):
-        yield tier
+    """For what only the CPU has: runs the test once on each tier."""
+    with _chosen(request):
+        yield request.param
+
+
+def _chosen(request: pytest.FixtureRequest) -> contextlib.AbstractContextManager[None]:
+    if request.param in CPU_TIERS:
+        if not host_has(request.param):
+            pytest.skip(f"this CPU has {_native.host_capability()}, not {request.param}")
+        return ops.using_cpu_capability(request.param)
+    request.getfixturevalue("_no_cpu_kernels")
+    if request.param == "simulator":
+        digest = hashlib.sha256(request.node.nodeid.encode()).digest()
+        seed = int.from_bytes(digest[:4], "little") >> 1
+        backends.simulator_option("seed", seed ^ request.config.getoption("--simulator-seed"))
+    return contextlib.nullcontext()
 
 
 @pytest.fixture(params=[1, 2], ids=["1thread", "2threads"])

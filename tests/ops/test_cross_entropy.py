@@ -32,7 +32,7 @@ def same_bits(a: Tensor, b: Tensor) -> bool:
 @each_dtype
 @each_shape
 def test_within_bounds(
-    shape: tuple[int, int], dtype: torch.dtype, cpu_tier: str, rng: torch.Generator
+    shape: tuple[int, int], dtype: torch.dtype, backend: str, rng: torch.Generator
 ) -> None:
     """An exponential is off by 1.1 ulp and by its argument's rounding, a sum of n by n/16 + 4 roundings."""
     logits, targets = inputs(shape, dtype, rng)
@@ -84,7 +84,7 @@ def test_reference_is_autograds(rng: torch.Generator) -> None:
     assert torch.equal(choices, logits.argmax(-1))
 
 
-def test_ties_huge_and_not_finite(cpu_tier: str) -> None:
+def test_ties_huge_and_not_finite(backend: str) -> None:
     logits = torch.zeros(5, 100)
     logits[0, [70, 20]] = 4.0  # a tie goes to the first
     logits[1, 3] = 3e38
@@ -104,7 +104,7 @@ def test_ties_huge_and_not_finite(cpu_tier: str) -> None:
     assert torch.isfinite(logits[[0, 1, 3, 4]]).all()
 
 
-def test_no_rows(cpu_tier: str) -> None:
+def test_no_rows(backend: str) -> None:
     losses, choices = ops.cross_entropy_(torch.zeros(0, 7), torch.zeros(0, dtype=torch.int64))
     assert (losses.shape, choices.shape) == ((0,), (0,))
 

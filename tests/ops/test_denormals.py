@@ -42,7 +42,7 @@ OPERATORS: dict[str, Callable[[Tensor, Tensor], object]] = {
 
 @pytest.mark.parametrize("name", OPERATORS)
 def test_same_bits_with_denormals_flushed(
-    name: str, cpu_tier: str, rng: torch.Generator, flush_denormal: Callable[[bool], None]
+    name: str, backend: str, rng: torch.Generator, flush_denormal: Callable[[bool], None]
 ) -> None:
     x, w = tiny(rng, 40, 300), torch.randn(70, 300, generator=rng) * 2.0**-6
     expected = OPERATORS[name](x, w)

@@ -57,14 +57,14 @@ def boundaries(code_values: Tensor) -> Tensor:
 
 class TestE4M3:
     @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-    def test_every_16_bit_number(self, cpu_tier, dtype):
+    def test_every_16_bit_number(self, backend, dtype):
         values = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16).view(dtype)
         inside = values[values.abs() <= 448]
         assert torch.equal(e4m3_codes(inside), ml_dtypes_codes(inside))
         beyond = values[~values.isfinite()]
         assert (e4m3_codes(beyond) == 0x7F).all()
 
-    def test_around_every_boundary(self, cpu_tier):
+    def test_around_every_boundary(self, backend):
         magnitudes = torch.arange(0x7F, dtype=torch.uint8).view(torch.float8_e4m3fn).float()
         values = around(boundaries(magnitudes))
         values = values[values.abs() <= 448]
@@ -77,7 +77,7 @@ class TestE4M3:
         assert torch.equal(codes[inside], ml_dtypes_codes(values)[inside])
         assert (codes[~inside] & 0x7F == 0x7E).all()
 
-    def test_every_code_decodes_to_its_value(self, cpu_tier):
+    def test_every_code_decodes_to_its_value(self, backend):
         codes = torch.arange(256, dtype=torch.int32).to(torch.uint8).view(2, 128)
         wanted = torch.from_numpy(codes.numpy().view(ml_dtypes.float8_e4m3fn).astype(np.float32))
         got = ops.dequantize_tiles(codes.view(torch.float8_e4m3fn), torch.ones(2, 1))
@@ -106,7 +106,7 @@ def e5m6_nearest(value: float) -> int:
 
 
 class TestE5M6:
-    def test_around_every_boundary(self, cpu_tier):
+    def test_around_every_boundary(self, backend):
         magnitudes = formats.decode_e5m6(torch.arange(0x7C0, dtype=torch.int32))
         values = around(boundaries(magnitudes)[::7])
         values = values[values.abs() <= E5M6_MAX]
@@ -119,15 +119,15 @@ class TestE5M6:
         wanted = torch.tensor([e5m6_nearest(v) for v in values.tolist()], dtype=torch.int32)
         assert torch.equal(formats.encode_e5m6(values), wanted)
 
-    def test_rounding_once(self, cpu_tier):
+    def test_rounding_once(self, backend):
         """1 + 2^-7 + 2^-20 lies above a midpoint; by way of a half it would fall on it, and then to even."""
         value = 1 + 2.0**-7 + 2.0**-20
         assert e5m6_codes(torch.tensor([value])).item() == e5m6_nearest(value) == (15 << 6 | 1)
 
-    def test_what_is_not_finite(self, cpu_tier):
+    def test_what_is_not_finite(self, backend):
         assert e5m6_codes(torch.tensor([torch.nan, torch.inf, -torch.inf])).tolist() == [0x7FF] * 3
 
-    def test_every_code_decodes_to_its_value(self, cpu_tier):
+    def test_every_code_decodes_to_its_value(self, backend):
         codes = torch.arange(0x1000, dtype=torch.int32).view(-1, 128)
         values = ops.dequantize_e5m6(reference.pack_e5m6(codes), torch.ones(32, 1), 128).view(-1)
         for code, value in enumerate(values.tolist()):
@@ -139,7 +139,7 @@ class TestE5M6:
                 assert abs(value) == torch.finfo(torch.float32).max
 
     @pytest.mark.parametrize("k", [1, 2, 7, 8, 9, 100, 128, 129, 136, 700])
-    def test_packing(self, cpu_tier, rng, k):
+    def test_packing(self, backend, rng, k):
         """Code i of every eight is bits 12i..12i+11 of a little-endian word; the tail is zero."""
         x = torch.randn(3, k, generator=rng)
         packed, scales = ops.quantize_e5m6(x)
@@ -174,7 +174,7 @@ class TestScaleRule:
     """Against exact rational arithmetic, for magnitudes from the smallest FP32 number to the largest."""
 
     @pytest.mark.parametrize("amax", AMAX)
-    def test_fp32_scales(self, cpu_tier, amax):
+    def test_fp32_scales(self, backend, amax):
         _, scales = ops.quantize_tiles(torch.tensor([[amax, -amax / 2, 0.0]]))
         floored = max(float(np.float32(amax)), 2.0**-110)
         assert scales.item() == float(
@@ -184,7 +184,7 @@ class TestScaleRule:
 
     @pytest.mark.parametrize("amax", AMAX)
     @pytest.mark.parametrize("max_code", [448, 65024])
-    def test_power_of_2_scales(self, cpu_tier, amax, max_code):
+    def test_power_of_2_scales(self, backend, amax, max_code):
         x = torch.tensor([[amax, -amax / 2, 0.0]])
         _, scales = ops.quantize_tiles(x, power_of_2=True) if max_code == 448 else ops.quantize_e5m6(x)
         scale = Fraction(scales.item())
@@ -192,7 +192,7 @@ class TestScaleRule:
         assert np.frexp(scales.item())[0] == 0.5  # a power of two
         assert scale / 2 < floored / max_code <= scale * (1 + Fraction(1, 2**23))
 
-    def test_small_gradients_keep_their_precision(self, cpu_tier, rng):
+    def test_small_gradients_keep_their_precision(self, backend, rng):
         x = 1e-7 * torch.randn(64, 128, generator=rng)
         error = (ops.dequantize_tiles(*ops.quantize_tiles(x)) - x).abs()
         amax = x.abs().amax(1, keepdim=True)

@@ -47,7 +47,7 @@ def product_bound(a: Tensor, da: Tensor, b: Tensor, db: Tensor, k: int) -> Tenso
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("power_of_2", [False, True])
 def test_is_the_composition_of_the_operators(
-    cpu_tier: str, dtype: torch.dtype, power_of_2: bool, rng: torch.Generator
+    backend: str, dtype: torch.dtype, power_of_2: bool, rng: torch.Generator
 ) -> None:
     x, weight, grad = inputs(rng, dtype)
     y = ops.fp8_linear(x, weight, power_of_2=power_of_2)

@@ -43,14 +43,14 @@ def fp32(o: Operands) -> torch.Tensor:
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("b_tiles", [False, True], ids=["blocks", "tiles"])
-def test_error_bound(cpu_tier: str, shape: tuple[int, int, int], b_tiles: bool, rng: torch.Generator) -> None:
+def test_error_bound(backend: str, shape: tuple[int, int, int], b_tiles: bool, rng: torch.Generator) -> None:
     o = random_operands(*shape, rng, b_tiles=b_tiles)
     assert_within_bound(fp32(o), o)
 
 
 @pytest.mark.parametrize("m", [4, 40])
 @pytest.mark.parametrize("kind", ["positive", "subnormal"])
-def test_error_bound_for_adversarial_codes(cpu_tier: str, m: int, kind: str, rng: torch.Generator) -> None:
+def test_error_bound_for_adversarial_codes(backend: str, m: int, kind: str, rng: torch.Generator) -> None:
     """Codes of one sign never cancel, so that roundings add up; subnormal codes must not be flushed."""
     o = random_operands(m, 70, 2000, rng, kind=kind)
     assert_within_bound(fp32(o), o)
@@ -59,14 +59,14 @@ def test_error_bound_for_adversarial_codes(cpu_tier: str, m: int, kind: str, rng
 @pytest.mark.parametrize("m", [4, 40])
 @pytest.mark.parametrize(("low", "high"), [(-62, -40), (30, 50)], ids=["tiny", "huge"])
 def test_error_bound_for_extreme_scales(
-    cpu_tier: str, m: int, low: float, high: float, rng: torch.Generator
+    backend: str, m: int, low: float, high: float, rng: torch.Generator
 ) -> None:
     o = random_operands(m, 70, 300, rng, low=low, high=high)
     assert_within_bound(fp32(o), o)
 
 
 @pytest.mark.parametrize("m", [4, 40])
-def test_every_code_is_decoded_exactly(cpu_tier: str, m: int) -> None:
+def test_every_code_is_decoded_exactly(backend: str, m: int) -> None:
     """A picks one code of B at a time: the product is that code, bit for bit."""
     b = torch.arange(256, dtype=torch.uint8)[None, :].expand(70, 256).contiguous().view(torch.float8_e4m3fn)
     b = torch.where(b.float().isnan(), torch.zeros((), dtype=torch.float), b.float()).to(torch.float8_e4m3fn)
@@ -79,7 +79,7 @@ def test_every_code_is_decoded_exactly(cpu_tier: str, m: int) -> None:
 
 
 @pytest.mark.parametrize("m", [4, 40])
-def test_subnormal_codes_survive_flush_to_zero(cpu_tier: str, m: int, rng: torch.Generator) -> None:
+def test_subnormal_codes_survive_flush_to_zero(backend: str, m: int, rng: torch.Generator) -> None:
     o = random_operands(m, 70, 200, rng, kind="subnormal", low=0, high=1)
     try:
         torch.set_flush_denormal(True)
@@ -90,7 +90,7 @@ def test_subnormal_codes_survive_flush_to_zero(cpu_tier: str, m: int, rng: torch
 
 
 @pytest.mark.parametrize("m", [4, 40])
-def test_bf16_is_the_rounded_fp32(cpu_tier: str, m: int, rng: torch.Generator) -> None:
+def test_bf16_is_the_rounded_fp32(backend: str, m: int, rng: torch.Generator) -> None:
     """Also where the result is subnormal in BF16 (below 2^-126)."""
     for kind, low, high in (("any", -12, 4), ("subnormal", -62, -58)):
         o = random_operands(m, 70, 200, rng, kind=kind, low=low, high=high)
@@ -101,7 +101,7 @@ def test_bf16_is_the_rounded_fp32(cpu_tier: str, m: int, rng: torch.Generator) -
 
 
 @pytest.mark.parametrize("shape", [(4, 70, 300), (40, 70, 300), (4, 256, 128), (130, 128, 256)], ids=str)
-def test_strides(cpu_tier: str, shape: tuple[int, int, int], rng: torch.Generator) -> None:
+def test_strides(backend: str, shape: tuple[int, int, int], rng: torch.Generator) -> None:
     """Every layout of codes and scales gives the bits of the contiguous one."""
     m, n, k = shape
     o = random_operands(m, n, k, rng)
@@ -132,7 +132,7 @@ def test_strides(cpu_tier: str, shape: tuple[int, int, int], rng: torch.Generato
         assert torch.equal(panel, plain)
 
 
-def test_transposed_weight_needs_no_second_quantisation(cpu_tier: str, rng: torch.Generator) -> None:
+def test_transposed_weight_needs_no_second_quantisation(backend: str, rng: torch.Generator) -> None:
     """dgrad: a weight's codes and scales, both transposed as views, are those of its transpose."""
     weight = random_operands(1, 300, 200, rng)
     a = random_operands(50, 200, 300, rng)
@@ -141,7 +141,7 @@ def test_transposed_weight_needs_no_second_quantisation(cpu_tier: str, rng: torc
 
 
 @pytest.mark.parametrize("b_tiles", [False, True], ids=["blocks", "tiles"])
-def test_rows_do_not_depend_on_their_number(cpu_tier: str, b_tiles: bool, rng: torch.Generator) -> None:
+def test_rows_do_not_depend_on_their_number(backend: str, b_tiles: bool, rng: torch.Generator) -> None:
     o = random_operands(450, 200, 300, rng, b_tiles=b_tiles)
     few = fp32(o.rows(0, 8))
     for m in range(1, 8):
@@ -156,7 +156,7 @@ def test_rows_do_not_depend_on_their_number(cpu_tier: str, b_tiles: bool, rng: t
     "shape", [(1, 4096, 512), (8, 1000, 1024), (64, 1024, 512), (900, 300, 300)], ids=str
 )
 def test_same_bits_for_any_number_of_threads(
-    cpu_tier: str, shape: tuple[int, int, int], rng: torch.Generator
+    backend: str, shape: tuple[int, int, int], rng: torch.Generator
 ) -> None:
     o = random_operands(*shape, rng)
     before = torch.get_num_threads()
@@ -173,7 +173,7 @@ def test_same_bits_for_any_number_of_threads(
 @pytest.mark.parametrize("m", [8, 40])
 @pytest.mark.parametrize("b_tiles", [False, True], ids=["blocks", "tiles"])
 def test_nan_poisons_its_row_or_column_only(
-    cpu_tier: str, m: int, b_tiles: bool, rng: torch.Generator
+    backend: str, m: int, b_tiles: bool, rng: torch.Generator
 ) -> None:
     o = random_operands(m, 140, 300, rng, b_tiles=b_tiles)
     clean = fp32(o)
@@ -195,7 +195,7 @@ def test_nan_poisons_its_row_or_column_only(
 @pytest.mark.parametrize("m", [3, 40])
 @pytest.mark.parametrize("b_tiles", [False, True], ids=["blocks", "tiles"])
 def test_accumulate_adds_the_finished_product_once(
-    cpu_tier: str, m: int, b_tiles: bool, rng: torch.Generator
+    backend: str, m: int, b_tiles: bool, rng: torch.Generator
 ) -> None:
     o = random_operands(m, 75, 260, rng, b_tiles=b_tiles)
     whole = torch.randn(m, 100, generator=rng)
@@ -208,7 +208,7 @@ def test_accumulate_adds_the_finished_product_once(
 
 
 @pytest.mark.parametrize("shape", [(0, 5, 7), (4, 0, 7), (4, 5, 0), (40, 5, 0), (0, 0, 0)], ids=str)
-def test_empty(cpu_tier: str, shape: tuple[int, int, int], rng: torch.Generator) -> None:
+def test_empty(backend: str, shape: tuple[int, int, int], rng: torch.Generator) -> None:
     m, n, _ = shape
     o = random_operands(*shape, rng)
     for dtype in (torch.bfloat16, torch.float32):
@@ -219,7 +219,7 @@ def test_empty(cpu_tier: str, shape: tuple[int, int, int], rng: torch.Generator)
     assert torch.equal(out, before)
 
 
-def test_overflow_gives_infinity_or_nan_the_same_every_time(cpu_tier: str, rng: torch.Generator) -> None:
+def test_overflow_gives_infinity_or_nan_the_same_every_time(backend: str, rng: torch.Generator) -> None:
     o = random_operands(20, 70, 300, rng, low=60, high=70)
     result = fp32(o)
     assert not result.isfinite().all()

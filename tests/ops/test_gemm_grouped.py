@@ -71,7 +71,7 @@ def wgrad(o: Operands, loads: list[int]) -> Tensor:
 
 @pytest.mark.parametrize("loads", LOADS, ids=str)
 @pytest.mark.parametrize("nk", [(70, 300), (256, 128)], ids=str)
-def test_error_bound(cpu_tier: str, loads: list[int], nk: tuple[int, int], rng: torch.Generator) -> None:
+def test_error_bound(backend: str, loads: list[int], nk: tuple[int, int], rng: torch.Generator) -> None:
     o = grouped_operands(loads, *nk, rng)
     result = grouped(o, loads)
     start = 0
@@ -82,7 +82,7 @@ def test_error_bound(cpu_tier: str, loads: list[int], nk: tuple[int, int], rng: 
 
 
 @pytest.mark.parametrize("loads", LOADS, ids=str)
-def test_transposed_weights(cpu_tier: str, loads: list[int], rng: torch.Generator) -> None:
+def test_transposed_weights(backend: str, loads: list[int], rng: torch.Generator) -> None:
     """dgrad: the transposed view of [E, N, K] weights and scales."""
     k, n = 130, 200
     weights = grouped_operands(loads, k, n, rng)
@@ -97,7 +97,7 @@ def test_transposed_weights(cpu_tier: str, loads: list[int], rng: torch.Generato
 
 @pytest.mark.parametrize("loads", [[3, 0, 4], [100, 0, 30]], ids=str)
 def test_rows_of_no_expert_are_zero_and_never_read(
-    cpu_tier: str, loads: list[int], rng: torch.Generator
+    backend: str, loads: list[int], rng: torch.Generator
 ) -> None:
     o = grouped_operands(loads, 70, 300, rng, unused=9)
     used = sum(loads)
@@ -108,7 +108,7 @@ def test_rows_of_no_expert_are_zero_and_never_read(
     assert result[:used].isfinite().all()
 
 
-def test_layouts_and_strides(cpu_tier: str, rng: torch.Generator) -> None:
+def test_layouts_and_strides(backend: str, rng: torch.Generator) -> None:
     loads = [40, 0, 50]
     o = grouped_operands(loads, 70, 300, rng)
     plain = grouped(o, loads)
@@ -123,7 +123,7 @@ def test_layouts_and_strides(cpu_tier: str, rng: torch.Generator) -> None:
     assert torch.equal(ops.grouped_gemm(*o, strided, out_dtype=torch.float32), plain)
 
 
-def test_rows_do_not_depend_on_other_rows(cpu_tier: str, rng: torch.Generator) -> None:
+def test_rows_do_not_depend_on_other_rows(backend: str, rng: torch.Generator) -> None:
     """Within 64 rows in all, and above 64: the same row with other loads around it."""
     o = grouped_operands([200, 200, 200], 130, 300, rng)
 
@@ -151,9 +151,7 @@ def test_rows_do_not_depend_on_other_rows(cpu_tier: str, rng: torch.Generator) -
 
 @pytest.mark.parametrize("loads", LOADS, ids=str)
 @pytest.mark.parametrize("nk", [(70, 130), (5, 64)], ids=str)
-def test_wgrad_error_bound(
-    cpu_tier: str, loads: list[int], nk: tuple[int, int], rng: torch.Generator
-) -> None:
+def test_wgrad_error_bound(backend: str, loads: list[int], nk: tuple[int, int], rng: torch.Generator) -> None:
     o = transposed_operands(loads, *nk, rng)
     result = wgrad(o, loads)
     for e, load in enumerate(loads):
@@ -163,7 +161,7 @@ def test_wgrad_error_bound(
 
 
 @pytest.mark.parametrize("n", [6, 70])
-def test_wgrad_accumulates_once(cpu_tier: str, n: int, rng: torch.Generator) -> None:
+def test_wgrad_accumulates_once(backend: str, n: int, rng: torch.Generator) -> None:
     loads = [40, 0, 129, 3]
     o = transposed_operands(loads, n, 130, rng)
     whole = torch.randn(4, n + 2, 140, generator=rng)
@@ -176,7 +174,7 @@ def test_wgrad_accumulates_once(cpu_tier: str, n: int, rng: torch.Generator) -> 
     assert torch.equal(whole[1], before[1]), "an expert without rows keeps what it has"
 
 
-def test_wgrad_ignores_columns_past_the_last_expert(cpu_tier: str, rng: torch.Generator) -> None:
+def test_wgrad_ignores_columns_past_the_last_expert(backend: str, rng: torch.Generator) -> None:
     loads = [40, 129]
     o = transposed_operands(loads, 30, 50, rng, spare=2)
     plain = wgrad(o, loads)
@@ -186,14 +184,14 @@ def test_wgrad_ignores_columns_past_the_last_expert(cpu_tier: str, rng: torch.Ge
     assert torch.equal(wgrad(o, loads), plain)
 
 
-def test_wgrad_strides(cpu_tier: str, rng: torch.Generator) -> None:
+def test_wgrad_strides(backend: str, rng: torch.Generator) -> None:
     loads = [40, 129]
     o = transposed_operands(loads, 30, 50, rng)
     turned = Operands(*(x.t().contiguous().t() for x in o))
     assert torch.equal(wgrad(turned, loads), wgrad(o, loads))
 
 
-def test_wgrad_nan_poisons_one_row_or_column_of_one_expert(cpu_tier: str, rng: torch.Generator) -> None:
+def test_wgrad_nan_poisons_one_row_or_column_of_one_expert(backend: str, rng: torch.Generator) -> None:
     loads = [40, 129, 30]
     o = transposed_operands(loads, 30, 50, rng)
     clean = wgrad(o, loads)
@@ -207,7 +205,7 @@ def test_wgrad_nan_poisons_one_row_or_column_of_one_expert(cpu_tier: str, rng: t
     assert torch.equal(result[~expected], clean[~expected])
 
 
-def test_same_bits_for_any_number_of_threads(cpu_tier: str, rng: torch.Generator) -> None:
+def test_same_bits_for_any_number_of_threads(backend: str, rng: torch.Generator) -> None:
     loads = [300, 0, 17, 129, 1, 64]
     forward = grouped_operands(loads, 260, 300, rng)
     few = grouped_operands([3, 0, 9, 20], 1000, 600, rng)
@@ -225,7 +223,7 @@ def test_same_bits_for_any_number_of_threads(cpu_tier: str, rng: torch.Generator
 
 
 @pytest.mark.parametrize(("n", "k"), [(0, 7), (7, 0), (0, 0)])
-def test_empty(cpu_tier: str, n: int, k: int, rng: torch.Generator) -> None:
+def test_empty(backend: str, n: int, k: int, rng: torch.Generator) -> None:
     for loads in ([3, 0, 70], [0, 0], []):
         o = grouped_operands(loads, n, k, rng)
         assert torch.equal(grouped(o, loads), torch.zeros(sum(loads), n))

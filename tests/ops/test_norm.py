@@ -37,7 +37,7 @@ def same_bits(a: Tensor, b: Tensor) -> bool:
 @each_dtype
 @each_shape
 def test_within_bounds(
-    shape: tuple[int, ...], dtype: torch.dtype, cpu_tier: str, rng: torch.Generator
+    shape: tuple[int, ...], dtype: torch.dtype, backend: str, rng: torch.Generator
 ) -> None:
     """A row's sum of n terms is off by n/16 + 4 roundings: sixteen sums side by side, then four additions."""
     x, weight, grad = inputs(shape, dtype, rng)
@@ -74,7 +74,7 @@ def test_same_bits_on_every_tier_and_number_of_threads(
             assert all(map(same_bits, everything(x, weight, grad), wanted)), tier
 
 
-def test_sum_of_a_row_has_the_order_that_is_stated(cpu_tier: str, rng: torch.Generator) -> None:
+def test_sum_of_a_row_has_the_order_that_is_stated(backend: str, rng: torch.Generator) -> None:
     """Of sixteen sums, each over every sixteenth number by fused multiply-add, halves are added to halves."""
     x = torch.randn(3, 77, generator=rng)
     _, rstd = ops.rms_norm(x, torch.ones(77), 1e-5)
@@ -88,7 +88,7 @@ def test_sum_of_a_row_has_the_order_that_is_stated(cpu_tier: str, rng: torch.Gen
         assert got == np.float32(1) / np.sqrt(mean, dtype=np.float32)
 
 
-def test_rows_that_lie_apart(cpu_tier: str, rng: torch.Generator) -> None:
+def test_rows_that_lie_apart(backend: str, rng: torch.Generator) -> None:
     x, weight, grad = inputs((4, 6, 72), torch.bfloat16, rng)
     wide = torch.zeros(4, 6, 200, dtype=torch.bfloat16)
     wide[..., 10:82] = x
@@ -100,14 +100,14 @@ def test_rows_that_lie_apart(cpu_tier: str, rng: torch.Generator) -> None:
 
 
 @pytest.mark.parametrize("shape", [(0, 8), (2, 0, 8)], ids=str)
-def test_no_rows(shape: tuple[int, ...], cpu_tier: str) -> None:
+def test_no_rows(shape: tuple[int, ...], backend: str) -> None:
     x, weight = torch.zeros(shape), torch.ones(8)
     out, rstd, _, grad_x, grad_weight = everything(x, weight, x)
     assert (out.shape, rstd.shape, grad_x.shape) == (shape, shape[:-1], shape)
     assert torch.equal(grad_weight, torch.zeros(8))
 
 
-def test_huge_tiny_and_not_finite(cpu_tier: str) -> None:
+def test_huge_tiny_and_not_finite(backend: str) -> None:
     """Zeros stay zeros; a row with NaN is NaN and no other; where squares overflow, rstd is 1 / inf."""
     x = torch.zeros(4, 70)
     x[1], x[2, 3], x[3] = 1e-30, float("nan"), 1e25

@@ -64,7 +64,7 @@ def step_by_hand(
 def test_three_steps_bit_for_bit(
     moments: tuple[torch.dtype, torch.dtype],
     grad_scale: float,
-    cpu_tier: str,
+    backend: str,
     threads: int,
     rng: torch.Generator,
 ) -> None:
@@ -99,7 +99,7 @@ def clone(lists: Lists) -> Lists:
 
 @pytest.mark.parametrize("moments", DTYPES, ids=str)
 def test_any_numbers_and_options_give_the_reference_s_bits(
-    moments: torch.dtype, cpu_tier: str, rng: torch.Generator
+    moments: torch.dtype, backend: str, rng: torch.Generator
 ) -> None:
     """No NaN but a NaN differs: which of the many is left open."""
     options: dict[str, Any]
@@ -119,7 +119,7 @@ def test_any_numbers_and_options_give_the_reference_s_bits(
             assert_same_bits([got[0].nan_to_num(0.5)], [right[0].nan_to_num(0.5)])
 
 
-def test_denormals_survive_where_the_caller_flushes_them(cpu_tier: str, rng: torch.Generator) -> None:
+def test_denormals_survive_where_the_caller_flushes_them(backend: str, rng: torch.Generator) -> None:
     lists: Lists = tuple([torch.randn(1000, generator=rng) * 2.0**-130] for _ in range(4))  # type: ignore[assignment]
     lists[3][0].abs_()
     flushed, wanted = clone(lists), clone(lists)
@@ -135,7 +135,7 @@ def test_denormals_survive_where_the_caller_flushes_them(cpu_tier: str, rng: tor
     assert bool(((wanted[2][0] != 0) & (wanted[2][0].abs() < 2.0**-126)).any()), "the test needs denormals"
 
 
-def test_many_small_tensors_are_as_one_large_one(cpu_tier: str, threads: int, rng: torch.Generator) -> None:
+def test_many_small_tensors_are_as_one_large_one(backend: str, threads: int, rng: torch.Generator) -> None:
     """Ends of tensors anywhere: within vectors, within a thread's share, several of no elements in a row."""
     sizes = torch.randint(0, 300, (400,), generator=rng).tolist()
     whole: Lists = tuple([torch.randn(sum(sizes), generator=rng)] for _ in range(4))  # type: ignore[assignment]
@@ -192,7 +192,7 @@ LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
 @pytest.mark.parametrize("moments", DTYPES, ids=str)
 @pytest.mark.parametrize("layouts", ["transposed all", "all different", "all gaps"])
 def test_views_with_any_strides(
-    moments: torch.dtype, layouts: str, cpu_tier: str, threads: int, rng: torch.Generator
+    moments: torch.dtype, layouts: str, backend: str, threads: int, rng: torch.Generator
 ) -> None:
     shape = (9, 40, 70)  # 25,200 elements: more than one thread's least share
     wanted: Lists = tuple([torch.randn(shape, generator=rng)] for _ in range(4))  # type: ignore[assignment]

@@ -123,7 +123,7 @@ def views(x: Tensor) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
-def test_gather_rows_copies_every_bit(dtype: torch.dtype, cpu_tier: str, rng: torch.Generator) -> None:
+def test_gather_rows_copies_every_bit(dtype: torch.dtype, backend: str, rng: torch.Generator) -> None:
     rows, _, _ = ops.expert_order(some_indices(rng), 9)
     for width in WIDTHS:
         x = any_bits(rng, 37, width, dtype=dtype)
@@ -141,7 +141,7 @@ def test_gather_rows_by_hand(rng: torch.Generator) -> None:
         assert torch.equal(gathered[i], torch.zeros(40) if row < 0 else x[row // 3]), f"row {i} is {row}"
 
 
-def test_past_the_cache(cpu_tier: str, rng: torch.Generator) -> None:
+def test_past_the_cache(backend: str, rng: torch.Generator) -> None:
     """40 MiB: beyond the last-level cache of many CPUs, where stores bypass it and tokens are scattered."""
     rows, slots, _ = ops.expert_order(some_indices(rng, tokens=2048, top_k=4), 9)
     x = any_bits(rng, 2048, 1024, dtype=torch.float32)
@@ -168,7 +168,7 @@ def test_gather_rows_takes_rows_in_any_order_and_number(rng: torch.Generator) ->
 
 
 @pytest.mark.parametrize("width", [1, 64, 128, 200])
-def test_gather_tiles(width: int, cpu_tier: str, rng: torch.Generator) -> None:
+def test_gather_tiles(width: int, backend: str, rng: torch.Generator) -> None:
     rows, _, _ = ops.expert_order(some_indices(rng), 9)
     codes = torch.randint(0, 256, (37, width), generator=rng, dtype=torch.uint8)  # NaN codes included
     scales = torch.rand(37, (width + 127) // 128, generator=rng)
@@ -187,7 +187,7 @@ def test_combine_rows_bit_for_bit(
     dtype: torch.dtype,
     weighted: bool,
     with_residual: bool,
-    cpu_tier: str,
+    backend: str,
     rng: torch.Generator,
 ) -> None:
     for width, top_k in zip(WIDTHS, (2, 3, 5, 1, 8, 4, 9), strict=True):
@@ -202,7 +202,7 @@ def test_combine_rows_bit_for_bit(
 
 
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
-def test_weighted_gather_bit_for_bit(dtype: torch.dtype, cpu_tier: str, rng: torch.Generator) -> None:
+def test_weighted_gather_bit_for_bit(dtype: torch.dtype, backend: str, rng: torch.Generator) -> None:
     rows, _, _ = ops.expert_order(some_indices(rng), 9)
     for width in WIDTHS:
         x, weights = of_all_magnitudes(rng, 37, width, dtype=dtype), torch.randn(37, 3, generator=rng)
@@ -227,7 +227,7 @@ def test_combine_rows_in_numpy_s_order(rng: torch.Generator) -> None:
 
 
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
-def test_combine_and_dots_take_any_strides(dtype: torch.dtype, cpu_tier: str, rng: torch.Generator) -> None:
+def test_combine_and_dots_take_any_strides(dtype: torch.dtype, backend: str, rng: torch.Generator) -> None:
     _, slots, _ = ops.expert_order(some_indices(rng), 9)
     rows_out = torch.randn(slots.numel(), 40, generator=rng).to(dtype)
     x = torch.randn(37, 40, generator=rng).to(dtype)
@@ -249,7 +249,7 @@ def test_a_missing_slot_adds_nothing_even_beside_nan() -> None:
     assert OPS.row_dots(torch.full((1, 3), torch.inf), rows_out, slots).tolist() == [[0, 0]]
 
 
-def test_a_row_that_is_not_finite_reaches_its_token_only(cpu_tier: str, rng: torch.Generator) -> None:
+def test_a_row_that_is_not_finite_reaches_its_token_only(backend: str, rng: torch.Generator) -> None:
     _, slots, _ = ops.expert_order(some_indices(rng), 9)
     rows_out = torch.randn(slots.numel(), 40, generator=rng).bfloat16()
     rows_out[7, 3] = torch.nan
@@ -258,7 +258,7 @@ def test_a_row_that_is_not_finite_reaches_its_token_only(cpu_tier: str, rng: tor
     assert bad == [[token, 3]]
 
 
-def test_no_rows_and_no_tokens(cpu_tier: str) -> None:
+def test_no_rows_and_no_tokens(backend: str) -> None:
     nowhere = torch.tensor([[-1, -1], [-1, -1]], dtype=torch.int32)
     assert ops.combine_rows(torch.empty(0, 3), nowhere).tolist() == [[0, 0, 0]] * 2
     assert OPS.row_dots(torch.ones(2, 3), torch.empty(0, 3), nowhere).tolist() == [[0, 0]] * 2
@@ -281,7 +281,7 @@ def dot_bound(x: Tensor, rows_out: Tensor, slots: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 def test_row_dots_within_their_bound_and_the_same_on_every_tier(
-    dtype: torch.dtype, cpu_tier: str, rng: torch.Generator
+    dtype: torch.dtype, backend: str, rng: torch.Generator
 ) -> None:
     for width in WIDTHS:
         _, slots, _ = ops.expert_order(some_indices(rng), 9)
@@ -294,7 +294,7 @@ def test_row_dots_within_their_bound_and_the_same_on_every_tier(
             assert_same_bits(dots, OPS.row_dots(x, rows_out, slots))
 
 
-def test_denormals_survive_where_the_caller_flushes_them(cpu_tier: str, rng: torch.Generator) -> None:
+def test_denormals_survive_where_the_caller_flushes_them(backend: str, rng: torch.Generator) -> None:
     rows, slots, _ = ops.expert_order(some_indices(rng), 9)
     x = torch.randn(37, 70, generator=rng) * 2.0**-130
     factors = torch.randn(37, 70, generator=rng) * 2.0**-10

@@ -59,7 +59,7 @@ def dots_roundings(width: int) -> int:
 
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 @pytest.mark.parametrize("weighted", [False, True], ids=["plain", "weighted"])
-def test_gather_rows(dtype: torch.dtype, weighted: bool, cpu_tier: str, rng: torch.Generator) -> None:
+def test_gather_rows(dtype: torch.dtype, weighted: bool, backend: str, rng: torch.Generator) -> None:
     rows, slots = order(rng)
     x = leaves(rng, dtype, (TOKENS, WIDTH))
     weights = leaves(rng, torch.float32, (TOKENS, TOP_K)) if weighted else []
@@ -80,7 +80,7 @@ def test_gather_rows(dtype: torch.dtype, weighted: bool, cpu_tier: str, rng: tor
 @pytest.mark.parametrize("weighted", [False, True], ids=["plain", "weighted"])
 @pytest.mark.parametrize("with_residual", [False, True], ids=["alone", "residual"])
 def test_combine_rows(
-    dtype: torch.dtype, weighted: bool, with_residual: bool, cpu_tier: str, rng: torch.Generator
+    dtype: torch.dtype, weighted: bool, with_residual: bool, backend: str, rng: torch.Generator
 ) -> None:
     rows, slots = order(rng)
     rows_out = leaves(rng, dtype, (rows.numel(), WIDTH))
@@ -107,7 +107,7 @@ def test_combine_rows(
         assert_same_bits(got[-1], grad)
 
 
-def test_row_dots(cpu_tier: str, rng: torch.Generator) -> None:
+def test_row_dots(backend: str, rng: torch.Generator) -> None:
     rows, slots = order(rng)
     tensors = leaves(rng, torch.float32, (TOKENS, WIDTH), (rows.numel(), WIDTH))
     grad = torch.randn(TOKENS, TOP_K, generator=rng)

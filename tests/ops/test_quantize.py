@@ -81,7 +81,7 @@ def case(request: pytest.FixtureRequest) -> Case:
     return Case(calls, [getattr(reference, name)(*args, **kwargs) for name, args, kwargs in calls])
 
 
-def test_every_operator_equals_its_reference(cpu_tier: str, case: Case) -> None:
+def test_every_operator_equals_its_reference(backend: str, case: Case) -> None:
     for (name, args, kwargs), wanted in zip(case.calls, case.wanted, strict=True):
         try:
             assert_same_bits(getattr(ops, name)(*args, **kwargs), wanted)
@@ -93,7 +93,7 @@ def any_codes(rng: torch.Generator, m: int, k: int) -> Tensor:
     return torch.randint(0, 256, (m, k), generator=rng, dtype=torch.uint8).view(torch.float8_e4m3fn)
 
 
-def test_retile_and_dequantize_take_any_codes_and_scales(cpu_tier, rng):
+def test_retile_and_dequantize_take_any_codes_and_scales(backend, rng):
     """Not only what quantize_tiles makes: all codes; scales that overflow, underflow, or are no numbers."""
     codes = any_codes(rng, 200, 520)
     scales = torch.randn(200, 5, generator=rng) * 2.0 ** torch.randint(-149, 128, (200, 5), generator=rng)
@@ -104,7 +104,7 @@ def test_retile_and_dequantize_take_any_codes_and_scales(cpu_tier, rng):
         both("dequantize_tiles", codes, scales, dtype)
 
 
-def test_retile_is_dequantize_then_quantize_transposed(cpu_tier, rng):
+def test_retile_is_dequantize_then_quantize_transposed(backend, rng):
     codes, scales = ops.quantize_tiles(adversarial(rng, 300, 520))
     offs = random_offs(rng, 300, 4)
     wide = ops.dequantize_tiles(codes, scales)
@@ -113,13 +113,13 @@ def test_retile_is_dequantize_then_quantize_transposed(cpu_tier, rng):
     )
 
 
-def test_both_is_the_two_directions(cpu_tier, rng):
+def test_both_is_the_two_directions(backend, rng):
     x = adversarial(rng, 300, 520, torch.bfloat16)
     assert_same_bits(ops.quantize_tiles_both(x), (*ops.quantize_tiles(x), *ops.quantize_tiles_transposed(x)))
 
 
 @pytest.mark.parametrize("shape", [(127, 129), (64, 1000), (300, 64)], ids=str)
-def test_transposed_blocks_are_the_blocks_of_the_transpose(cpu_tier, rng, shape):
+def test_transposed_blocks_are_the_blocks_of_the_transpose(backend, rng, shape):
     w = adversarial(rng, *shape)
     assert_same_bits(ops.transpose_blocks(*ops.quantize_blocks(w)), ops.quantize_blocks(w.T))
 
@@ -146,7 +146,7 @@ def calls(rng: torch.Generator) -> dict[str, Callable[[], Tensor | tuple[Tensor,
     }
 
 
-def test_bits_do_not_depend_on_threads(cpu_tier, rng):
+def test_bits_do_not_depend_on_threads(backend, rng):
     before = torch.get_num_threads()
     try:
         for call in calls(rng).values():
@@ -159,9 +159,9 @@ def test_bits_do_not_depend_on_threads(cpu_tier, rng):
         torch.set_num_threads(before)
 
 
-def test_beyond_the_cache(cpu_tier, rng):
+def test_beyond_the_cache(backend, rng):
     """Large enough for non-temporal stores wherever the last-level cache is below 100 MB."""
-    if cpu_tier in {"generic", "avx512_bf16-novbmi", "avx512_bf16"}:
+    if backend in {"generic", "avx512_bf16-novbmi", "avx512_bf16"}:
         pytest.skip("the generic tier has no such stores; the BF16 tiers run the same code as avx512 here")
     x = adversarial(rng, 256, 384, torch.bfloat16).repeat(90, 4)
     small = ops.quantize_tiles(x[:256])
@@ -172,7 +172,7 @@ def test_beyond_the_cache(cpu_tier, rng):
 
 
 class TestStrides:
-    def test_rows_are_read_in_place_or_copied(self, cpu_tier, rng):
+    def test_rows_are_read_in_place_or_copied(self, backend, rng):
         wide = adversarial(rng, 64, 600, torch.bfloat16)
         views = {
             "columns of a wider matrix": wide[:, 17:317],
@@ -197,7 +197,7 @@ class TestStrides:
             assert_same_bits(ops.quantize_e5m6(view), ops.quantize_e5m6(view.contiguous()))
 
     @pytest.mark.parametrize("shape", [(7,), (2, 3, 200), (2, 1, 3, 130), (0, 3, 5), (1, 1, 1)], ids=str)
-    def test_leading_dimensions(self, cpu_tier, rng, shape):
+    def test_leading_dimensions(self, backend, rng, shape):
         x = torch.randn(shape, generator=rng)
         both("quantize_tiles", x)
         both("quantize_e5m6", x)
@@ -221,7 +221,7 @@ class TestStrides:
                 ops.dequantize_tiles(strided, strided_scales), ops.dequantize_tiles(codes, scales)
             )
 
-    def test_codes_and_scales(self, cpu_tier, rng):
+    def test_codes_and_scales(self, backend, rng):
         x = torch.randn(200, 900, generator=rng)
         codes, scales = ops.quantize_tiles(x)
         wide = torch.zeros(200, 1000, dtype=torch.uint8)
@@ -242,7 +242,7 @@ class TestStrides:
                 ops.transpose_blocks(view, view_scales), ops.transpose_blocks(blocks, block_scales)
             )
 
-    def test_stacks_of_weights_in_place(self, cpu_tier, rng):
+    def test_stacks_of_weights_in_place(self, backend, rng):
         w = torch.randn(3, 200, 300, generator=rng)
         for view in (w[:, :130], w[:, :, 20:270], w[::2], w.permute(1, 0, 2), w.mT):
             both("quantize_blocks", view)
@@ -253,7 +253,7 @@ class TestNotFinite:
 
     @pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
     @pytest.mark.parametrize("name", ["quantize_tiles", "quantize_tiles_transposed", "quantize_blocks"])
-    def test_neighbours_are_as_if_it_were_absent(self, cpu_tier, rng, name, bad):
+    def test_neighbours_are_as_if_it_were_absent(self, backend, rng, name, bad):
         clean = torch.randn(256, 256, generator=rng)
         clean[5, 7] = 0
         dirty = clean.clone()
@@ -266,12 +266,12 @@ class TestNotFinite:
         expected[where] = 0x7F
         assert_same_bits((dirty_codes, dirty_scales), (expected.view(torch.float8_e4m3fn), scales))
 
-    def test_a_tile_of_nothing_else(self, cpu_tier):
+    def test_a_tile_of_nothing_else(self, backend):
         codes, scales = ops.quantize_tiles(torch.full((1, 128), float("nan")))
         assert (codes.view(torch.uint8) == 0x7F).all()
         assert scales.item() == 1
 
-    def test_negative_nan_codes_stay_nan(self, cpu_tier):
+    def test_negative_nan_codes_stay_nan(self, backend):
         codes = torch.full((128, 128), 0xFF, dtype=torch.uint8).view(torch.float8_e4m3fn)
         scales = torch.ones(128, 1)
         assert ops.dequantize_tiles(codes, scales, torch.float16).isnan().all()
@@ -286,7 +286,7 @@ class TestNotFinite:
         (torch.float16, 65504.0),
     ],
 )
-def test_dequantize_saturates(cpu_tier, dtype, limit):
+def test_dequantize_saturates(backend, dtype, limit):
     codes = torch.tensor([448.0, -448.0, 0.0]).to(torch.float8_e4m3fn)
     y = ops.dequantize_tiles(codes, torch.tensor([1e38]), dtype)
     assert y.tolist() == [limit, -limit, 0.0]

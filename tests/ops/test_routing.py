@@ -213,7 +213,7 @@ def test_weights_are_not_recovered_from_biased_scores() -> None:
     assert routed.weights[0].tolist() == scores_of(x)[0, :2].tolist()
 
 
-def test_all_experts_equal(cpu_tier: str) -> None:
+def test_all_experts_equal(backend: str) -> None:
     """Groups and experts in order of their index."""
     routed = ops.route(
         torch.zeros(3, 256), torch.full((256,), -1.5), **SHAPES[-2].options(), routed_scaling_factor=2.0
@@ -222,7 +222,7 @@ def test_all_experts_equal(cpu_tier: str) -> None:
     assert routed.weights.tolist() == [[0.25] * 8] * 3
 
 
-def test_fewer_finite_choices_than_top_k(cpu_tier: str) -> None:
+def test_fewer_finite_choices_than_top_k(backend: str) -> None:
     """After them come NaN, -inf and dropped groups alike, in order of their index."""
     x = torch.zeros(1, 32)
     x[0, 1:8] = math.nan

@@ -97,7 +97,7 @@ def weighted(request: pytest.FixtureRequest) -> bool:
 
 
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
-def test_swiglu(cpu_tier: str, dtype: torch.dtype, weighted: bool, rng: torch.Generator) -> None:
+def test_swiglu(backend: str, dtype: torch.dtype, weighted: bool, rng: torch.Generator) -> None:
     for shape in SHAPES:
         grad, gate_up, weights = example(rng, dtype, shape)
         given = weights if weighted else None
@@ -108,7 +108,7 @@ def test_swiglu(cpu_tier: str, dtype: torch.dtype, weighted: bool, rng: torch.Ge
 
 
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
-def test_gradient(cpu_tier: str, dtype: torch.dtype, weighted: bool, rng: torch.Generator) -> None:
+def test_gradient(backend: str, dtype: torch.dtype, weighted: bool, rng: torch.Generator) -> None:
     for shape in SHAPES:
         grad, gate_up, weights = example(rng, dtype, shape)
         given = weights if weighted else None
@@ -125,7 +125,7 @@ def test_gradient(cpu_tier: str, dtype: torch.dtype, weighted: bool, rng: torch.
 
 
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
-def test_backward(cpu_tier: str, dtype: torch.dtype, weighted: bool, rng: torch.Generator) -> None:
+def test_backward(backend: str, dtype: torch.dtype, weighted: bool, rng: torch.Generator) -> None:
     for shape in SHAPES:
         grad, gate_up, weights = example(rng, dtype, shape)
         given = weights if weighted else None
@@ -202,12 +202,12 @@ def cases() -> list[Case]:
     return made
 
 
-def test_every_tier_gives_the_same_bits(cpu_tier: str, cases: list[Case]) -> None:
+def test_every_tier_gives_the_same_bits(backend: str, cases: list[Case]) -> None:
     for arguments, wanted in cases:
         assert_same_results(results(*arguments), wanted)
 
 
-def test_bits_do_not_depend_on_threads(cpu_tier: str, rng: torch.Generator) -> None:
+def test_bits_do_not_depend_on_threads(backend: str, rng: torch.Generator) -> None:
     before = torch.get_num_threads()
     arguments = example(rng, torch.bfloat16, (300, 456))
     try:
@@ -222,7 +222,7 @@ def test_bits_do_not_depend_on_threads(cpu_tier: str, rng: torch.Generator) -> N
 
 @pytest.mark.parametrize("power_of_2", [False, True])
 def test_quantize_is_swiglu_then_quantize_tiles(
-    cpu_tier: str, cases: list[Case], power_of_2: bool, rng: torch.Generator
+    backend: str, cases: list[Case], power_of_2: bool, rng: torch.Generator
 ) -> None:
     """The product quantised from FP32, and the tiles of gate_up: bit for bit."""
     for (_, gate_up, weights), _ in cases:
@@ -237,7 +237,7 @@ def test_quantize_is_swiglu_then_quantize_tiles(
         assert_same_bits(without, product)
 
 
-def test_backward_is_the_gradient_at_the_dequantised_tiles(cpu_tier: str, cases: list[Case]) -> None:
+def test_backward_is_the_gradient_at_the_dequantised_tiles(backend: str, cases: list[Case]) -> None:
     """Any codes and scales, not only what swiglu_quantize makes."""
     rng = torch.Generator().manual_seed(5)
     for rows, width in SHAPES:
@@ -256,7 +256,7 @@ def test_backward_is_the_gradient_at_the_dequantised_tiles(cpu_tier: str, cases:
         )
 
 
-def test_extremes(cpu_tier: str) -> None:
+def test_extremes(backend: str) -> None:
     """silu goes to 0 on the far left without becoming NaN; NaN stays in its place; too large is infinite."""
     gate_up = torch.tensor([[-1e30, -200.0, 200.0, torch.nan, -100.0, 1e30, 1.0, 2.0, 3.0, 4.0, 1.0, 1e30]])
     out = ops.swiglu(gate_up)[0].tolist()
@@ -269,7 +269,7 @@ def test_extremes(cpu_tier: str) -> None:
     assert codes.view(torch.uint8)[0, 3] == codes.view(torch.uint8)[0, 5] == 0x7F
 
 
-def test_a_nan_poisons_its_own_row_and_column_only(cpu_tier: str, rng: torch.Generator) -> None:
+def test_a_nan_poisons_its_own_row_and_column_only(backend: str, rng: torch.Generator) -> None:
     grad, gate_up, weights = example(rng, torch.bfloat16)
     clean = results(grad, gate_up, weights)
     gate_up[5, 7] = torch.nan
@@ -285,9 +285,9 @@ def test_a_nan_poisons_its_own_row_and_column_only(cpu_tier: str, rng: torch.Gen
             assert_same_bits(torch.where(after.isnan(), before, after), before)
 
 
-def test_beyond_the_cache(cpu_tier: str, rng: torch.Generator) -> None:
+def test_beyond_the_cache(backend: str, rng: torch.Generator) -> None:
     """Large enough for non-temporal stores wherever the last-level cache is below 40 MB."""
-    if cpu_tier == "generic":
+    if backend == "generic":
         pytest.skip("the generic tier has no such stores")
     for dtype, rows in ((torch.bfloat16, 256), (torch.float32, 128)):
         arguments = example(rng, dtype, (rows, 256))
@@ -301,7 +301,7 @@ def repeated(x: Tensor) -> Tensor:
     return torch.cat([x.view(torch.uint8)] * 160).view(x.dtype)
 
 
-def test_strides(cpu_tier: str, rng: torch.Generator) -> None:
+def test_strides(backend: str, rng: torch.Generator) -> None:
     """Rows are read where they lie, or copied where their elements are apart."""
     wide = torch.randn(64, 600, generator=rng).bfloat16()
     many = torch.rand(640, generator=rng)
@@ -325,7 +325,7 @@ def test_strides(cpu_tier: str, rng: torch.Generator) -> None:
             raise AssertionError(f"{what}: {error}") from None
 
 
-def test_strides_of_codes_and_scales(cpu_tier: str, rng: torch.Generator) -> None:
+def test_strides_of_codes_and_scales(backend: str, rng: torch.Generator) -> None:
     grad, gate_up, weights = example(rng, torch.bfloat16)
     codes, scales = ops.quantize_tiles(gate_up)
     wanted = ops.swiglu_backward(grad, codes, scales, weights)
@@ -338,7 +338,7 @@ def test_strides_of_codes_and_scales(cpu_tier: str, rng: torch.Generator) -> Non
     assert_same_bits(ops.swiglu_backward(grad, apart, scales, weights), wanted)
 
 
-def test_same_bits_with_denormals_flushed(cpu_tier: str, rng: torch.Generator) -> None:
+def test_same_bits_with_denormals_flushed(backend: str, rng: torch.Generator) -> None:
     grad, gate_up, weights = example(rng)
     arguments = (grad * 2.0**-130, gate_up.index_fill(0, torch.tensor([3, 4]), -95.0) * 2.0**-3, weights)
     arguments[1][5:20] *= 2.0**-128
