@@ -15,6 +15,7 @@ Outcome run_fence(Machine& machine, Warp& warp, const Instruction& instruction, 
 Outcome run_copy(Machine& machine, Warp& warp, const Instruction& instruction, uint32_t mask);
 Outcome run_copy_commit(Machine& machine, Warp& warp, const Instruction& instruction, uint32_t mask);
 Outcome run_copy_wait(Machine& machine, Warp& warp, const Instruction& instruction, uint32_t mask);
+void check_copies_at_exit(Machine& machine, const CopyBatch& batch, uint32_t lanes);
 // barriers.cpp
 Outcome run_barrier(Machine& machine, Warp& warp, const Instruction& instruction, uint32_t mask);
 void check_barriers_at_exit(Machine& machine, Cta& cta);

@@ -211,6 +211,7 @@ class Machine {
     Outcome execute_converged(Warp& warp, const Instruction& instruction, uint32_t mask);
     uint32_t guard_lanes(const Warp& warp, const Prepared& prepared, uint32_t mask) const;
     [[noreturn]] void deadlock();
+    std::string assertion_text(Warp& warp, const Instruction& instruction, int lane);
 
     std::mt19937_64 rng_;
     std::map<const Kernel*, std::unique_ptr<PreparedKernel>> prepared_;

@@ -32,14 +32,17 @@ void Warp::learn(const Clock& clock, uint32_t mask) {
     more_lanes |= mask;
 }
 
+void Warp::forget_differences() {
+    for (uint32_t rest = more_lanes; rest; rest &= rest - 1) more[std::countr_zero(rest)].reset();
+    more_lanes = 0;
+}
+
 void Warp::synchronise_lanes(uint32_t mask) {
     if ((alive & ~mask) == 0) {
         for (uint32_t rest = more_lanes; rest; rest &= rest - 1) {
-            const int lane = std::countr_zero(rest);
-            known.join(*more[lane]);
-            more[lane].reset();
+            known.join(*more[std::countr_zero(rest)]);
         }
-        more_lanes = 0;
+        forget_differences();
         known.raise(agent, now);
     } else {
         Clock together;

@@ -75,6 +75,8 @@ struct Warp {
     void learn(const Clock& clock, uint32_t mask);
     // The lanes of `mask` learn from each other.
     void synchronise_lanes(uint32_t mask);
+    // What single lanes know beyond the others has become common knowledge.
+    void forget_differences();
     // Later accesses are not covered by what was published so far.
     void tick() { ++now; }
     void learn_own_copies(int lane, Agent copies, Tick tick);
