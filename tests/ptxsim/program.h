@@ -49,7 +49,6 @@ enum class Type : uint8_t {
     kBF16x2,
     kTF32,
     kF32,
-    kF32x2,
     kF64,
     kE4M3,
     kE5M2,
@@ -150,6 +149,8 @@ enum class Opcode : uint8_t {
     kWgmmaWait,  // immediates: groups that may stay open
 };
 
+const char* opcode_name(Opcode opcode);  // "CpAsync" for kCpAsync
+
 enum class Semantics : uint8_t {
     kWeak,
     kRelaxed,
@@ -199,6 +200,16 @@ enum class Compare : uint8_t {
 };
 enum class BoolOp : uint8_t { kNone, kAnd, kOr, kXor };
 enum class MulPart : uint8_t { kLow, kHigh, kWide };
+enum class PermuteMode : uint8_t {
+    kIndex,
+    kForward4,
+    kBackward4,
+    kReplicate8,
+    kEdgeLeft,
+    kEdgeRight,
+    kReplicate16
+};
+enum class TestProperty : uint8_t { kFinite, kInfinite, kNumber, kNotANumber, kNormal, kSubnormal };
 
 enum class SpecialRegister : uint8_t {
     kTidX,
@@ -286,6 +297,8 @@ struct Instruction {
     Compare compare = Compare::kEq;
     BoolOp bool_op = BoolOp::kNone;
     MulPart part = MulPart::kLow;
+    PermuteMode permute = PermuteMode::kIndex;
+    TestProperty test = TestProperty::kFinite;
     SpecialRegister special = SpecialRegister::kTidX;
 
     bool aligned = false;       // all threads of the warp must execute it together
@@ -293,7 +306,6 @@ struct Instruction {
     bool saturate = false, flush_subnormals = false, approximate = false, full_range = false;
     bool saturate_finite = false, relu = false, nan = false, xorsign_abs = false, round_to_integer = false;
     bool shift_amount = false, wrap = false, right = false, to_space = false;
-    bool carry_in = false, carry_out = false;
     bool transposed = false, match_all = false, increase = false, wait_all = false, no_increment = false;
     bool expect_tx = false, drop = false, no_complete = false, parity = false, test_only = false;
     bool multicast = false, cache_hint = false, read_only = false, a_in_registers = false;

@@ -1,0 +1,188 @@
+// f32 and f64 arithmetic: IEEE operations, each rounded once in the direction the instruction names.
+#include "alu_float.h"
+
+#include "alu.h"
+#include "alu_lanes.h"
+
+namespace ptxsim {
+namespace {
+
+constexpr auto sum = [](auto a, auto b) { return a + b; };
+constexpr auto difference = [](auto a, auto b) { return a - b; };
+constexpr auto product = [](auto a, auto b) { return a * b; };
+constexpr auto quotient = [](auto a, auto b) { return a / b; };
+constexpr auto fused = [](auto a, auto b, auto c) { return std::fma(a, b, c); };
+
+// The common case, without .ftz, .sat or a rounding direction: a loop that becomes vector instructions.
+template <class T, auto operation>
+void nearest_binary(const Instruction& instruction, uint64_t* registers, uint32_t mask) {
+    const uint64_t* a = row(registers, instruction.inputs[0]);
+    const uint64_t* b = row(registers, instruction.inputs[1]);
+    uint64_t* result = row(registers, instruction.outputs[0]);
+    for_lanes(mask, [=](int lane) {
+        result[lane] = result_cell(operation(from_cell<T>(a[lane]), from_cell<T>(b[lane])));
+    });
+}
+
+template <class T, auto operation>
+void nearest_ternary(const Instruction& instruction, uint64_t* registers, uint32_t mask) {
+    const uint64_t* a = row(registers, instruction.inputs[0]);
+    const uint64_t* b = row(registers, instruction.inputs[1]);
+    const uint64_t* c = row(registers, instruction.inputs[2]);
+    uint64_t* result = row(registers, instruction.outputs[0]);
+    for_lanes(mask, [=](int lane) {
+        result[lane] =
+            result_cell(operation(from_cell<T>(a[lane]), from_cell<T>(b[lane]), from_cell<T>(c[lane])));
+    });
+}
+
+template <class T, auto operation>
+void qualified_binary(const Instruction& instruction, uint64_t* registers, uint32_t mask) {
+    const uint64_t* a = row(registers, instruction.inputs[0]);
+    const uint64_t* b = row(registers, instruction.inputs[1]);
+    uint64_t* result = row(registers, instruction.outputs[0]);
+    const bool ftz = instruction.flush_subnormals;
+    const RoundingScope scope(instruction.rounding);
+    for_lanes(mask, [&](int lane) {
+        const volatile T x = flush_if(ftz, from_cell<T>(a[lane])), y = flush_if(ftz, from_cell<T>(b[lane]));
+        const volatile T value = operation(T{x}, T{y});
+        result[lane] = finish(instruction, T{value});
+    });
+}
+
+template <class T, auto operation>
+void qualified_ternary(const Instruction& instruction, uint64_t* registers, uint32_t mask) {
+    const uint64_t* a = row(registers, instruction.inputs[0]);
+    const uint64_t* b = row(registers, instruction.inputs[1]);
+    const uint64_t* c = row(registers, instruction.inputs[2]);
+    uint64_t* result = row(registers, instruction.outputs[0]);
+    const bool ftz = instruction.flush_subnormals;
+    const RoundingScope scope(instruction.rounding);
+    for_lanes(mask, [&](int lane) {
+        const volatile T x = flush_if(ftz, from_cell<T>(a[lane])), y = flush_if(ftz, from_cell<T>(b[lane]));
+        const volatile T z = flush_if(ftz, from_cell<T>(c[lane]));
+        const volatile T value = operation(T{x}, T{y}, T{z});
+        result[lane] = finish(instruction, T{value});
+    });
+}
+
+bool is_plain_nearest(const Instruction& instruction) {
+    return !is_directed(instruction.rounding) && !instruction.flush_subnormals && !instruction.saturate;
+}
+
+template <auto operation>
+PlainFunction arithmetic(const Instruction& instruction) {
+    const bool nearest = is_plain_nearest(instruction);
+    if (instruction.type == Type::kF32)
+        return nearest ? &nearest_binary<float, operation> : &qualified_binary<float, operation>;
+    return nearest ? &nearest_binary<double, operation> : &qualified_binary<double, operation>;
+}
+
+// div.approx: within 2 ulp on the device, here the rounded quotient; but 0 (or NaN for an infinite a) for a
+// divisor from 2^126, as the ISA says.
+uint64_t approximate_quotient(const Instruction& instruction, uint64_t a, uint64_t b) {
+    const bool ftz = instruction.flush_subnormals;
+    const float x = flush_if(ftz, bits_to_float(a)), y = flush_if(ftz, bits_to_float(b));
+    if (std::fabs(y) > 0x1p126f && !std::isinf(y)) {
+        if (std::isinf(x) || std::isnan(x)) return kCanonicalFloatNaN;
+        return float_to_bits(std::copysign(0.0f, std::signbit(x) == std::signbit(y) ? 1.0f : -1.0f));
+    }
+    return finish(instruction, x / y);
+}
+
+// The larger or smaller value. A number beats a NaN, unless .NaN asks for the opposite; -0 < +0; .xorsign.abs
+// compares magnitudes and gives the result the exclusive or of the signs.
+template <class T, bool want_max>
+uint64_t extreme(const Instruction& instruction, uint64_t a, uint64_t b) {
+    const bool ftz = instruction.flush_subnormals;
+    T x = flush_if(ftz, from_cell<T>(a)), y = flush_if(ftz, from_cell<T>(b));
+    const bool negative = std::signbit(x) != std::signbit(y);
+    if (instruction.xorsign_abs) {
+        x = std::fabs(x);
+        y = std::fabs(y);
+    }
+    T value;
+    if (std::isnan(x) || std::isnan(y)) {
+        if (instruction.nan || (std::isnan(x) && std::isnan(y))) return result_cell(static_cast<T>(NAN));
+        value = std::isnan(x) ? y : x;
+    } else {
+        const bool x_below = x < y || (x == y && std::signbit(x));
+        value = x_below == want_max ? y : x;
+    }
+    if (instruction.xorsign_abs) value = std::copysign(value, negative ? T{-1} : T{1});
+    return result_cell(value);
+}
+
+template <class T>
+uint64_t sign_cleared(const Instruction& instruction, uint64_t a) {
+    return to_cell(std::fabs(flush_if(instruction.flush_subnormals, from_cell<T>(a))));
+}
+
+template <class T>
+uint64_t sign_flipped(const Instruction& instruction, uint64_t a) {
+    return to_cell(-flush_if(instruction.flush_subnormals, from_cell<T>(a)));
+}
+
+constexpr auto sign_copied = [](auto a, auto b) { return std::copysign(b, a); };
+
+template <class T>
+uint64_t has_property(const Instruction& instruction, uint64_t a) {
+    const T value = from_cell<T>(a);
+    switch (instruction.test) {
+        case TestProperty::kFinite:
+            return std::isfinite(value);
+        case TestProperty::kInfinite:
+            return std::isinf(value);
+        case TestProperty::kNumber:
+            return !std::isnan(value);
+        case TestProperty::kNotANumber:
+            return std::isnan(value);
+        case TestProperty::kNormal:
+            return std::isnormal(value);
+        case TestProperty::kSubnormal:
+            return std::fpclassify(value) == FP_SUBNORMAL;
+    }
+    return 0;
+}
+
+bool is_f32(const Instruction& instruction) { return instruction.type == Type::kF32; }
+
+}  // namespace
+
+PlainFunction select_float_add(const Instruction& instruction) { return arithmetic<sum>(instruction); }
+PlainFunction select_float_sub(const Instruction& instruction) { return arithmetic<difference>(instruction); }
+PlainFunction select_float_mul(const Instruction& instruction) { return arithmetic<product>(instruction); }
+
+PlainFunction select_float_fma(const Instruction& instruction) {
+    const bool nearest = is_plain_nearest(instruction);
+    if (is_f32(instruction))
+        return nearest ? &nearest_ternary<float, fused> : &qualified_ternary<float, fused>;
+    return nearest ? &nearest_ternary<double, fused> : &qualified_ternary<double, fused>;
+}
+
+// div.full: within 2 ulp on the device, here the rounded quotient.
+PlainFunction select_float_div(const Instruction& instruction) {
+    if (instruction.approximate) return &binary_cells<approximate_quotient>;
+    return arithmetic<quotient>(instruction);
+}
+
+PlainFunction select_float_min(const Instruction& instruction) {
+    return is_f32(instruction) ? &binary_cells<extreme<float, false>> : &binary_cells<extreme<double, false>>;
+}
+PlainFunction select_float_max(const Instruction& instruction) {
+    return is_f32(instruction) ? &binary_cells<extreme<float, true>> : &binary_cells<extreme<double, true>>;
+}
+PlainFunction select_float_abs(const Instruction& instruction) {
+    return is_f32(instruction) ? &unary_cells<sign_cleared<float>> : &unary_cells<sign_cleared<double>>;
+}
+PlainFunction select_float_neg(const Instruction& instruction) {
+    return is_f32(instruction) ? &unary_cells<sign_flipped<float>> : &unary_cells<sign_flipped<double>>;
+}
+PlainFunction select_copysign(const Instruction& instruction) {
+    return is_f32(instruction) ? &binary<float, sign_copied> : &binary<double, sign_copied>;
+}
+PlainFunction select_testp(const Instruction& instruction) {
+    return is_f32(instruction) ? &unary_cells<has_property<float>> : &unary_cells<has_property<double>>;
+}
+
+}  // namespace ptxsim
