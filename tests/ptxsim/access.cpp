@@ -182,6 +182,7 @@ uint8_t* Machine::touch(Warp& warp, const Touch& touch, int lane, uint64_t addre
         case Space::kSharedCluster: {
             uint32_t offset;
             Cta& cta = shared_target(warp, space, address, touch.bytes, offset);
+            if (&cta != warp.cta) engine->remote_access(warp, lane, cta);
             uint8_t* const bytes = &cta.shared[offset];
             if (!touch.write) {
                 shared_read(cta, offset, touch.bytes, access, view(warp, lane));

@@ -58,7 +58,7 @@ std::string AgentTable::describe(Agent agent, uint32_t lanes, Agent seen_from) c
     }
     static constexpr const char* kNames[kAgentKinds] = {
         "warp ",          "cp.async of warp ", "fenced accesses of warp ", "wgmma of warp ", "bulk store of warp ",
-        "load on mbarrier "};
+        "bulk store of warp ", "load on mbarrier "};
     text += kNames[static_cast<int>(what)] + std::to_string(warp);
     const auto& id = owner.cta_ids[index / per_cta];
     text += " of cta (" + std::to_string(id[0]) + "," + std::to_string(id[1]) + "," + std::to_string(id[2]) + ")";

@@ -18,10 +18,11 @@ enum class AgentKind : uint8_t {
     kCopy,     // cp.async of a warp
     kFenced,   // not an accessor: a warp's ordinary accesses, as far as a proxy fence has covered them
     kWgmma,    // wgmma of a warp
-    kBulk,     // bulk and tensor stores of a warp
+    kBulk,     // bulk and tensor stores of a warp: what they read
+    kBulkWrite,  // and what they write, which is known to be done later
     kBarrier,  // bulk and tensor loads that complete on an mbarrier; `warp` counts barriers
 };
-inline constexpr int kAgentKinds = 6;
+inline constexpr int kAgentKinds = 7;
 inline constexpr uint32_t kMbarrierAgents = 48;  // mbarriers of a CTA that complete asynchronous loads
 
 struct AgentLayout {

@@ -18,8 +18,10 @@ class AsyncEngine {
   public:
     virtual ~AsyncEngine() = default;
     virtual Outcome execute(Machine& machine, Warp& warp, const Instruction& instruction, uint32_t mask) = 0;
-    // A lane-wise instruction is about to run while Warp::busy_registers is not zero.
+    // An instruction other than wgmma is about to run while Warp::busy_registers is not zero.
     virtual void plain_touches(Machine& machine, Warp& warp, const Instruction& instruction) = 0;
+    // A lane is about to access shared memory of another CTA.
+    virtual void remote_access(Warp& warp, int lane, Cta& target) = 0;
     // Throw Fault if something is left undone.
     virtual void lanes_exit(Machine& machine, Warp& warp, uint32_t mask) = 0;
     virtual void cta_exits(Machine& machine, Cta& cta) = 0;

@@ -172,6 +172,7 @@ bool Machine::run_warp(Warp& warp) {
 }
 
 Outcome Machine::execute(Warp& warp, const Instruction& instruction, uint32_t mask) {
+    if (warp.busy_registers && instruction.opcode != Opcode::kWgmma) engine->plain_touches(*this, warp, instruction);
     switch (instruction.opcode) {
         case Opcode::kNop:
             return Outcome::kAdvance;
