@@ -130,7 +130,7 @@ void ptxsim_unload(void* module) {
     });
 }
 
-const char* ptxsim_describe(void* module) {
+const char* ptxsim_kernels(void* module) {
     thread_local std::string json;
     guarded([&](Runtime& runtime) { json = describe(runtime.module(*static_cast<Image*>(module))); });
     return json.c_str();

@@ -24,7 +24,6 @@ InstructionClass classify_plain(const Instruction& instruction) {
     if (kSpecial.count(opcode)) return InstructionClass::kSpecial;
     switch (instruction.type) {
         case Type::kF32:
-        case Type::kF32x2:
         case Type::kF64:
             return opcode == "div" ? InstructionClass::kSpecial : InstructionClass::kFloat;
         case Type::kF16:

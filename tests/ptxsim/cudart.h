@@ -48,7 +48,7 @@ PTXSIM_EXPORT void* ptxsim_module(const char* text, size_t length);
 PTXSIM_EXPORT void ptxsim_unload(void* module);
 
 // JSON: {"kernel": {"params": [[offset, size], ...], ...}, ...}.
-PTXSIM_EXPORT const char* ptxsim_describe(void* module);
+PTXSIM_EXPORT const char* ptxsim_kernels(void* module);
 
 // Queues a launch. `dims` is grid, block and cluster, three numbers each (cluster 0 0 0: what the kernel
 // declares). Launches on different streams are concurrent; `rank` is the device they run on. 0 or a

@@ -119,7 +119,7 @@ def library() -> ctypes.CDLL:
     lib.ptxsim_module.argtypes = [ctypes.c_char_p, size]
     lib.ptxsim_module.restype = pointer
     lib.ptxsim_unload.argtypes = [pointer]
-    lib.ptxsim_describe.argtypes = [pointer]
+    lib.ptxsim_kernels.argtypes = [pointer]
     lib.ptxsim_launch.argtypes = [
         pointer,
         ctypes.c_char_p,
@@ -130,7 +130,7 @@ def library() -> ctypes.CDLL:
         integer,
         integer,
     ]
-    for function in (lib.ptxsim_error, lib.ptxsim_counters, lib.ptxsim_describe):
+    for function in (lib.ptxsim_error, lib.ptxsim_counters, lib.ptxsim_kernels):
         function.restype = ctypes.c_char_p
     return lib
 
@@ -148,7 +148,7 @@ class Module:
         self._handle = lib.ptxsim_module(data, len(data))
         if not self._handle:
             _raise()
-        self.kernels: dict[str, list[tuple[int, int]]] = json.loads(lib.ptxsim_describe(self._handle))
+        self.kernels: dict[str, list[tuple[int, int]]] = json.loads(lib.ptxsim_kernels(self._handle))
 
     def __del__(self) -> None:
         if getattr(self, "_handle", None):
