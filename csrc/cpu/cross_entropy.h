@@ -9,8 +9,6 @@
 
 namespace dse::cpu {
 
-inline constexpr int64_t kIgnoredTarget = -100;
-
 // logits [M, V] become their gradient; losses [M], choices [M] the first largest of each row.
 void cross_entropy(const FloatMatrix& logits, const int64_t* targets, float* losses, int64_t* choices,
                    const ParallelFor& parallel);

@@ -183,4 +183,9 @@ struct AdamwPointers {
     void* exp_avg_sq;
 };
 
+// --- cross_entropy
+
+// The target of a row that has none.
+inline constexpr int64_t kIgnoredTarget = -100;
+
 }  // namespace dse

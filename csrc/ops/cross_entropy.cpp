@@ -15,14 +15,10 @@ namespace {
 std::tuple<Tensor, Tensor> cross_entropy_(Tensor logits, const Tensor& targets) {
     const char* op = "cross_entropy_";
     check_cross_entropy(op, logits, targets);
-    DSE_REQUIRE(logits.size(1) == 1 || logits.stride(1) == 1, op,
-                ": logits must have adjacent columns, since they are written in place; call .contiguous()");
+    check_adjacent(op, logits);
     const Tensor list = packed(targets);
     const auto* classes = static_cast<const int64_t*>(list.const_data_ptr());
-    for (int64_t i = 0; i < list.numel(); ++i)
-        DSE_REQUIRE((classes[i] >= 0 && classes[i] < logits.size(1)) || classes[i] == cpu::kIgnoredTarget, op,
-                    ": targets[", i, "] must be between 0 and V - 1 = ", logits.size(1) - 1, ", or ",
-                    cpu::kIgnoredTarget, ", got ", classes[i], "; pass the classes of these logits");
+    check_classes(op, classes, list.numel(), logits.size(1));
     Tensor losses = torch::stable::new_empty(logits, {logits.size(0)}, ScalarType::Float);
     Tensor choices = torch::stable::new_empty(logits, {logits.size(0)}, ScalarType::Long);
     FloatMatrix rows = float_matrix(logits);

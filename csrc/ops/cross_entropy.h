@@ -1,6 +1,7 @@
 // What the cross_entropy family asks of its arguments; deepseek_ext/ops/cross_entropy.py says the same of
 // fake tensors, in the same words.
 #pragma once
+#include "formats/views.h"
 #include "ops/require.h"
 
 namespace dse::cross_entropy {
@@ -14,6 +15,19 @@ inline void check_cross_entropy(const char* op, const Tensor& logits, const Tens
     DSE_REQUIRE(targets.dim() == 1 && targets.size(0) == logits.size(0), op,
                 ": targets must be [M] = ", describe(std::vector<int64_t>{logits.size(0)}), ", got ",
                 describe(targets), "; pass one class for each row");
+}
+
+inline void check_adjacent(const char* op, const Tensor& logits) {
+    DSE_REQUIRE(logits.size(1) == 1 || logits.stride(1) == 1, op,
+                ": logits must have adjacent columns, since they are written in place; call .contiguous()");
+}
+
+// The values of targets, where the host can read them.
+inline void check_classes(const char* op, const int64_t* classes, int64_t rows, int64_t columns) {
+    for (int64_t i = 0; i < rows; ++i)
+        DSE_REQUIRE((classes[i] >= 0 && classes[i] < columns) || classes[i] == kIgnoredTarget, op,
+                    ": targets[", i, "] must be between 0 and V - 1 = ", columns - 1, ", or ", kIgnoredTarget,
+                    ", got ", classes[i], "; pass the classes of these logits");
 }
 
 }  // namespace dse::cross_entropy

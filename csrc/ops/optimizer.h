@@ -1,4 +1,4 @@
-// What the optimizer family requires of its arguments, on every device. The fake in
+// What the optimizer family requires of its arguments on every device, and the numbers of a step. The fake in
 // deepseek_ext/ops/optimizer.py states the same requirements in the same words; a test compares the two.
 #pragma once
 #include <torch/csrc/stable/tensor.h>
@@ -10,6 +10,7 @@
 #include <string>
 #include <vector>
 
+#include "formats/views.h"
 #include "ops/check.h"
 #include "ops/describe.h"
 
@@ -90,6 +91,52 @@ inline void check_adamw(const TensorList& params, const TensorList& grads, const
     DSE_REQUIRE(eps >= 0, "adamw_step_: eps must not be negative, got ", describe_number(eps),
                 "; 1e-8 is usual");
     DSE_REQUIRE(step >= 1, "adamw_step_: step must be at least 1, got ", step, "; count the first step as 1");
+}
+
+// Whether x fills a piece of memory without gaps, in whatever order of dimensions.
+inline bool is_dense(const Tensor& x) {
+    if (x.is_contiguous()) return true;
+    const auto sizes = x.sizes(), strides = x.strides();
+    std::vector<std::pair<int64_t, int64_t>> dims;
+    for (size_t d = 0; d < sizes.size(); ++d)
+        if (sizes[d] != 1) dims.emplace_back(strides[d], sizes[d]);
+    std::sort(dims.begin(), dims.end());
+    int64_t expected = 1;
+    for (const auto& [stride, size] : dims) {
+        if (stride != expected) return false;
+        expected *= size;
+    }
+    return true;
+}
+
+// Of tensors of one shape: whether element i lies equally far from the first in both.
+inline bool lie_alike(const Tensor& a, const Tensor& b) {
+    const auto sizes = a.sizes(), s = a.strides(), t = b.strides();
+    for (size_t d = 0; d < sizes.size(); ++d)
+        if (sizes[d] > 1 && s[d] != t[d]) return false;
+    return true;
+}
+
+// Whether element i of each lies i places behind its first, in one order of elements.
+inline bool are_one_run(const Tensor& param, const Tensor& grad, const Tensor& exp_avg,
+                        const Tensor& exp_avg_sq) {
+    return lie_alike(param, grad) && lie_alike(param, exp_avg) && lie_alike(param, exp_avg_sq) &&
+           is_dense(param);
+}
+
+inline AdamwConstants adamw_constants(double lr, double beta1, double beta2, double eps, double weight_decay,
+                                      int64_t step, double grad_scale) {
+    const auto rounded = [](double x) { return static_cast<float>(x); };
+    const double steps = static_cast<double>(step);
+    return {rounded(grad_scale),
+            rounded(beta1),
+            rounded(1 - beta1),
+            rounded(beta2),
+            rounded(1 - beta2),
+            rounded(1 / std::sqrt(1 - std::pow(beta2, steps))),
+            rounded(eps),
+            rounded(1 - lr * weight_decay),
+            rounded(lr / (1 - std::pow(beta1, steps)))};
 }
 
 }  // namespace dse::optimizer

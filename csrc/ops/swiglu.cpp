@@ -12,11 +12,6 @@
 namespace dse::swiglu {
 namespace {
 
-RowWeights row_weights(const std::optional<Tensor>& weights) {
-    if (!weights) return {nullptr, 0};
-    return {static_cast<const float*>(weights->const_data_ptr()), weights->stride(0)};
-}
-
 float* floats(const std::optional<Tensor>& x) {
     return x ? static_cast<float*>(x->mutable_data_ptr()) : nullptr;
 }

@@ -3,6 +3,7 @@
 #pragma once
 #include <optional>
 
+#include "formats/views.h"
 #include "ops/quantize.h"
 
 namespace dse::swiglu {
@@ -63,6 +64,11 @@ inline Tensor new_matrix(const Tensor& like, int64_t rows, int64_t columns, Scal
 inline std::optional<Tensor> new_grad_weights(const std::optional<Tensor>& weights) {
     if (!weights) return std::nullopt;
     return torch::stable::new_empty(*weights, {weights->size(0)}, ScalarType::Float);
+}
+
+inline RowWeights row_weights(const std::optional<Tensor>& weights) {
+    if (!weights) return {nullptr, 0};
+    return {static_cast<const float*>(weights->const_data_ptr()), weights->stride(0)};
 }
 
 }  // namespace dse::swiglu

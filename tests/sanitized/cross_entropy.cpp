@@ -17,7 +17,7 @@ SANITIZED_CASE(cross_entropy) {
             Buffer<float> current(size), generic(size), before(size);
             for (Buffer<float>* x : {&current, &generic, &before}) fill_normal(*x, 5);
             Buffer<int64_t> targets(rows), choices(rows), generic_choices(rows);
-            for (int64_t r = 0; r < rows; ++r) targets[r] = r % 3 == 2 ? cpu::kIgnoredTarget : r % columns;
+            for (int64_t r = 0; r < rows; ++r) targets[r] = r % 3 == 2 ? kIgnoredTarget : r % columns;
             Buffer<float> losses(rows), generic_losses(rows);
             const auto run = [&](Buffer<float>& x, Buffer<float>& loss, Buffer<int64_t>& choice) {
                 cpu::cross_entropy({x.data(), FloatType::kFloat32, rows, columns, stride}, targets.data(),
@@ -32,7 +32,7 @@ SANITIZED_CASE(cross_entropy) {
                 const float* x = before.data() + r * stride;
                 double sum = 0;
                 for (int64_t c = 0; c < columns; ++c) sum += std::exp(x[c]);
-                const bool ignored = targets[r] == cpu::kIgnoredTarget;
+                const bool ignored = targets[r] == kIgnoredTarget;
                 EXPECT(std::abs(losses[r] - (ignored ? 0 : std::log(sum) - x[targets[r]])) < 1e-5);
                 EXPECT(choices[r] == std::max_element(x, x + columns) - x);
             }
