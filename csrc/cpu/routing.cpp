@@ -10,16 +10,15 @@
 #include "formats/e4m3.h"
 #include "formats/exp.h"
 #include "formats/f16.h"
+#include "formats/routing.h"
 #include "formats/scale.h"
 #include "formats/tiles.h"
 
 namespace dse::cpu {
 namespace {
 
-constexpr float kTiny = 1e-20f;  // keeps weights finite where all chosen scores are zero
-
 // Rows are padded to a multiple of this; a multiple of every tier's vector.
-constexpr int64_t kColumns = 16;
+constexpr int64_t kColumns = kSumColumns;
 constexpr int64_t padded(int64_t n) { return (n + kColumns - 1) / kColumns * kColumns; }
 
 // Tokens that are worth a thread: so many take 11 us to route to 32 experts, and a thread a few to wake.
@@ -40,28 +39,13 @@ class Scratch {
     void* data_;
 };
 
-// A batch cut into blocks of tokens of one sequence, whose partial sums are added in order: the result does
-// not depend on the threads that computed them.
-struct Blocks {
-    static constexpr int64_t kTokens = 128;
-
-    explicit Blocks(const BalanceBatch& batch)
-        : length(batch.length()), each(ceil_div(length, kTokens)), count(batch.sequences * each) {}
-    int64_t first(int64_t block) const { return block / each * length + block % each * kTokens; }
-    int64_t last(int64_t block) const {
-        const int64_t end = (block / each + 1) * length, full = first(block) + kTokens;
-        return full < end ? full : end;
-    }
-    int64_t length;  // of a sequence
-    int64_t each;    // blocks of a sequence
-    int64_t count;
-};
+TokenBlocks blocks_of(const BalanceBatch& batch) { return TokenBlocks::of(batch.sequences, batch.length()); }
 
 // How many valid tokens a sequence has, and how often they chose each expert.
 struct Tally {
     Tally(const BalanceBatch& batch, const ParallelFor& parallel)
         : experts(batch.logits.experts), tokens(batch.sequences), chosen(batch.sequences * experts) {
-        const Blocks blocks(batch);
+        const TokenBlocks blocks = blocks_of(batch);
         std::vector<int32_t> counts(blocks.count * (experts + 1));
         parallel(blocks.count, 16, [&](int64_t begin, int64_t end) {
             for (int64_t b = begin; b < end; ++b) {
@@ -80,11 +64,8 @@ struct Tally {
             tokens[sequence] += count[experts];
         }
     }
-    // f_e / T of a sequence: E / (K T^2) times how often e was chosen, and 0 in a sequence of padding.
     double frequency(int64_t sequence, int64_t expert, int64_t top_k) const {
-        const double length = static_cast<double>(tokens[sequence] > 0 ? tokens[sequence] : 1);
-        return static_cast<double>(chosen[sequence * experts + expert] * experts) /
-               (static_cast<double>(top_k) * length * length);
+        return choice_frequency(chosen[sequence * experts + expert], tokens[sequence], experts, top_k);
     }
     int64_t experts;
     std::vector<int64_t> tokens;
@@ -114,7 +95,7 @@ void route_backward(const float* grad_weights, const Logits& logits, const int32
 
 float sequence_balance_loss(const BalanceBatch& batch, double alpha, const ParallelFor& parallel) {
     const IeeeScope ieee;
-    const Blocks blocks(batch);
+    const TokenBlocks blocks = blocks_of(batch);
     const int64_t experts = batch.logits.experts;
     const Tally tally(batch, parallel);
     std::vector<float> shares(blocks.count * experts);

@@ -18,7 +18,7 @@ template <class T>
 void fill(T* p, int64_t count, T value, cudaStream_t stream) {
     if (count == 0) return;
     fill_kernel<<<grid_size(ceil_div(count, kFillThreads), kMaxGridX), kFillThreads, 0, stream>>>(p, count,
-                                                                                               value);
+                                                                                                  value);
 }
 
 }  // namespace dse::cuda

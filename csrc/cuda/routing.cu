@@ -1,9 +1,9 @@
 // Scores, choices, weights and their gradient; the bias update.
 //
 // A warp takes a token. Its choices lie in shared memory as keys (formats/routing.h), expert e being lane
-// e % 32's, and K times the largest is found and struck out: a lane looks through its own E / 32 keys, two warp
-// reductions give the largest key and the lowest index that has it. Bound by the issue of instructions, not by
-// memory: 256 experts take about 1000 instructions a token and 1 KB.
+// e % 32's, and K times the largest is found and struck out: a lane looks through its own E / 32 keys, two
+// warp reductions give the largest key and the lowest index that has it. Bound by the issue of instructions,
+// not by memory: 256 experts take about 1000 instructions a token and 1 KB.
 #include "cuda/fill.cuh"
 #include "cuda/launch.cuh"
 #include "cuda/routing.cuh"
@@ -97,14 +97,14 @@ __device__ void choose_top(const TokenRow& row, int experts, int k, int lane) {
 }
 
 template <bool kShared>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 8)
     route_kernel(Logits logits, const float* bias, const bool* valid, RouteOptions o, int64_t words,
                  float* weights, int32_t* indices, int32_t* load, int32_t* workspace) {
     extern __shared__ int32_t shared[];
     const int lane = threadIdx.x % kWarpSize, experts = static_cast<int>(logits.experts);
     const int top_k = static_cast<int>(o.top_k);
-    const TokenRow row(
-        kShared ? shared + threadIdx.x / kWarpSize * words : workspace + first_token() * words, experts, o);
+    const TokenRow row(kShared ? shared + threadIdx.x / kWarpSize * words : workspace + first_token() * words,
+                       experts, o);
     for (int64_t t = first_token(); t < logits.tokens; t += token_step()) {
         const float* x = logits.row(t);
         for (int e = lane; e < experts; e += kWarpSize) row.keys[e] = key_of(sigmoid(x[e]) + bias[e]);
@@ -166,8 +166,7 @@ __global__ void __launch_bounds__(kThreads)
         for (int64_t k = lane; k < top_k; k += kWarpSize) {
             const Choice c = choice(k);
             const float grad = o.normalize ? divide(c.grad - mean, total) : c.grad;
-            if (c.expert >= 0)
-                to[c.expert] = grad * o.scaling_factor * c.score.of_x * c.score.of_minus_x;
+            if (c.expert >= 0) to[c.expert] = grad * o.scaling_factor * c.score.of_x * c.score.of_minus_x;
         }
     }
 }
@@ -201,7 +200,7 @@ void launch_update_bias(float* bias, const Count* load, int64_t routers, int64_t
                         cudaStream_t stream) {
     if (routers == 0 || experts == 0) return;
     update_bias_kernel<<<grid_size(routers, kMaxGridX), kThreads, 0, stream>>>(bias, load, routers, experts,
-                                                                              rate);
+                                                                               rate);
 }
 
 // How many warps share a block's memory: all, one, or none because a row does not fit.

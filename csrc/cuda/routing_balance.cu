@@ -1,9 +1,10 @@
 // The balance loss of a sequence and its gradient.
 //
-// A token's scores are summed by a warp, in the order of the CPU's: down 16 columns, then by halves. A block of
-// threads then takes 64 experts of 128 tokens: computes their shares in parallel, and adds each expert's down
-// the tokens in order, as it counts the choices. What is left is one number an expert for each 128 tokens.
-// Bound by the issue of instructions: a sigmoid takes about 40, and is computed twice rather than stored.
+// A token's scores are summed by a warp, in the order of the CPU's: down 16 columns, then by halves. A block
+// of threads then takes 64 experts of 128 tokens: computes their shares in parallel, and adds each expert's
+// down the tokens in order, as it counts the choices. What is left is one number an expert for each 128
+// tokens. Bound by the issue of instructions: a sigmoid takes about 40, and is computed twice rather than
+// stored.
 #include "cuda/launch.cuh"
 #include "cuda/routing.cuh"
 #include "formats/exp.h"
@@ -19,8 +20,8 @@ constexpr int kWarpsPerBlock = kThreads / kWarpSize;
 constexpr int kBlockTokens = static_cast<int>(TokenBlocks::kTokens);
 constexpr int kBlockExperts = 64;  // with 128 tokens 32 KB of shares
 
-// A thread's part of a sum over experts, of which lane l takes each 32nd from the l-th on. The upper half of a
-// warp hands its terms to the lower half, which keeps the 16 columns.
+// A thread's part of a sum over experts, of which lane l takes each 32nd from the l-th on. The upper half of
+// a warp hands its terms to the lower half, which keeps the 16 columns.
 class ColumnSum {
     static_assert(kSumColumns == kWarpSize / 2);
 
@@ -48,10 +49,10 @@ __device__ float total_score(const float* logits, int64_t experts, int lane) {
     return sum.total();
 }
 
-// `value` of all threads of the block added in a fixed order, in each of them.
+// `value` of all threads of the block added in a fixed order, in each of them. `of_warp` is kWarpsPerBlock
+// long.
 template <class T>
-__device__ T sum_of_block(T value) {
-    __shared__ T of_warp[kWarpsPerBlock];
+__device__ T sum_of_block(T value, T* of_warp) {
     for (int distance = kWarpSize / 2; distance > 0; distance /= 2)
         value += __shfl_xor_sync(kWarp, value, distance);
     if (threadIdx.x % kWarpSize == 0) of_warp[threadIdx.x / kWarpSize] = value;
@@ -77,9 +78,9 @@ __global__ void __launch_bounds__(kThreads) totals_kernel(BalanceBatch batch, fl
 // counts[b, e]: how often the valid tokens of block b chose expert e. shares[b, e]: the sum of their s_te /
 // total_t, in order.
 template <bool kShares>
-__global__ void __launch_bounds__(kThreads) tally_kernel(BalanceBatch batch, TokenBlocks blocks,
-                                                         unsigned chunks, const float* totals, int32_t* counts,
-                                                         float* shares) {
+__global__ void __launch_bounds__(kThreads)
+    tally_kernel(BalanceBatch batch, TokenBlocks blocks, unsigned chunks, const float* totals,
+                 int32_t* counts, float* shares) {
     __shared__ int32_t count[kBlockExperts];
     __shared__ float share[kShares ? kBlockTokens : 1][kBlockExperts];
     const int64_t block = blockIdx.x / chunks, first_token = blocks.first(block);
@@ -116,12 +117,12 @@ __global__ void __launch_bounds__(kThreads) tally_kernel(BalanceBatch batch, Tok
 }
 
 // A sequence's valid tokens, counted by a block of threads.
-__device__ int64_t valid_tokens(const BalanceBatch& batch, int64_t sequence) {
+__device__ int64_t valid_tokens(const BalanceBatch& batch, int64_t sequence, int64_t* of_warp) {
     const int64_t length = batch.length();
     if (batch.valid == nullptr) return length;
     int64_t tokens = 0;
     for (int64_t t = threadIdx.x; t < length; t += kThreads) tokens += batch.valid[sequence * length + t];
-    return sum_of_block(tokens);
+    return sum_of_block(tokens, of_warp);
 }
 
 // x[block, expert] added over the blocks of a sequence, in order.
@@ -136,19 +137,21 @@ __device__ Sum sum_of_blocks(const T* x, const TokenBlocks& blocks, int64_t sequ
 }
 
 // sums[s]: the sum over experts of f_e P_e.
-__global__ void __launch_bounds__(kThreads) sequence_kernel(BalanceBatch batch, TokenBlocks blocks,
-                                                            const int32_t* counts, const float* shares,
-                                                            double* sums) {
+__global__ void __launch_bounds__(kThreads)
+    sequence_kernel(BalanceBatch batch, TokenBlocks blocks, const int32_t* counts, const float* shares,
+                    double* sums) {
+    __shared__ int64_t tokens_of_warp[kWarpsPerBlock];
+    __shared__ double sum_of_warp[kWarpsPerBlock];
     const int64_t experts = batch.logits.experts;
     for (int64_t s = blockIdx.x; s < batch.sequences; s += gridDim.x) {
-        const int64_t tokens = valid_tokens(batch, s);
+        const int64_t tokens = valid_tokens(batch, s, tokens_of_warp);
         double sum = 0.0;
         for (int64_t e = threadIdx.x; e < experts; e += kThreads) {
             const auto chosen = sum_of_blocks<int64_t>(counts, blocks, s, e, experts);
             const auto share = sum_of_blocks<double>(shares, blocks, s, e, experts);
             sum += choice_frequency(chosen, tokens, experts, batch.top_k) * share;
         }
-        sum = sum_of_block(sum);
+        sum = sum_of_block(sum, sum_of_warp);
         if (threadIdx.x == 0) sums[s] = sum;
     }
 }
@@ -160,13 +163,14 @@ __global__ void loss_kernel(const double* sums, int64_t sequences, double alpha,
 }
 
 // frequencies[s, e]: what f_e contributes to the gradient.
-__global__ void __launch_bounds__(kThreads) frequency_kernel(BalanceBatch batch, TokenBlocks blocks,
-                                                             const int32_t* counts, double alpha,
-                                                             const float* grad, float* frequencies) {
+__global__ void __launch_bounds__(kThreads)
+    frequency_kernel(BalanceBatch batch, TokenBlocks blocks, const int32_t* counts, double alpha,
+                     const float* grad, float* frequencies) {
+    __shared__ int64_t tokens_of_warp[kWarpsPerBlock];
     const int64_t experts = batch.logits.experts;
     const double scale = alpha * *grad / static_cast<double>(batch.sequences);
     for (int64_t s = blockIdx.x; s < batch.sequences; s += gridDim.x) {
-        const int64_t tokens = valid_tokens(batch, s);
+        const int64_t tokens = valid_tokens(batch, s, tokens_of_warp);
         for (int64_t e = threadIdx.x; e < experts; e += kThreads) {
             const auto chosen = sum_of_blocks<int64_t>(counts, blocks, s, e, experts);
             frequencies[s * experts + e] =
@@ -177,7 +181,8 @@ __global__ void __launch_bounds__(kThreads) frequency_kernel(BalanceBatch batch,
 
 // s_e / total * (f_e - sum_j f_j s_j / total) * (1 - s_e).
 __global__ void __launch_bounds__(kThreads)
-    balance_backward_kernel(BalanceBatch batch, int64_t length, const float* frequencies, float* grad_logits) {
+    balance_backward_kernel(BalanceBatch batch, int64_t length, const float* frequencies,
+                            float* grad_logits) {
     const int lane = threadIdx.x % kWarpSize;
     const int64_t experts = batch.logits.experts;
     const int64_t step = static_cast<int64_t>(gridDim.x) * kWarpsPerBlock;
@@ -252,7 +257,7 @@ void sequence_balance_loss(const BalanceBatch& batch, double alpha, float* loss,
         totals_kernel<<<blocks_of_tokens(batch), kThreads, 0, stream>>>(batch, w.totals);
     launch_tally<true>(batch, w, stream);
     sequence_kernel<<<grid_size(batch.sequences, kMaxGridX), kThreads, 0, stream>>>(batch, w.blocks, w.counts,
-                                                                                  w.shares, w.sums);
+                                                                                    w.shares, w.sums);
     loss_kernel<<<1, 1, 0, stream>>>(w.sums, batch.sequences, alpha, loss);
 }
 
@@ -263,8 +268,8 @@ void sequence_balance_loss_backward(const BalanceBatch& batch, double alpha, con
     launch_tally<false>(batch, w, stream);
     frequency_kernel<<<grid_size(batch.sequences, kMaxGridX), kThreads, 0, stream>>>(
         batch, w.blocks, w.counts, alpha, grad, w.frequencies);
-    balance_backward_kernel<<<blocks_of_tokens(batch), kThreads, 0, stream>>>(
-        batch, batch.length(), w.frequencies, grad_logits);
+    balance_backward_kernel<<<blocks_of_tokens(batch), kThreads, 0, stream>>>(batch, batch.length(),
+                                                                              w.frequencies, grad_logits);
 }
 
 }  // namespace dse::cuda

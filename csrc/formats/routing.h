@@ -8,8 +8,8 @@ namespace dse {
 // Keeps weights finite where all chosen scores are zero.
 inline constexpr float kTinyScore = 1e-20f;
 
-// Choices are compared as integers, their keys: the bits of a float, those of a negative one turned over, have
-// the order of the numbers, and no NaN can upset them.
+// Choices are compared as integers, their keys: the bits of a float, those of a negative one turned over,
+// have the order of the numbers, and no NaN can upset them.
 inline constexpr int32_t kLowestKey = static_cast<int32_t>(0x807fffffu);  // that of -inf
 inline constexpr int32_t kPaddingKey = INT32_MIN;                         // precedes nothing
 

@@ -12,11 +12,6 @@
 namespace dse::routing {
 namespace {
 
-using Options = RouteOptions;
-
-Logits view(const Tensor& logits) {
-    return {logits.const_data_ptr<float>(), logits.size(0), logits.size(1), logits.stride(0)};
-}
 const bool* flags(const std::optional<Tensor>& valid) {
     return valid ? valid->const_data_ptr<bool>() : nullptr;
 }
@@ -26,14 +21,12 @@ std::tuple<Tensor, Tensor, Tensor> route(const Tensor& logits, const Tensor& bia
                                          int64_t topk_groups, double routed_scaling_factor,
                                          bool norm_topk_prob) {
     require_route(logits, bias, valid, top_k, n_groups, topk_groups);
-    const int64_t tokens = logits.size(0);
-    Tensor weights = torch::stable::new_empty(logits, {tokens, top_k});
-    Tensor indices = torch::stable::new_empty(logits, {tokens, top_k}, ScalarType::Int);
-    Tensor load = torch::stable::new_empty(logits, {logits.size(1)}, ScalarType::Int);
+    Tensor weights = new_weights(logits, top_k), indices = new_indices(logits, top_k),
+           load = new_load(logits);
     const Tensor rows = walkable(logits), biases = packed(bias);
     const std::optional<Tensor> counted = packed(valid);
-    const Options options{top_k, n_groups, topk_groups, static_cast<float>(routed_scaling_factor),
-                          norm_topk_prob};
+    const RouteOptions options{top_k, n_groups, topk_groups, static_cast<float>(routed_scaling_factor),
+                               norm_topk_prob};
     cpu::route(view(rows), biases.const_data_ptr<float>(), flags(counted), options,
                weights.mutable_data_ptr<float>(), indices.mutable_data_ptr<int32_t>(),
                load.mutable_data_ptr<int32_t>(), torch_threads());
@@ -45,8 +38,9 @@ Tensor route_backward(const Tensor& grad_weights, const Tensor& logits, const Te
     require_route_backward(grad_weights, logits, indices);
     const Tensor rows = walkable(logits), chosen = packed(indices), grads = packed(grad_weights);
     require_experts("route_backward", chosen.const_data_ptr<int32_t>(), chosen.numel(), logits.size(1));
-    Tensor grad_logits = torch::stable::new_empty(logits, {logits.size(0), logits.size(1)});
-    const Options options{indices.size(1), 1, 1, static_cast<float>(routed_scaling_factor), norm_topk_prob};
+    Tensor grad_logits = new_grad_logits(logits);
+    const RouteOptions options{indices.size(1), 1, 1, static_cast<float>(routed_scaling_factor),
+                               norm_topk_prob};
     cpu::route_backward(grads.const_data_ptr<float>(), view(rows), chosen.const_data_ptr<int32_t>(), options,
                         grad_logits.mutable_data_ptr<float>(), torch_threads());
     return grad_logits;
@@ -106,7 +100,7 @@ Tensor sequence_balance_loss_backward(const Tensor& grad, const Tensor& logits, 
     const char* op = "sequence_balance_loss_backward";
     const Balance balance(op, logits, indices, valid, num_sequences);
     require_scalar_grad(op, grad);
-    Tensor grad_logits = torch::stable::new_empty(logits, {logits.size(0), logits.size(1)});
+    Tensor grad_logits = new_grad_logits(logits);
     cpu::sequence_balance_loss_backward(balance.batch(), alpha * *grad.const_data_ptr<float>(),
                                         grad_logits.mutable_data_ptr<float>(), torch_threads());
     return grad_logits;

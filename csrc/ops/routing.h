@@ -1,5 +1,6 @@
-// What the routing family requires of its arguments, on every device. The fakes in
-// deepseek_ext/ops/routing.py state the same requirements in the same words; a test compares the two.
+// What the routing family requires of its arguments and how it allocates its results, on every device. The
+// fakes in deepseek_ext/ops/routing.py state the same requirements in the same words; a test compares the
+// two.
 #pragma once
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
@@ -7,6 +8,7 @@
 
 #include <optional>
 
+#include "formats/views.h"
 #include "ops/require.h"
 
 namespace dse::routing {
@@ -95,6 +97,24 @@ inline void require_scalar_grad(const char* op, const Tensor& grad) {
     DSE_REQUIRE(grad.scalar_type() == ScalarType::Float && grad.dim() == 0, op,
                 ": grad must be a float32 scalar, got ", describe(grad.scalar_type()), " ", describe(grad),
                 "; pass the gradient of the loss");
+}
+
+// Walkable logits.
+inline Logits view(const Tensor& logits) {
+    return {logits.const_data_ptr<float>(), logits.size(0), logits.size(1), logits.stride(0)};
+}
+
+inline Tensor new_weights(const Tensor& logits, int64_t top_k) {
+    return torch::stable::new_empty(logits, {logits.size(0), top_k});
+}
+inline Tensor new_indices(const Tensor& logits, int64_t top_k) {
+    return torch::stable::new_empty(logits, {logits.size(0), top_k}, ScalarType::Int);
+}
+inline Tensor new_load(const Tensor& logits) {
+    return torch::stable::new_empty(logits, {logits.size(1)}, ScalarType::Int);
+}
+inline Tensor new_grad_logits(const Tensor& logits) {
+    return torch::stable::new_empty(logits, {logits.size(0), logits.size(1)});
 }
 
 }  // namespace dse::routing
