@@ -45,10 +45,10 @@ $(OUT)/cuda/%.o: csrc/cuda/%.cu
 	@mkdir -p $(@D)
 	$(NVCC80) -DDSE_SIMULATOR -Icsrc -c $< -o $@
 
-# Test programs: host code and kernels in one shared object, as an extension has them.
+# Test programs: host code and kernels in one shared object, as an extension has them. NAME_sm90.cu is for Hopper.
 $(OUT)/kernels/%.so: $(PTXSIM)/kernels/%.cu $(PTXSIM_LIBRARY)
 	@mkdir -p $(@D)
-	$(NVCC80) -I$(PTXSIM) -c $< -o $(@:.so=.o)
+	$(if $(findstring _sm90,$*),$(NVCC90),$(NVCC80)) -I$(PTXSIM) -c $< -o $(@:.so=.o)
 	$(CXX) -shared -o $@ $(@:.so=.o) -L$(OUT) -lptxsim -Wl,-rpath,'$$ORIGIN/..'
 
 clean-ptxsim:

@@ -1,5 +1,6 @@
 #include "images.h"
 
+#include <cstdlib>
 #include <cstring>
 #include <vector>
 
@@ -67,10 +68,13 @@ std::vector<PtxText> ptx_of(const uint8_t* fat_binary) {
     return found;
 }
 
-// sm_90a's PTX runs on 9.0 alone; any other on its own and every later architecture.
-bool runs_on(const PtxText& ptx, int64_t capability) {
-    const bool specific = ptx.text.find(".target sm_90a") != std::string::npos;
-    return specific ? capability == ptx.architecture : capability >= ptx.architecture;
+// "sm_90a" runs on 9.0 alone; "sm_80" on 8.0 and every later architecture.
+bool runs_on(const std::string& ptx, int64_t capability) {
+    const size_t at = ptx.find(".target sm_");
+    if (at == std::string::npos) return true;  // the parser will say so
+    char* end = nullptr;
+    const long target = std::strtol(ptx.c_str() + at + 11, &end, 10);
+    return *end == 'a' ? capability == target : capability >= target;
 }
 
 }  // namespace
@@ -97,7 +101,7 @@ Module& Image::module(int64_t capability) {
         for (const PtxText& ptx : all) {
             if (ptx.text.empty())
                 throw Fault("IMAGE", "the fat binary's PTX is compressed: compile with nvcc --no-compress");
-            if (runs_on(ptx, capability) && (best == nullptr || ptx.architecture > best->architecture))
+            if (runs_on(ptx.text, capability) && (best == nullptr || ptx.architecture > best->architecture))
                 best = &ptx;
         }
         if (best == nullptr)
@@ -107,6 +111,8 @@ Module& Image::module(int64_t capability) {
                              static_cast<int>(capability), all.size()));
         text_ = best->text;
     }
+    if (!runs_on(text_, capability))
+        throw Fault("IMAGE", text("the PTX is not for sm_%d", static_cast<int>(capability)));
     module_ = parse_module(text_);
     return *module_;
 }

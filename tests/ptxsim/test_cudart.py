@@ -1,0 +1,351 @@
+"""The stand-in libcudart: what a launcher may rely on, and what it is refused as a driver would refuse it."""
+
+import ctypes
+import subprocess
+from ctypes import byref, c_float, c_int, c_uint, c_void_p
+
+import numpy as np
+import pytest
+from ptxsim import (
+    BUILD,
+    ROOT,
+    In,
+    InOut,
+    Module,
+    Out,
+    Simulator,
+    SimulatorError,
+    address,
+    library,
+    make,
+    program,
+    ptx,
+    tensor_map,
+)
+
+INVALID_VALUE, INVALID_CONFIGURATION, LAUNCH_FAILURE, NOT_SUPPORTED = 1, 9, 719, 801
+INVALID_CLUSTER, INVALID_DEVICE, INVALID_HANDLE, NO_IMAGE = 912, 101, 400, 209
+CAPTURE_UNSUPPORTED, CAPTURE_UNJOINED, CAPTURE_IMPLICIT = 900, 904, 906
+
+
+def at(memory: np.ndarray) -> c_void_p:
+    return c_void_p(address(memory))
+
+
+def error() -> str:
+    return library().ptxsim_error().decode()
+
+
+@pytest.fixture(scope="module")
+def host() -> ctypes.CDLL:
+    return program("runtime")
+
+
+@pytest.fixture(scope="module")
+def clusters() -> ctypes.CDLL:
+    return program("cluster_sm90")
+
+
+@pytest.fixture
+def sim():
+    with Simulator() as simulator:
+        yield simulator
+
+
+def test_a_launch_runs_when_the_stream_is_synchronised(host, sim):
+    x = np.zeros(1000, np.float32)
+    sim.buffer(x)
+    assert host.launch_add(at(x), c_float(1), 1000, None) == 0
+    assert not x.any()
+    assert library().cudaStreamSynchronize(None) == 0
+    assert (x == 1).all()
+
+
+def test_launches_of_a_stream_run_in_order(host, sim):
+    x, y = np.zeros(1000, np.float32), np.zeros(1000, np.float32)
+    sim.buffer(x), sim.buffer(Out(y))
+    for _ in range(3):
+        assert host.launch_add(at(x), c_float(1), 1000, None) == 0
+    assert host.launch_copy(at(y), at(x), 1000, None) == 0
+    assert len(sim.run()) == 4
+    assert (y == 3).all()
+
+
+def test_a_buffer_that_was_not_registered_is_out_of_bounds(host, sim):
+    x = np.zeros(1000, np.float32)
+    assert host.launch_add(at(x), c_float(1), 1000, None) == 0
+    assert library().cudaDeviceSynchronize() == LAUNCH_FAILURE
+    assert error().startswith("GLOBAL_OOB: ")
+    assert library().cudaGetLastError() == LAUNCH_FAILURE
+    assert library().cudaGetLastError() == 0
+
+
+def test_an_input_is_read_only(host, sim):
+    x = np.zeros(8, np.float32)
+    sim.buffer(In(x))
+    host.launch_add(at(x), c_float(1), 8, None)
+    with pytest.raises(SimulatorError) as raised:
+        sim.run()
+    assert raised.value.kind == "GLOBAL_RO"
+
+
+def test_unwritten_bytes_of_an_output_are_found(host, sim):
+    x, y = np.ones(100, np.float32), np.zeros(100, np.float32)
+    sim.buffer(In(x)), sim.buffer(Out(y))
+    host.launch_copy(at(y), at(x), 60, None)
+    sim.run()
+    assert sim.unwritten(y) == 240
+    host.launch_copy(at(y), at(x), 100, None)
+    sim.run()
+    assert sim.unwritten(y) is None
+
+
+def test_symbols(host, sim):
+    x = np.ones(64, np.float32)
+    sim.buffer(x)
+    assert host.clear_calls() == 0
+    assert host.launch_scale(at(x), 64) == 0
+    assert host.set_factor(c_float(5)) == 0  # waits for the launch before it
+    assert host.launch_scale(at(x), 64) == 0
+    sim.run()
+    assert (x == 10).all()
+    calls = c_int()
+    assert host.get_calls(byref(calls)) == 0
+    assert calls.value == 2
+    assert host.overrun_symbol(at(x)) == INVALID_VALUE
+    assert host.set_factor(c_float(2)) == 0
+
+
+@pytest.mark.parametrize(
+    ("grid", "block", "code"),
+    [
+        ((0, 1, 1), (128, 1, 1), INVALID_CONFIGURATION),
+        ((1, 0, 1), (128, 1, 1), INVALID_CONFIGURATION),
+        ((1, 65536, 1), (128, 1, 1), INVALID_CONFIGURATION),
+        ((1, 1, 65536), (128, 1, 1), INVALID_CONFIGURATION),
+        ((1, 1, 1), (0, 1, 1), INVALID_CONFIGURATION),
+        ((1, 1, 1), (1025, 1, 1), INVALID_CONFIGURATION),
+        ((1, 1, 1), (1, 1, 65), INVALID_CONFIGURATION),
+        ((1, 1, 1), (512, 2, 2), INVALID_CONFIGURATION),
+        ((2, 2, 2), (8, 8, 4), 0),
+    ],
+)
+def test_grid_and_block_limits(host, sim, grid, block, code):
+    x = np.zeros(1, np.float32)
+    sim.buffer(x)
+    assert host.launch_dims(at(x), *map(c_uint, grid), *map(c_uint, block)) == code
+    assert ("LAUNCH: " in error()) == (code != 0)
+
+
+def test_launch_bounds(host, sim):
+    x = np.zeros(256, np.float32)
+    sim.buffer(x)
+    assert host.launch_bounded(at(x), c_uint(128)) == 0
+    assert host.launch_bounded(at(x), c_uint(129)) == INVALID_VALUE
+    assert "launch bounds, 128" in error()
+
+
+def test_shared_memory_limits(host, sim):
+    x = np.zeros(1, np.float32)
+    sim.buffer(x)
+    fixed = 4096
+    assert host.launch_shared(at(x), 48 * 1024 - fixed, 0) == 0
+    assert host.launch_shared(at(x), 48 * 1024 - fixed + 4, 0) == INVALID_VALUE
+    assert "cudaFuncAttributeMaxDynamicSharedMemorySize" in error()
+    assert host.launch_shared(at(x), 100 * 1024, 100 * 1024) == 0
+    assert host.launch_shared(at(x), 1024, 227 * 1024 - fixed + 1) == INVALID_VALUE
+    sim.run()
+    assert x[0] == (48 * 1024 - fixed) / 4 + 100 * 1024 / 4 + 2 * 128
+
+
+def test_programmatic_dependent_launch_is_refused(host, sim):
+    x = np.zeros(1, np.float32)
+    assert host.launch_programmatic(at(x)) == NOT_SUPPORTED
+    assert "programmatic" in error()
+
+
+def test_kernel_attributes(host, sim):
+    threads, blocks, shared = c_int(), c_int(), c_int()
+    assert host.describe_bounded(byref(threads), byref(blocks), byref(shared)) == 0
+    assert (threads.value, shared.value) == (128, 4096)
+    assert 1 <= blocks.value <= 16
+
+
+def test_device_is_what_options_say():
+    with Simulator(multiprocessors=78, devices=2):
+        value = c_int()
+        assert library().cudaDeviceGetAttribute(byref(value), 16, 0) == 0
+        assert value.value == 78
+        assert library().cudaGetDeviceCount(byref(value)) == 0
+        assert value.value == 2
+        assert library().cudaSetDevice(1) == 0
+        assert library().cudaSetDevice(2) == INVALID_DEVICE
+        assert library().cudaGetDevice(byref(value)) == 0
+        assert value.value == 1
+
+
+def test_unknown_options_are_refused():
+    with pytest.raises(ValueError, match="no option sead=3"), Simulator(sead=3):
+        pass
+    with pytest.raises(ValueError, match="no option races=7"), Simulator(races=7):
+        pass
+
+
+def test_an_event_orders_two_streams(host):
+    for seed in range(12):
+        with Simulator(seed=seed) as sim:
+            x, y = np.zeros(500, np.float32), np.zeros(500, np.float32)
+            sim.buffer(x), sim.buffer(y)
+            assert host.two_streams(at(x), at(y), 500, 1) == 0
+            assert (y == 1).all()
+
+
+def test_two_streams_without_an_event_race(host):
+    for seed in range(12):
+        with Simulator(seed=seed) as sim:
+            x, y = np.zeros(500, np.float32), np.zeros(500, np.float32)
+            sim.buffer(x), sim.buffer(y)
+            assert host.two_streams(at(x), at(y), 500, 0) == LAUNCH_FAILURE
+            assert error().startswith("GLOBAL_RACE: ")
+
+
+def test_a_captured_graph_runs_when_launched(host, sim):
+    x = np.zeros(300, np.float32)
+    sim.buffer(x)
+    assert host.capture(at(x), 300, 0, 0) == 0
+    assert not x.any()
+    assert host.capture(at(x), 300, 0, 2) == 0
+    assert (x == 6).all()
+
+
+@pytest.mark.parametrize(
+    ("spoil", "code", "said"),
+    [
+        (1, CAPTURE_UNSUPPORTED, "cudaMalloc"),
+        (2, CAPTURE_UNSUPPORTED, "cudaStreamSynchronize"),
+        (3, CAPTURE_IMPLICIT, "default stream"),
+    ],
+)
+def test_what_a_capture_forbids(host, sim, spoil, code, said):
+    x = np.zeros(300, np.float32)
+    sim.buffer(x)
+    assert host.capture(at(x), 300, spoil, 1) == code
+    assert error().startswith("CAPTURE: ")
+    assert said in error()
+    sim.run()
+    assert not x.any()
+
+
+def test_capture_over_two_streams(host, sim):
+    x, y = np.zeros(300, np.float32), np.zeros(300, np.float32)
+    sim.buffer(x), sim.buffer(y)
+    assert host.fork_capture(at(x), at(y), 300, 1) == 0
+    assert (y == 1).all()
+    assert host.fork_capture(at(x), at(y), 300, 0) == CAPTURE_UNJOINED
+
+
+def test_copies_and_fills_run_in_stream_order(host, sim):
+    x, back = np.ones(100, np.float32), np.zeros(100, np.float32)
+    assert host.memory_in_order(at(x), at(back), 100) == 0
+    assert (back == np.repeat([4, 3], 50)).all()
+
+
+def test_allocated_memory_is_uninitialised(host, sim):
+    x = np.zeros(100, np.float32)
+    sim.buffer(x)
+    assert host.read_unwritten(at(x), 100) == LAUNCH_FAILURE
+    assert error().startswith("UNINIT: ")
+
+
+def test_free_of_something_else_is_refused(sim):
+    x = np.zeros(4)
+    assert library().cudaFree(at(x)) == INVALID_VALUE
+
+
+def test_a_destroyed_stream_is_refused(host, sim):
+    stream = c_void_p()
+    assert library().cudaStreamCreate(byref(stream)) == 0
+    assert library().cudaStreamDestroy(stream) == 0
+    assert library().cudaStreamSynchronize(stream) == INVALID_HANDLE
+
+
+def test_clusters(clusters, sim):
+    ranks = np.zeros(16, np.int32)
+    sim.buffer(ranks)
+    assert clusters.launch_cluster(at(ranks), 8, 4, 0) == 0
+    sim.run()
+    assert ranks[:8].tolist() == [4, 104, 204, 304] * 2
+    assert clusters.launch_cluster(at(ranks), 6, 4, 0) == INVALID_CLUSTER
+    assert clusters.launch_cluster(at(ranks), 16, 16, 0) == INVALID_CLUSTER
+    assert clusters.launch_cluster(at(ranks), 16, 16, 1) == 0
+    assert clusters.launch_declared(at(ranks), 3) == INVALID_CLUSTER
+    assert clusters.launch_declared(at(ranks), 4) == 0
+    sim.run()
+    assert ranks[:4].tolist() == [0, 1, 0, 1]
+
+
+def test_ptx_for_another_architecture_is_refused():
+    text = ptx("tests/ptxsim/kernels/cluster_sm90.cu", arch="90a")
+    with Simulator(capability=80), pytest.raises(SimulatorError, match="IMAGE: the PTX is not for sm_80"):
+        Module(text)
+    with Simulator(capability=90):
+        Module(text)
+
+
+def test_a_compressed_fat_binary_is_refused(tmp_path):
+    make("ptxsim")
+    out, source = tmp_path / "squeezed.so", "tests/ptxsim/kernels/runtime.cu"
+    flags = ["-std=c++20", "-gencode=arch=compute_80,code=compute_80", "-cudart", "none"]
+    flags += ["--compress-mode=size", "-Xcompiler=-fPIC", "-shared", f"-L{BUILD}", "-lptxsim"]
+    subprocess.run(["nvcc", *flags, f"-Xlinker=-rpath,{BUILD}", "-o", out, source], cwd=ROOT, check=True)
+    squeezed = ctypes.CDLL(str(out))
+    with Simulator() as sim:
+        x = np.zeros(4, np.float32)
+        sim.buffer(x)
+        assert squeezed.launch_add(at(x), c_float(1), 4, None) == NO_IMAGE
+        assert "compile with nvcc --no-compress" in error()
+
+
+MATRIX = np.zeros((64, 256), np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (dict(sizes=(256, 64), strides=(256,), box=(128, 64)), ""),
+        (dict(sizes=(256, 64), strides=(256,), box=(256, 64), swizzle=0), ""),
+        (dict(sizes=(256, 64), strides=(256,), box=(256, 64)), "more than the swizzle's 128"),
+        (dict(sizes=(256, 64), strides=(256,), box=(64, 64), swizzle=32), "more than the swizzle's 32"),
+        (dict(sizes=(256, 64), strides=(250,), box=(128, 64)), "stride of dimension 1 is 250"),
+        (dict(sizes=(256, 64), strides=(1 << 40,), box=(128, 64)), "below 2^40"),
+        (dict(sizes=(256, 64), strides=(256,), box=(128, 257)), "box of dimension 1 is 257"),
+        (dict(sizes=(256, 64), strides=(256,), box=(0, 64)), "box of dimension 0 is 0"),
+        (dict(sizes=(256, 64), strides=(256,), box=(24, 64)), "24 bytes, not a multiple of 16"),
+        (dict(sizes=(256, 0), strides=(256,), box=(128, 64)), "size of dimension 1 is 0"),
+        (dict(sizes=(256, 64), strides=(256,), box=(128, 64), swizzle=5), "swizzle 5"),
+        (dict(sizes=(1,) * 6, strides=(16,) * 5, box=(16,) * 6), "rank 6"),
+    ],
+)
+def test_tensor_maps_follow_the_drivers_rules(sim, arguments, said):
+    if not said:
+        assert len(tensor_map(MATRIX, **arguments)) == 128
+        return
+    with pytest.raises(SimulatorError, match=r"^TENSOR_MAP: ") as raised:
+        tensor_map(MATRIX, **arguments)
+    assert said in str(raised.value)
+
+
+def test_a_tensor_map_needs_an_aligned_start(sim):
+    with pytest.raises(SimulatorError, match="not aligned to 16 bytes"):
+        tensor_map(MATRIX.reshape(-1)[1:], (128, 8), (256,), (128, 8), element_bytes=1)
+
+
+def test_buffers_can_be_replaced(host, sim):
+    x = np.zeros(100, np.float32)
+    sim.buffer(InOut(x[:50]))
+    host.launch_add(at(x), c_float(1), 100, None)
+    with pytest.raises(SimulatorError, match="GLOBAL_OOB"):
+        sim.run()
+    sim.buffer(InOut(x))
+    host.launch_add(at(x), c_float(1), 100, None)
+    sim.run()
