@@ -75,54 +75,63 @@ void encode(const FloatMatrix& x, bool power_of_2, uint8_t* codes, const ScaleMa
     });
 }
 
-// Codes [rows, columns] with `row_stride` bytes a row; the scale of (r, c) is at
+// Codes and where they lie; the scale of (r, c) is at
 // scales[r / rows_per_scale * scale_row_stride + c / 128 * scale_column_stride].
 struct Coded {
     const uint8_t* codes;
     const float* scales;
     int64_t row_stride, scale_row_stride, scale_column_stride;
-    bool blocks;  // rows_per_scale is 128, not 1
+    bool in_blocks;  // rows_per_scale is 128, not 1
+    Stack stack;
 };
 
 template <class Codes, class T, bool kVector>
 __global__ void __launch_bounds__(kThreads) decode_kernel(TileGrid grid, Coded x, T* out) {
-    grid.each([&](int64_t row, int64_t tile, int64_t left, int lane) {
-        if (left <= 0) return;
-        const int64_t scale_row = x.blocks ? row / kTile : row;
-        const float scale = x.scales[scale_row * x.scale_row_stride + tile * x.scale_column_stride];
+    for (int64_t matrix = blockIdx.z; matrix < x.stack.count; matrix += gridDim.z) {
+        const uint8_t* codes = x.codes + matrix * x.stack.matrix_stride;
+        const float* scales = x.scales + matrix * x.stack.scale_stride;
+        T* result = out + matrix * grid.rows * grid.columns;
+        grid.each([&](int64_t row, int64_t tile, int64_t left, int lane) {
+            if (left <= 0) return;
+            const int64_t scale_row = x.in_blocks ? row / kTile : row;
+            const float scale = scales[scale_row * x.scale_row_stride + tile * x.scale_column_stride];
 #pragma unroll
-        for (int half = 0; half < 2; ++half) {
-            const int at = lane_element(lane, half);
-            if (at >= left) continue;
-            float values[kVectorLength];
-            Codes::template load<kVector>(x.codes + row * x.row_stride + tile * Codes::kBytes +
-                                              at * Codes::kBytes / static_cast<int>(kTile),
-                                          scale, left - at, values);
-            T results[kVectorLength];
+            for (int half = 0; half < 2; ++half) {
+                const int at = lane_element(lane, half);
+                if (at >= left) continue;
+                float values[kVectorLength];
+                Codes::template load<kVector>(codes + row * x.row_stride + tile * Codes::kBytes +
+                                                  at * Codes::kBytes / static_cast<int>(kTile),
+                                              scale, left - at, values);
+                T results[kVectorLength];
 #pragma unroll
-            for (int i = 0; i < kVectorLength; ++i) from_float(values[i], results + i);
-            T* to = out + row * grid.columns + tile * kTile + at;
-            if (kVector) {
-                store_vector(results, to);
-            } else {
+                for (int i = 0; i < kVectorLength; ++i) from_float(values[i], results + i);
+                T* to = result + row * grid.columns + tile * kTile + at;
+                if (kVector) {
+                    store_vector(results, to);
+                } else {
 #pragma unroll
-                for (int i = 0; i < kVectorLength; ++i)
-                    if (i < left - at) to[i] = results[i];
+                    for (int i = 0; i < kVectorLength; ++i)
+                        if (i < left - at) to[i] = results[i];
+                }
             }
-        }
-    });
+        });
+    }
 }
 
 template <class Codes>
 void decode(const Coded& x, int64_t rows, int64_t columns, FloatType type, void* out, cudaStream_t stream) {
-    if (rows == 0 || columns == 0) return;
+    if (x.stack.count == 0 || rows == 0 || columns == 0) return;
     const TileGrid grid(rows, columns);
+    dim3 blocks = grid.blocks();
+    blocks.z = grid_size(x.stack.count, kMaxGridY);
     with_type(type, [&](auto zero) {
         using T = decltype(zero);
         const bool vector = columns % kVectorLength == 0 && is_aligned(out, 16) &&
-                            is_aligned(x.codes, Codes::kAlignment) && x.row_stride % Codes::kAlignment == 0;
+                            is_aligned(x.codes, Codes::kAlignment) && x.row_stride % Codes::kAlignment == 0 &&
+                            x.stack.matrix_stride % Codes::kAlignment == 0;
         const auto kernel = vector ? decode_kernel<Codes, T, true> : decode_kernel<Codes, T, false>;
-        kernel<<<grid.blocks(), kThreads, 0, stream>>>(grid, x, static_cast<T*>(out));
+        kernel<<<blocks, kThreads, 0, stream>>>(grid, x, static_cast<T*>(out));
     });
 }
 
@@ -137,15 +146,17 @@ void quantize_e5m6(const FloatMatrix& x, uint8_t* packed, const ScaleMatrix& sca
     encode<E5M6Codes>(x, true, packed, scales, stream);
 }
 
-void dequantize(const CodeMatrix& x, FloatType type, void* out, cudaStream_t stream) {
+void dequantize(const CodeMatrix& x, const Stack& stack, FloatType type, void* out, cudaStream_t stream) {
     decode<E4M3Codes>({x.codes, x.scales, x.row_stride, x.scale_row_stride, x.scale_column_stride,
-                       x.rows_per_scale == kTile},
+                       x.rows_per_scale == kTile, stack},
                       x.rows, x.columns, type, out, stream);
 }
 
 void dequantize_e5m6(const PackedMatrix& x, FloatType type, void* out, cudaStream_t stream) {
-    decode<E5M6Codes>({x.packed, x.scales, x.row_stride, x.scale_row_stride, x.scale_column_stride, false},
-                      x.rows, x.columns, type, out, stream);
+    const Stack one{1, 0, 0};
+    decode<E5M6Codes>(
+        {x.packed, x.scales, x.row_stride, x.scale_row_stride, x.scale_column_stride, false, one}, x.rows,
+        x.columns, type, out, stream);
 }
 
 }  // namespace dse::cuda

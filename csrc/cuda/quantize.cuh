@@ -14,8 +14,41 @@ namespace dse::cuda {
 void quantize_tiles(const FloatMatrix& x, bool power_of_2, uint8_t* codes, const ScaleMatrix& scales,
                     cudaStream_t stream);
 
-// [rows, columns] of `type`, saturated at its largest finite value.
-void dequantize(const CodeMatrix& x, FloatType type, void* out, cudaStream_t stream);
+// codes_t [columns, M'], scales_t [columns, M' / 128].
+void quantize_tiles_transposed(const FloatMatrix& x, const Groups& groups, bool power_of_2, uint8_t* codes_t,
+                               const ScaleMatrix& scales_t, cudaStream_t stream);
+
+// The results of both, in one pass over x. Rows outside every group get code 0 and scale 1.
+void quantize_tiles_both(const FloatMatrix& x, const Groups& groups, bool power_of_2, uint8_t* codes,
+                         const ScaleMatrix& scales, uint8_t* codes_t, const ScaleMatrix& scales_t,
+                         cudaStream_t stream);
+
+// quantize_tiles_transposed of the dequantised matrix, without ever storing that.
+void retile(const CodeMatrix& x, const Groups& groups, bool power_of_2, uint8_t* codes_t,
+            const ScaleMatrix& scales_t, cudaStream_t stream);
+void retile_e5m6(const PackedMatrix& x, bool power_of_2, uint8_t* codes_t, const ScaleMatrix& scales_t,
+                 cudaStream_t stream);
+
+// `count` matrices that lie `matrix_stride` elements and, if they have scales, `scale_stride` scales apart.
+struct Stack {
+    int64_t count;
+    int64_t matrix_stride;
+    int64_t scale_stride;
+};
+
+// codes [count, rows, columns], scales [count * ceil(rows / 128), ceil(columns / 128)] of matrices like w.
+void quantize_blocks(const FloatMatrix& w, const Stack& stack, bool power_of_2, uint8_t* codes,
+                     const ScaleMatrix& scales, cudaStream_t stream);
+
+// codes_t [count, columns, rows], scales_t [count * ceil(columns / 128), ceil(rows / 128)] of matrices of
+// blocks.
+void transpose_blocks(const CodeMatrix& w, const Stack& stack, uint8_t* codes_t, const ScaleMatrix& scales_t,
+                      cudaStream_t stream);
+
+// [count, rows, columns] of `type`, saturated at its largest finite value.
+void dequantize(const CodeMatrix& x, const Stack& stack, FloatType type, void* out, cudaStream_t stream);
+
+// [rows, columns] likewise.
 void dequantize_e5m6(const PackedMatrix& x, FloatType type, void* out, cudaStream_t stream);
 
 // packed [rows, e5m6_row_bytes(columns)], scales [rows, ceil(columns / 128)], powers of two.

@@ -1,0 +1,233 @@
+// Column tiles, written as the row tiles of the transpose, from numbers or from row tiles (retile); with the
+// row tiles of the same block if wanted.
+//
+// One thread block makes one 128x128 block at a time, which it reads once. A column's maximum is taken over
+// the rows of a thread, over the warp's two, then over the sixteen warps through shared memory, where 128
+// threads divide, one for each column. Codes are transposed in shared memory and leave in 16 bytes. Bound by
+// memory: 3 bytes an element from BF16, 4 with the row tiles.
+#include "cuda/block.cuh"
+#include "cuda/groups.cuh"
+#include "cuda/launch.cuh"
+#include "cuda/quantize.cuh"
+
+namespace dse::cuda {
+namespace {
+
+struct Shared {
+    RowTile tile;
+    alignas(16) float multipliers[kBlockSide];
+    union {  // one after the other
+        alignas(16) uint32_t maxima[kBlockWarps][kBlockSide];
+        alignas(16) uint32_t bytes[sizeof(TransposedBytes) / 4];
+    };
+    __device__ TransposedBytes& transposed() { return *reinterpret_cast<TransposedBytes*>(bytes); }
+};
+
+// What the kernel makes of x [rows, columns]: `tiles` tiles of 128 rows wide, and of `codes` if not null.
+struct Results {
+    int64_t rows, columns, tiles;
+    bool power_of_2;
+    uint8_t* codes_t;
+    ScaleMatrix scales_t;
+    uint8_t* codes;
+    ScaleMatrix scales;
+
+    __host__ __device__ int64_t blocks() const { return tiles * num_tiles(columns); }
+};
+
+// The row tiles of the block at (row, column): sixteen lanes have a row, so of four scales each computes one.
+template <bool kVector>
+__device__ void store_rows(const ThreadRows& values, const RowTile& tile, int64_t column, int columns,
+                           const Results& results) {
+    const int lane = threadIdx.x % kRowLanes;
+    uint32_t mine = 0;
+#pragma unroll
+    for (int r = 0; r < kThreadRows; ++r) {
+        uint32_t amax = 0;
+#pragma unroll
+        for (int i = 0; i < kVectorLength; ++i) amax = max(amax, finite_magnitude_bits(values[r][i]));
+        amax = largest_of_lanes<kRowLanes>(amax);
+        if (lane % kThreadRows == r) mine = amax;
+    }
+    const Scale s = scale_of<E4M3>(bits_float(mine), results.power_of_2);
+    if (lane < kThreadRows && thread_row() + lane < tile.rows)
+        results.scales.data[(tile.row + thread_row() + lane) * results.scales.row_stride +
+                            column / kTile * results.scales.column_stride] = s.scale;
+    const int left = columns - thread_column();
+#pragma unroll
+    for (int r = 0; r < kThreadRows; ++r) {
+        const float multiplier = __shfl_sync(kAllLanes, s.multiplier, r, kRowLanes);
+        if (thread_row() + r < tile.rows && left > 0)
+            E4M3Codes::store<kVector>(
+                values[r], multiplier, left,
+                results.codes + (tile.row + thread_row() + r) * results.columns + column + thread_column());
+    }
+}
+
+// A warp's maxima of each column to shared memory.
+__device__ void store_maxima(const ThreadRows& values, Shared& shared) {
+#pragma unroll
+    for (int i = 0; i < kVectorLength; ++i) {
+        uint32_t amax = 0;
+#pragma unroll
+        for (int r = 0; r < kThreadRows; ++r) amax = max(amax, finite_magnitude_bits(values[r][i]));
+        amax = max(amax, __shfl_xor_sync(kAllLanes, amax, kRowLanes));
+        if (threadIdx.x % 32 < kRowLanes) shared.maxima[threadIdx.x / 32][thread_column() + i] = amax;
+    }
+}
+
+__device__ Scale column_scale(const Shared& shared, int column, bool power_of_2) {
+    uint32_t amax = 0;
+#pragma unroll
+    for (int warp = 0; warp < kBlockWarps; ++warp) amax = max(amax, shared.maxima[warp][column]);
+    return scale_of<E4M3>(bits_float(amax), power_of_2);
+}
+
+__device__ void put_codes(const ThreadRows& values, Shared& shared) {
+    float multipliers[kVectorLength];
+    load_vector(shared.multipliers + thread_column(), multipliers);
+#pragma unroll
+    for (int i = 0; i < kVectorLength; ++i) {
+        uint8_t codes[kThreadRows];
+#pragma unroll
+        for (int r = 0; r < kThreadRows; ++r) codes[r] = encode<E4M3>(values[r][i], multipliers[i]);
+        shared.transposed().put(thread_column() + i, thread_row() / kThreadRows, word_of(codes));
+    }
+}
+
+// kRowVector: the vector forms serve the row results too.
+template <class Source, bool kRowResults, bool kRowVector>
+__global__ void __launch_bounds__(kBlockThreads, 2)
+    transposed_kernel(Source source, Groups groups, Results results) {
+    __shared__ Shared shared;
+    const auto across = static_cast<unsigned>(num_tiles(results.columns));
+    const unsigned index = blockIdx.x / across;
+    const int64_t column = static_cast<int64_t>(blockIdx.x % across) * kTile;
+    if (threadIdx.x < 32) {
+        const RowTile found = find_row_tile(groups, results.rows, index);
+        if (threadIdx.x == 0) shared.tile = found;
+    }
+    __syncthreads();
+    const RowTile tile = shared.tile;
+    const int columns = static_cast<int>(min(results.columns - column, kTile));
+    ThreadRows values;
+    load_block(source, tile.row, tile.rows, column, columns, values);
+    if (kRowResults) store_rows<kRowVector>(values, tile, column, columns, results);
+    store_maxima(values, shared);
+    __syncthreads();
+    if (threadIdx.x < kBlockSide) {
+        const Scale s = column_scale(shared, threadIdx.x, results.power_of_2);
+        shared.multipliers[threadIdx.x] = s.multiplier;
+        if (threadIdx.x < columns)
+            results.scales_t.data[(column + threadIdx.x) * results.scales_t.row_stride +
+                                  index * results.scales_t.column_stride] = s.scale;
+    }
+    __syncthreads();
+    put_codes(values, shared);
+    __syncthreads();
+    uint8_t* codes_t = results.codes_t + (column * results.tiles + index) * kTile;
+    each_sixteen(shared.transposed(), columns, [&](int c, int i, uint4 bytes) {
+        reinterpret_cast<uint4*>(codes_t + c * results.tiles * kTile)[i] = bytes;
+    });
+}
+
+template <bool kRowVector, class Source>
+void launch(const Source& source, const Groups& groups, const Results& results, cudaStream_t stream) {
+    auto kernel = transposed_kernel<Source, false, false>;
+    if constexpr (Source::kHasRowResults)
+        if (results.codes != nullptr) kernel = transposed_kernel<Source, true, kRowVector>;
+    kernel<<<static_cast<unsigned>(results.blocks()), kBlockThreads, 0, stream>>>(source, groups, results);
+}
+
+// Code 0 and scale 1 for the rows past the last group.
+__global__ void __launch_bounds__(256) clear_rows_kernel(Groups groups, Results results) {
+    const int64_t end = groups.ends[groups.count - 1];
+    const int64_t used = end < 0 ? 0 : end < results.rows ? end : results.rows;
+    const int64_t tiles = num_tiles(results.columns);
+    const int64_t step = static_cast<int64_t>(gridDim.x) * blockDim.x;
+    const int64_t first = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
+    uint8_t* const from = results.codes + used * results.columns;
+    uint8_t* const to = results.codes + results.rows * results.columns;
+    uint8_t* const words =
+        from + (16 - reinterpret_cast<uintptr_t>(from) % 16) % 16;  // the first aligned 16 bytes
+    for (uint8_t* p = words + 16 * first; p + 16 <= to; p += 16 * step)
+        *reinterpret_cast<uint4*>(p) = make_uint4(0, 0, 0, 0);
+    if (first < 16) {
+        uint8_t* const tail = words <= to ? to - (to - words) % 16 : to;
+        if (from + first < words && from + first < to) from[first] = 0;
+        if (tail + first < to) tail[first] = 0;
+    }
+    for (int64_t i = used * tiles + first; i < results.rows * tiles; i += step)
+        results.scales
+            .data[i / tiles * results.scales.row_stride + i % tiles * results.scales.column_stride] = 1.0f;
+}
+
+int64_t tiles_of(int64_t rows, const Groups& groups) {
+    return (groups.ends == nullptr ? padded_columns(rows) : grouped_columns(rows, groups.count)) / kTile;
+}
+
+void encode(const FloatMatrix& x, const Groups& groups, const Results& results, cudaStream_t stream) {
+    with_type(x.type, [&](auto zero) {
+        using T = decltype(zero);
+        const T* data = static_cast<const T*>(x.data);
+        if (vector_rows(x.data, x.columns, x.row_stride, sizeof(T)) && is_aligned(results.codes, 8))
+            launch<true>(FloatSource<T, true>{data, x.row_stride}, groups, results, stream);
+        else
+            launch<false>(FloatSource<T, false>{data, x.row_stride}, groups, results, stream);
+    });
+}
+
+template <class Codes, class Matrix>
+void recode(const Matrix& x, const uint8_t* codes, const Groups& groups, const Results& results,
+            cudaStream_t stream) {
+    const auto source = [&](auto vector) {
+        return CodeSource<Codes, vector.value>{codes, x.scales, x.row_stride, x.scale_row_stride,
+                                               x.scale_column_stride};
+    };
+    if (x.columns % kVectorLength == 0 && is_aligned(codes, Codes::kAlignment) &&
+        x.row_stride % Codes::kAlignment == 0)
+        launch<false>(source(std::true_type()), groups, results, stream);
+    else
+        launch<false>(source(std::false_type()), groups, results, stream);
+}
+
+Results transposed_results(int64_t rows, int64_t columns, const Groups& groups, bool power_of_2,
+                           uint8_t* codes_t, const ScaleMatrix& scales_t) {
+    return {rows, columns, tiles_of(rows, groups), power_of_2, codes_t, scales_t, nullptr, {}};
+}
+
+}  // namespace
+
+void quantize_tiles_transposed(const FloatMatrix& x, const Groups& groups, bool power_of_2, uint8_t* codes_t,
+                               const ScaleMatrix& scales_t, cudaStream_t stream) {
+    const Results results = transposed_results(x.rows, x.columns, groups, power_of_2, codes_t, scales_t);
+    if (results.blocks() > 0) encode(x, groups, results, stream);
+}
+
+void quantize_tiles_both(const FloatMatrix& x, const Groups& groups, bool power_of_2, uint8_t* codes,
+                         const ScaleMatrix& scales, uint8_t* codes_t, const ScaleMatrix& scales_t,
+                         cudaStream_t stream) {
+    Results results = transposed_results(x.rows, x.columns, groups, power_of_2, codes_t, scales_t);
+    results.codes = codes;
+    results.scales = scales;
+    if (results.blocks() > 0) encode(x, groups, results, stream);
+    constexpr int64_t kClearBlocks = 1024;  // enough for any GPU; most find nothing to do
+    if (groups.ends != nullptr && x.rows > 0 && x.columns > 0)
+        clear_rows_kernel<<<grid_size(ceil_div(x.rows * x.columns, 256 * 16), kClearBlocks), 256, 0,
+                            stream>>>(groups, results);
+}
+
+void retile(const CodeMatrix& x, const Groups& groups, bool power_of_2, uint8_t* codes_t,
+            const ScaleMatrix& scales_t, cudaStream_t stream) {
+    const Results results = transposed_results(x.rows, x.columns, groups, power_of_2, codes_t, scales_t);
+    if (results.blocks() > 0) recode<E4M3Codes>(x, x.codes, groups, results, stream);
+}
+
+void retile_e5m6(const PackedMatrix& x, bool power_of_2, uint8_t* codes_t, const ScaleMatrix& scales_t,
+                 cudaStream_t stream) {
+    const Groups all{nullptr, 0};
+    const Results results = transposed_results(x.rows, x.columns, all, power_of_2, codes_t, scales_t);
+    if (results.blocks() > 0) recode<E5M6Codes>(x, x.packed, all, results, stream);
+}
+
+}  // namespace dse::cuda
