@@ -44,8 +44,9 @@ void Machine::check_shared_bounds(const Cta& cta, uint64_t offset, uint64_t byte
         fail("SHARED_OOB", format("%llu bytes at shared address %llu, below the first variable",
                                   (unsigned long long)bytes, (unsigned long long)offset));
     }
-    fail("SHARED_OOB", format("%llu bytes at offset %llu of the CTA's %u bytes of shared memory",
-                              (unsigned long long)bytes, (unsigned long long)(offset - kSharedReserved), size));
+    fail("SHARED_OOB",
+         format("%llu bytes at offset %llu of the CTA's %u bytes of shared memory", (unsigned long long)bytes,
+                (unsigned long long)(offset - kSharedReserved), size));
 }
 
 Cta& Machine::shared_target(Warp& warp, Space space, uint64_t address, uint32_t bytes, uint32_t& offset) {
@@ -83,8 +84,9 @@ void Machine::shared_read(Cta& cta, uint32_t offset, uint32_t bytes, const Acces
         while (states[byte] == kInitialised) ++byte;
         const uint32_t at = offset + byte - kSharedReserved;
         if (states[byte] & kInFlight) {
-            fail("ASYNC_RACE", format("lane %d reads shared offset %u while an asynchronous write to it is in flight",
-                                      access.lane, at));
+            fail("ASYNC_RACE",
+                 format("lane %d reads shared offset %u while an asynchronous write to it is in flight",
+                        access.lane, at));
         }
         if (states[byte] & kMbarrierObject) {
             fail("MBAR_MISUSE", format("lane %d reads the mbarrier at shared offset %u", access.lane, at));
@@ -95,7 +97,8 @@ void Machine::shared_read(Cta& cta, uint32_t offset, uint32_t bytes, const Acces
     Conflict conflict;
     if (cta.shadow->read(offset, bytes, access, view, conflict)) return;
     fail(conflict.kind == Conflict::Kind::kProxy ? "PROXY" : "RACE",
-         describe_conflict(*this, format("shared offset %u", offset - kSharedReserved), false, access, conflict));
+         describe_conflict(*this, format("shared offset %u", offset - kSharedReserved), false, access,
+                           conflict));
 }
 
 bool Machine::shared_write(Cta& cta, uint32_t offset, uint32_t bytes, const Access& access, const View& view,
@@ -105,11 +108,13 @@ bool Machine::shared_write(Cta& cta, uint32_t offset, uint32_t bytes, const Acce
         if (states[i] & (kInFlight | kMbarrierObject)) {
             const uint32_t at = offset + i - kSharedReserved;
             if (states[i] & kMbarrierObject) {
-                fail("MBAR_MISUSE", format("lane %d writes the mbarrier at shared offset %u", access.lane, at));
+                fail("MBAR_MISUSE",
+                     format("lane %d writes the mbarrier at shared offset %u", access.lane, at));
             }
-            fail("ASYNC_RACE", format("lane %d writes shared offset %u while an asynchronous write to it is in "
-                                      "flight",
-                                      access.lane, at));
+            fail("ASYNC_RACE",
+                 format("lane %d writes shared offset %u while an asynchronous write to it is in "
+                        "flight",
+                        access.lane, at));
         }
         states[i] |= kInitialised;
     }
@@ -117,8 +122,8 @@ bool Machine::shared_write(Cta& cta, uint32_t offset, uint32_t bytes, const Acce
     Conflict conflict;
     if (cta.shadow->write(offset, bytes, access, view, conflict)) return true;
     if (forgive_own_warp && conflict.was_write && conflict.agent == access.agent) return false;
-    fail("RACE",
-         describe_conflict(*this, format("shared offset %u", offset - kSharedReserved), true, access, conflict));
+    fail("RACE", describe_conflict(*this, format("shared offset %u", offset - kSharedReserved), true, access,
+                                   conflict));
 }
 
 // ---- global memory
@@ -137,9 +142,10 @@ Buffer& Machine::global_touch(uint64_t address, uint32_t bytes, bool write, cons
     if (reads && buffer->uninitialised) {
         uint64_t where = 0;
         if (!memory.initialised(*buffer, address, bytes, &where)) {
-            fail("UNINIT", format("lane %d reads offset %llu of a buffer of %llu bytes, which was never written",
-                                  access.lane, (unsigned long long)(where - buffer->base),
-                                  (unsigned long long)buffer->bytes));
+            fail("UNINIT",
+                 format("lane %d reads offset %llu of a buffer of %llu bytes, which was never written",
+                        access.lane, (unsigned long long)(where - buffer->base),
+                        (unsigned long long)buffer->bytes));
         }
     }
     if (write && (buffer->uninitialised || buffer->overlaps)) memory.mark_written(*buffer, address, bytes);
@@ -152,9 +158,9 @@ Buffer& Machine::global_touch(uint64_t address, uint32_t bytes, bool write, cons
     const bool same_value = write && value && conflict.was_write && conflict.agent == access.agent &&
                             std::memcmp(reinterpret_cast<const void*>(address), value, bytes) == 0;
     if (same_value && conflict.kind == Conflict::Kind::kRace) return *buffer;
-    const std::string what = format("offset %llu of a buffer of %llu bytes",
-                                    (unsigned long long)(address - buffer->base),
-                                    (unsigned long long)buffer->bytes);
+    const std::string what =
+        format("offset %llu of a buffer of %llu bytes", (unsigned long long)(address - buffer->base),
+               (unsigned long long)buffer->bytes);
     const char* kind = conflict.kind == Conflict::Kind::kNonCoherent ? "NON_COHERENT"
                        : conflict.kind == Conflict::Kind::kProxy     ? "PROXY"
                                                                      : "GLOBAL_RACE";
@@ -167,8 +173,8 @@ uint8_t* Machine::touch(Warp& warp, const Touch& touch, int lane, uint64_t addre
                         Buffer*& buffer) {
     const Space space = resolve(touch.space, address);
     if (address % touch.bytes) {
-        fail("MISALIGNED", format("lane %d: %u bytes at address %#llx", lane, touch.bytes,
-                                  (unsigned long long)address));
+        fail("MISALIGNED",
+             format("lane %d: %u bytes at address %#llx", lane, touch.bytes, (unsigned long long)address));
     }
     Access access = touch.access;
     access.lane = static_cast<uint8_t>(lane);
@@ -176,7 +182,8 @@ uint8_t* Machine::touch(Warp& warp, const Touch& touch, int lane, uint64_t addre
         case Space::kGlobal:
         case Space::kConst:
         case Space::kGeneric:
-            buffer = &global_touch(address, touch.bytes, touch.write, access, view(warp, lane), value, buffer);
+            buffer =
+                &global_touch(address, touch.bytes, touch.write, access, view(warp, lane), value, buffer);
             return reinterpret_cast<uint8_t*>(address);
         case Space::kShared:
         case Space::kSharedCluster: {

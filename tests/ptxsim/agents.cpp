@@ -56,12 +56,17 @@ std::string AgentTable::describe(Agent agent, uint32_t lanes, Agent seen_from) c
         if (std::popcount(lanes) > 1) text += ".." + std::to_string(31 - std::countl_zero(lanes));
         text += " of ";
     }
-    static constexpr const char* kNames[kAgentKinds] = {
-        "warp ",          "cp.async of warp ", "fenced accesses of warp ", "wgmma of warp ", "bulk store of warp ",
-        "bulk store of warp ", "load on mbarrier "};
+    static constexpr const char* kNames[kAgentKinds] = {"warp ",
+                                                        "cp.async of warp ",
+                                                        "fenced accesses of warp ",
+                                                        "wgmma of warp ",
+                                                        "bulk store of warp ",
+                                                        "bulk store of warp ",
+                                                        "load on mbarrier "};
     text += kNames[static_cast<int>(what)] + std::to_string(warp);
     const auto& id = owner.cta_ids[index / per_cta];
-    text += " of cta (" + std::to_string(id[0]) + "," + std::to_string(id[1]) + "," + std::to_string(id[2]) + ")";
+    text +=
+        " of cta (" + std::to_string(id[0]) + "," + std::to_string(id[1]) + "," + std::to_string(id[2]) + ")";
     const AgentGroup& viewer = group(seen_from);
     if (viewer.launch != owner.launch) {
         text += " of launch " + std::to_string(owner.launch) + " (" + owner.kernel + ")";

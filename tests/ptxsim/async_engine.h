@@ -1,5 +1,5 @@
-// The machine's side of the asynchronous engine: mbarriers, bulk and tensor copies, wgmma, cluster barriers and
-// proxy fences are executed through this interface.
+// The machine's side of the asynchronous engine: mbarriers, bulk and tensor copies, wgmma, cluster barriers
+// and proxy fences are executed through this interface.
 #pragma once
 #include <cstdint>
 #include <memory>

@@ -11,8 +11,8 @@ uint32_t cta_threads_rounded(const Cta& cta) { return static_cast<uint32_t>(cta.
 // Releases the waiters once everyone has come.
 void complete_if_full(Machine& machine, NamedBarrier& barrier, uint32_t id) {
     if (barrier.arrived > barrier.needed) {
-        machine.fail("BARRIER", format("%u threads arrive at barrier %u, which is for %u", barrier.arrived, id,
-                                       barrier.needed));
+        machine.fail("BARRIER", format("%u threads arrive at barrier %u, which is for %u", barrier.arrived,
+                                       id, barrier.needed));
     }
     if (barrier.arrived < barrier.needed) return;
     for (const NamedBarrier::Waiter& waiter : barrier.waiters) {
@@ -61,8 +61,9 @@ Outcome run_barrier(Machine& machine, Warp& warp, const Instruction& instruction
     if (counted) {
         needed = machine.uniform(warp, instruction.inputs[1], mask, "thread count");
         if (needed == 0 || needed % kLanes || needed > cta_threads_rounded(cta)) {
-            machine.fail("BARRIER", format("thread count %llu is not a positive multiple of 32 within the CTA's %u",
-                                           (unsigned long long)needed, cta_threads_rounded(cta)));
+            machine.fail("BARRIER",
+                         format("thread count %llu is not a positive multiple of 32 within the CTA's %u",
+                                (unsigned long long)needed, cta_threads_rounded(cta)));
         }
     }
     if (warp.alive != warp.initial && instruction.aligned) {
@@ -109,8 +110,8 @@ void check_barriers_at_exit(Machine& machine, Cta& cta) {
     for (size_t id = 0; id < cta.barriers.size(); ++id) {
         const NamedBarrier& barrier = cta.barriers[id];
         if (!barrier.arrived) continue;
-        machine.fail("BARRIER", format("the CTA ends with %u of %u threads arrived at barrier %zu", barrier.arrived,
-                                       barrier.needed, id));
+        machine.fail("BARRIER", format("the CTA ends with %u of %u threads arrived at barrier %zu",
+                                       barrier.arrived, barrier.needed, id));
     }
 }
 

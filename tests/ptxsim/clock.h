@@ -30,7 +30,9 @@ class Clock {
     Tick near(Agent agent) const { return near_[agent - first_]; }
 
     void raise(Agent agent, Tick tick) { raise_entry(agent, kEvery, tick); }
-    void raise_lane(Agent agent, int lane, Tick tick) { raise_entry(agent, static_cast<uint32_t>(lane), tick); }
+    void raise_lane(Agent agent, int lane, Tick tick) {
+        raise_entry(agent, static_cast<uint32_t>(lane), tick);
+    }
     void join(const Clock& other);
     // Every tick known of agent a becomes known of agent a + distance too, for `count` agents from `from`.
     void copy_range(Agent from, uint32_t count, uint32_t distance);

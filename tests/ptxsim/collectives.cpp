@@ -1,4 +1,5 @@
-// Lanes that exchange values: shfl, vote, match, redux, elect; and bar.warp.sync, which orders their accesses.
+// Lanes that exchange values: shfl, vote, match, redux, elect; and bar.warp.sync, which orders their
+// accesses.
 #include <algorithm>
 #include <array>
 #include <bit>
@@ -27,7 +28,8 @@ void shuffle(Machine& machine, Warp& warp, const Instruction& instruction, uint3
     std::array<uint64_t, kLanes> result{}, in_range{};
     each_lane(mask, [&](int lane) {
         const int selector = static_cast<int>(selectors[lane] & 31);
-        const int clamp = static_cast<int>(controls[lane] & 31), segment = static_cast<int>(controls[lane] >> 8 & 31);
+        const int clamp = static_cast<int>(controls[lane] & 31),
+                  segment = static_cast<int>(controls[lane] >> 8 & 31);
         const int last = (lane & segment) | (clamp & ~segment), first = lane & segment;
         int source = lane;
         bool valid = true;
@@ -51,8 +53,8 @@ void shuffle(Machine& machine, Warp& warp, const Instruction& instruction, uint3
         }
         if (!valid) source = lane;
         if (!(mask >> source & 1)) {
-            machine.fail("SHFL", format("lane %d reads lane %d, which does not take part (mask %08x)", lane, source,
-                                        mask));
+            machine.fail("SHFL", format("lane %d reads lane %d, which does not take part (mask %08x)", lane,
+                                        source, mask));
         }
         machine.require_defined(warp, instruction.inputs[0], 1u << source);
         result[lane] = static_cast<uint32_t>(operand[source]);

@@ -1,4 +1,5 @@
-// Instructions that several lanes of a warp must execute together: a lane that comes first waits for the rest.
+// Instructions that several lanes of a warp must execute together: a lane that comes first waits for the
+// rest.
 #include <bit>
 
 #include "execute.h"
@@ -28,14 +29,15 @@ uint32_t Machine::needed_lanes(const Warp& warp, const Instruction& instruction,
     if (instruction.member_mask != kNoSlot) {
         const auto members = static_cast<uint32_t>(value(warp, instruction.member_mask, lane));
         if (!(members >> lane & 1)) {
-            fail("SYNC_MASK", format("lane %d executes this with member mask %08x, which omits it", lane, members));
+            fail("SYNC_MASK",
+                 format("lane %d executes this with member mask %08x, which omits it", lane, members));
         }
         return members & warp.initial;
     }
     if (needs_whole_warp(instruction.opcode)) {
         if (warp.alive != 0xffffffff) {
-            fail("DIVERGED", format("all 32 lanes of the warp must execute this; only %08x have not exited",
-                                    warp.alive));
+            fail("DIVERGED",
+                 format("all 32 lanes of the warp must execute this; only %08x have not exited", warp.alive));
         }
         return warp.alive;
     }

@@ -10,8 +10,8 @@ namespace ptxsim {
 namespace {
 
 constexpr const char* kClassNames[kInstructionClasses] = {
-    "float",  "half",  "special",   "integer", "convert",    "move",    "branch", "global", "shared",
-    "local",  "param", "atomic",    "collective", "barrier", "matrix", "async",  "other"};
+    "float", "half",  "special", "integer",    "convert", "move",   "branch", "global", "shared",
+    "local", "param", "atomic",  "collective", "barrier", "matrix", "async",  "other"};
 
 InstructionClass classify_plain(const Instruction& instruction) {
     const std::string opcode = opcode_name(instruction.text);
@@ -37,8 +37,8 @@ InstructionClass classify_plain(const Instruction& instruction) {
 }
 
 void write_requests(std::ostringstream& out, const char* name, const RequestCounters& counters) {
-    out << ", \"" << name << "\": {\"requests\": " << counters.requests << ", \"sectors\": " << counters.sectors
-        << ", \"bytes\": " << counters.bytes << "}";
+    out << ", \"" << name << "\": {\"requests\": " << counters.requests
+        << ", \"sectors\": " << counters.sectors << ", \"bytes\": " << counters.bytes << "}";
 }
 
 }  // namespace
@@ -52,7 +52,8 @@ std::string opcode_name(const std::string& text) {
         while (start < text.size() && std::isspace(static_cast<unsigned char>(text[start]))) ++start;
     }
     size_t end = start;
-    while (end < text.size() && (std::isalnum(static_cast<unsigned char>(text[end])) || text[end] == '_')) ++end;
+    while (end < text.size() && (std::isalnum(static_cast<unsigned char>(text[end])) || text[end] == '_'))
+        ++end;
     return text.substr(start, end - start);
 }
 
@@ -156,7 +157,8 @@ std::string Counters::json(const Kernel& code) const {
     write_requests(out, "local", local);
     out << ", \"shared_load\": {\"requests\": " << shared_load_requests
         << ", \"wavefronts\": " << shared_load_wavefronts << ", \"ideal\": " << shared_load_ideal
-        << ", \"bytes\": " << shared_load_bytes << "}, \"shared_store\": {\"requests\": " << shared_store_requests
+        << ", \"bytes\": " << shared_load_bytes
+        << "}, \"shared_store\": {\"requests\": " << shared_store_requests
         << ", \"wavefronts\": " << shared_store_wavefronts << ", \"ideal\": " << shared_store_ideal
         << ", \"bytes\": " << shared_store_bytes << "}, \"copied_bytes\": " << copied_bytes
         << ", \"bulk_load_bytes\": " << bulk_load_bytes << ", \"bulk_store_bytes\": " << bulk_store_bytes

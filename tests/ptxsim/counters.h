@@ -10,22 +10,22 @@
 namespace ptxsim {
 
 enum class InstructionClass : uint8_t {
-    kFloat,       // f32 and f64 add, mul, fma, compare
-    kHalf,        // f16 and bf16 arithmetic
-    kSpecial,     // reciprocal, square root, exponential: the special function unit, and divisions
-    kInteger,     // integer and logic
-    kConvert,     // between types
-    kMove,        // mov, selp
-    kBranch,      // and ret
-    kGlobal,      // loads and stores of each space
+    kFloat,    // f32 and f64 add, mul, fma, compare
+    kHalf,     // f16 and bf16 arithmetic
+    kSpecial,  // reciprocal, square root, exponential: the special function unit, and divisions
+    kInteger,  // integer and logic
+    kConvert,  // between types
+    kMove,     // mov, selp
+    kBranch,   // and ret
+    kGlobal,   // loads and stores of each space
     kShared,
     kLocal,
     kParameter,
     kAtomic,
     kCollective,  // shuffles, votes, warp synchronisation
     kBarrier,
-    kMatrix,      // mma, wgmma, ldmatrix, stmatrix
-    kAsync,       // cp.async, bulk and tensor copies, mbarriers
+    kMatrix,  // mma, wgmma, ldmatrix, stmatrix
+    kAsync,   // cp.async, bulk and tensor copies, mbarriers
     kOther,
 };
 inline constexpr int kInstructionClasses = 17;
@@ -52,9 +52,9 @@ struct Counters {
              shared_store_ideal = 0;
     uint64_t shared_load_bytes = 0, shared_store_bytes = 0, shared_load_requests = 0,
              shared_store_requests = 0;
-    uint64_t copied_bytes = 0;      // by cp.async
+    uint64_t copied_bytes = 0;                           // by cp.async
     uint64_t bulk_load_bytes = 0, bulk_store_bytes = 0;  // by bulk and tensor copies
-    uint64_t multiply_adds = 0;     // of tensor cores
+    uint64_t multiply_adds = 0;                          // of tensor cores
 
     uint64_t total_warp_instructions() const;
     uint64_t total_thread_instructions() const;

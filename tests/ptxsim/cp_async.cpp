@@ -51,13 +51,14 @@ Outcome run_copy(Machine& machine, Warp& warp, const Instruction& instruction, u
         piece.bytes = size;
         if (sizes) piece.bytes = static_cast<uint32_t>(sizes[lane]);
         if (piece.bytes > size) {
-            machine.fail("CP_ASYNC", format("lane %d: source size %u exceeds the copy size %u", lane, piece.bytes, size));
+            machine.fail("CP_ASYNC",
+                         format("lane %d: source size %u exceeds the copy size %u", lane, piece.bytes, size));
         }
         if (ignored && (ignored[lane] & 1) != (instruction.negated ? 1u : 0u)) piece.bytes = 0;
         piece.filled = size - piece.bytes;
         if (to % size || from % size) {
-            machine.fail("MISALIGNED", format("lane %d: cp.async of %u bytes from %#llx to shared %#llx", lane, size,
-                                              (unsigned long long)from, (unsigned long long)to));
+            machine.fail("MISALIGNED", format("lane %d: cp.async of %u bytes from %#llx to shared %#llx",
+                                              lane, size, (unsigned long long)from, (unsigned long long)to));
         }
         machine.shared_target(warp, space, to, size, piece.offset);
         if (piece.bytes) {
@@ -86,7 +87,8 @@ Outcome run_copy_commit(Machine&, Warp& warp, const Instruction&, uint32_t mask)
 // Completes the waiting lanes' copies up to the group named; they then count as the lane's own past.
 Outcome run_copy_wait(Machine& machine, Warp& warp, const Instruction& instruction, uint32_t mask) {
     const Agent copies = warp.cta->agent(AgentKind::kCopy, warp.index);
-    const uint64_t open = instruction.immediates.empty() ? 0 : static_cast<uint64_t>(instruction.immediates[0]);
+    const uint64_t open =
+        instruction.immediates.empty() ? 0 : static_cast<uint64_t>(instruction.immediates[0]);
     std::array<Tick, kLanes> known{};
     for (const auto& batch : warp.copies) {
         for (uint32_t rest = mask & batch->lanes; rest; rest &= rest - 1) {
@@ -111,8 +113,8 @@ void check_copies_at_exit(Machine& machine, const CopyBatch& batch, uint32_t lan
     if (!careless) return;
     const Instruction* const exit = machine.current;
     machine.current = batch.instruction;
-    machine.fail("ASYNC_EXIT", format("lanes %08x exit at PTX line %d without having waited for this", careless,
-                                      exit ? exit->line : 0));
+    machine.fail("ASYNC_EXIT", format("lanes %08x exit at PTX line %d without having waited for this",
+                                      careless, exit ? exit->line : 0));
 }
 
 }  // namespace ptxsim

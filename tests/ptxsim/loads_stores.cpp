@@ -120,7 +120,8 @@ Outcome run_store(Machine& machine, Warp& warp, const Instruction& instruction, 
     const Touch touch = make_touch(warp, instruction, true);
     const int element = instruction.element_bytes;
     std::array<const uint64_t*, 8> inputs{};
-    for (int i = 0; i < instruction.vector; ++i) inputs[i] = machine.values(warp, instruction.inputs[i], mask);
+    for (int i = 0; i < instruction.vector; ++i)
+        inputs[i] = machine.values(warp, instruction.inputs[i], mask);
     std::array<uint64_t, kLanes> addresses{};
     Buffer* buffer = nullptr;
     for (uint32_t rest = mask; rest; rest &= rest - 1) {
@@ -129,7 +130,8 @@ Outcome run_store(Machine& machine, Warp& warp, const Instruction& instruction, 
         addresses[lane] = address;
         std::array<uint8_t, 64> value;
         for (int i = 0; i < instruction.vector; ++i) {
-            std::memcpy(&value[static_cast<size_t>(element * i)], &inputs[i][lane], static_cast<size_t>(element));
+            std::memcpy(&value[static_cast<size_t>(element * i)], &inputs[i][lane],
+                        static_cast<size_t>(element));
         }
         uint8_t* bytes = machine.touch(warp, touch, lane, address, value.data(), buffer);
         std::memcpy(bytes, value.data(), touch.bytes);

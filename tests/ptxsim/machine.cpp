@@ -254,8 +254,8 @@ void Machine::make_warp(Cta& cta, uint32_t index, uint32_t threads) {
 void Machine::retire() {
     for (size_t i = 0; i < live.size();) {
         Cluster& cluster = *live[i];
-        const bool alive =
-            std::any_of(cluster.ctas.begin(), cluster.ctas.end(), [](const auto& cta) { return cta->alive(); });
+        const bool alive = std::any_of(cluster.ctas.begin(), cluster.ctas.end(),
+                                       [](const auto& cta) { return cta->alive(); });
         if (alive) {
             ++i;
             continue;
@@ -295,11 +295,11 @@ void Machine::deadlock() {
                 current = &cta->launch->launch->kernel->code[warp->pc[lane]];
                 current_mask = warp->converging;
                 const uint32_t absent = warp->alive & ~warp->converging;
-                throw Fault("DIVERGED", format("lanes %08x wait for lanes %08x, which must execute this with them "
-                                               "but cannot reach it",
-                                               warp->converging,
-                                               absent ? absent : warp->alive) +
-                                            where(*this) + describe_waiting(*this));
+                throw Fault("DIVERGED",
+                            format("lanes %08x wait for lanes %08x, which must execute this with them "
+                                   "but cannot reach it",
+                                   warp->converging, absent ? absent : warp->alive) +
+                                where(*this) + describe_waiting(*this));
             }
             uint32_t exited = 0;
             for (const auto& warp : cta->warps) {
@@ -308,10 +308,11 @@ void Machine::deadlock() {
             for (size_t id = 0; exited && id < cta->barriers.size(); ++id) {
                 const NamedBarrier& barrier = cta->barriers[id];
                 if (barrier.waiters.empty() || barrier.counted) continue;
-                throw Fault("BARRIER", format("%u of %u threads have come to barrier %zu, and %u threads of the CTA "
-                                              "have exited without it",
-                                              barrier.arrived, barrier.needed, id, exited) +
-                                           describe_waiting(*this));
+                throw Fault("BARRIER",
+                            format("%u of %u threads have come to barrier %zu, and %u threads of the CTA "
+                                   "have exited without it",
+                                   barrier.arrived, barrier.needed, id, exited) +
+                                describe_waiting(*this));
             }
         }
     }

@@ -1,8 +1,8 @@
 // A run: launches, the CTAs that are resident, and the scheduler that chooses at random who goes on.
 //
-// Everything is chosen from one seeded generator: which CTA and warp runs, for how long, which of the lanes of
-// a diverged warp go first, in which order the lanes of an atomic act, when asynchronous operations complete.
-// The same seed gives the same run.
+// Everything is chosen from one seeded generator: which CTA and warp runs, for how long, which of the lanes
+// of a diverged warp go first, in which order the lanes of an atomic act, when asynchronous operations
+// complete. The same seed gives the same run.
 #pragma once
 #include <array>
 #include <cstdint>
@@ -87,7 +87,9 @@ struct Cluster {
     std::vector<std::unique_ptr<Cta>> ctas;
     std::shared_ptr<void> async;  // what the asynchronous engine keeps for a cluster
 
-    Clock new_clock() const { return Clock(first_agent, layout.per_cta() * static_cast<uint32_t>(ctas.size())); }
+    Clock new_clock() const {
+        return Clock(first_agent, layout.per_cta() * static_cast<uint32_t>(ctas.size()));
+    }
 };
 
 struct LaunchState {
@@ -147,9 +149,9 @@ class Machine {
     [[noreturn]] void undefined_register(const Warp& warp, Slot slot, uint32_t mask) const;
 
     View view(const Warp& warp, int lane) const;
-    // Checks one lane's access (space, alignment, bounds, permission, initialisation, races) and returns where
-    // its bytes lie. `value`: the bytes a store will write, if known; equal bytes written by lanes of one warp
-    // are no race. `*buffer`: a hint, kept by the caller.
+    // Checks one lane's access (space, alignment, bounds, permission, initialisation, races) and returns
+    // where its bytes lie. `value`: the bytes a store will write, if known; equal bytes written by lanes of
+    // one warp are no race. `*buffer`: a hint, kept by the caller.
     uint8_t* touch(Warp& warp, const Touch& touch, int lane, uint64_t address, const void* value,
                    Buffer*& buffer);
     // Splits a generic address into its space and the address there.
@@ -168,8 +170,8 @@ class Machine {
                          const void* value, Buffer* hint);
 
     // Releases and acquires through memory (sync.cpp).
-    void synchronise_through(Warp& warp, int lane, Space space, uint64_t address, const Instruction& instruction,
-                             bool reads, bool writes);
+    void synchronise_through(Warp& warp, int lane, Space space, uint64_t address,
+                             const Instruction& instruction, bool reads, bool writes);
     SyncVariable* find_sync(Cta* cta, uint64_t address);
 
     // Puts lanes to wait until all that must execute the instruction have come; see converge.cpp.

@@ -84,8 +84,8 @@ std::pair<std::string, std::string> Memory::explain(uint64_t address, uint64_t b
     for (const auto& [base, buffer] : buffers_) {
         if (buffer.holds(address, bytes)) {
             return {write ? "GLOBAL_RO" : "GLOBAL_WO",
-                    format("%s of %llu bytes at offset %llu of a buffer of %llu bytes that may not be %s", verb,
-                           (unsigned long long)bytes, (unsigned long long)(address - base),
+                    format("%s of %llu bytes at offset %llu of a buffer of %llu bytes that may not be %s",
+                           verb, (unsigned long long)bytes, (unsigned long long)(address - base),
                            (unsigned long long)buffer.bytes, write ? "written" : "read")};
         }
         const uint64_t end = base + buffer.bytes;
@@ -95,12 +95,12 @@ std::pair<std::string, std::string> Memory::explain(uint64_t address, uint64_t b
             nearest = &buffer;
         }
     }
-    std::string text = format("%s of %llu bytes at %#llx", verb, (unsigned long long)bytes,
-                              (unsigned long long)address);
+    std::string text =
+        format("%s of %llu bytes at %#llx", verb, (unsigned long long)bytes, (unsigned long long)address);
     if (!nearest) return {"GLOBAL_OOB", text + "; no buffer is registered"};
     const auto offset = static_cast<long long>(address - nearest->base);
-    return {"GLOBAL_OOB", text + format(", at offset %lld of the nearest buffer, which has %llu bytes", offset,
-                                        (unsigned long long)nearest->bytes)};
+    return {"GLOBAL_OOB", text + format(", at offset %lld of the nearest buffer, which has %llu bytes",
+                                        offset, (unsigned long long)nearest->bytes)};
 }
 
 void Memory::mark_written(Buffer& buffer, uint64_t address, uint64_t bytes) {

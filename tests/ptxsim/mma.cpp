@@ -76,7 +76,8 @@ Outcome run_mma(Machine& machine, Warp& warp, const Instruction& instruction) {
     for (int r = 0; r < instruction.input_counts[0]; ++r, ++input) {
         const uint64_t* lanes = warp.lanes(instruction.inputs[input]);
         for (int lane = 0; lane < kLanes; ++lane) {
-            const int row = lane / 4 + 8 * (r % 2), column = lane % 4 * per_register + 4 * per_register * (r / 2);
+            const int row = lane / 4 + 8 * (r % 2),
+                      column = lane % 4 * per_register + 4 * per_register * (r / 2);
             for (int i = 0; i < per_register; ++i) {
                 operands.a[row][column + i] = element(instruction.a_type, lanes[lane], i);
             }
@@ -96,7 +97,8 @@ Outcome run_mma(Machine& machine, Warp& warp, const Instruction& instruction) {
             const Slot slot = instruction.inputs[input + static_cast<size_t>(half_result ? i / 2 : i)];
             const uint64_t bits = warp.lanes(slot)[lane];
             operands.c[c_row(lane, i)][c_column(lane, i)] =
-                half_result ? half_to_float(static_cast<uint16_t>(bits >> (16 * (i % 2)))) : bits_to_float(bits);
+                half_result ? half_to_float(static_cast<uint16_t>(bits >> (16 * (i % 2))))
+                            : bits_to_float(bits);
         }
     }
 

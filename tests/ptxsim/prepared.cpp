@@ -23,7 +23,8 @@ void prepare(const Instruction& instruction, Prepared& prepared) {
 
 }  // namespace
 
-PreparedKernel::PreparedKernel(const Kernel& kernel_code) : kernel(kernel_code), code(kernel_code.code.size()) {
+PreparedKernel::PreparedKernel(const Kernel& kernel_code)
+    : kernel(kernel_code), code(kernel_code.code.size()) {
     for (size_t i = 0; i < code.size(); ++i) {
         const Instruction& instruction = kernel.code[i];
         prepare(instruction, code[i]);

@@ -28,8 +28,8 @@ struct PreparedKernel {
     bool async = false;   // has mbarriers, bulk copies, wgmma or proxy fences
 };
 
-// Applies the rule of `undefined` for the lanes of the mask: records which outputs are defined now. Returns the
-// slot whose value must not be used, or kNoSlot.
+// Applies the rule of `undefined` for the lanes of the mask: records which outputs are defined now. Returns
+// the slot whose value must not be used, or kNoSlot.
 Slot track_definitions(const Prepared& prepared, std::vector<uint32_t>& defined, const uint64_t* registers,
                        uint32_t mask);
 

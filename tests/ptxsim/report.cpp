@@ -9,9 +9,7 @@
 namespace ptxsim {
 namespace {
 
-std::string cta_text(const Cta& cta) {
-    return format("cta (%u,%u,%u)", cta.id[0], cta.id[1], cta.id[2]);
-}
+std::string cta_text(const Cta& cta) { return format("cta (%u,%u,%u)", cta.id[0], cta.id[1], cta.id[2]); }
 
 std::string line_text(const Instruction& instruction) {
     return format("PTX line %d: %.160s", instruction.line, instruction.text.c_str());
@@ -61,7 +59,8 @@ std::string where(const Machine& machine) {
         text = " [kernel " + launch.launch->kernel->name;
         if (machine.launches.size() > 1) text += format(" launch %u", launch.index);
         if (launch.launch->rank) text += format(" rank %d", launch.launch->rank);
-        text += " " + cta_text(*warp->cta) + format(" warp %u lanes %08x]", warp->index, machine.current_mask);
+        text +=
+            " " + cta_text(*warp->cta) + format(" warp %u lanes %08x]", warp->index, machine.current_mask);
     }
     if (machine.current) text += " at " + line_text(*machine.current);
     return text;
@@ -74,10 +73,12 @@ std::string describe_conflict(const Machine& machine, const std::string& what, b
     std::string text = format("lane %d ", access.lane) + (is_write ? "writes " : "reads ") + what;
     switch (conflict.kind) {
         case Conflict::Kind::kNonCoherent:
-            return text + (conflict.was_write ? " through ld.global.nc, which " + other + " wrote in the same launch"
-                                              : ", which " + other + " reads through ld.global.nc in the same launch");
+            return text + (conflict.was_write
+                               ? " through ld.global.nc, which " + other + " wrote in the same launch"
+                               : ", which " + other + " reads through ld.global.nc in the same launch");
         case Conflict::Kind::kProxy:
-            return text + " through the async proxy, written by " + other + " without fence.proxy.async after it";
+            return text + " through the async proxy, written by " + other +
+                   " without fence.proxy.async after it";
         case Conflict::Kind::kRace:
             break;
     }
@@ -85,7 +86,8 @@ std::string describe_conflict(const Machine& machine, const std::string& what, b
                    scope_text(conflict.scope), other.c_str());
     const bool both_strong = access.scope != Scope::kNone && conflict.scope != Scope::kNone;
     if (both_strong) return text + "; the scopes do not hold both threads";
-    if (access.agent == conflict.agent) return text + " (same warp: __syncwarp orders lanes, lockstep does not)";
+    if (access.agent == conflict.agent)
+        return text + " (same warp: __syncwarp orders lanes, lockstep does not)";
     return text;
 }
 

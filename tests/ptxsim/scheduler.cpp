@@ -39,9 +39,11 @@ bool Machine::round_of_turns() {
                     }
                     const uint64_t dice = rng_();
                     if (dice % 24 == 0) {
-                        warp.held_until = round + static_cast<int64_t>(dice >> 32) % (dice >> 16 & 1 ? 8 : 64);
+                        warp.held_until =
+                            round + static_cast<int64_t>(dice >> 32) % (dice >> 16 & 1 ? 8 : 64);
                     }
-                    if ((dice >> 20) % 256 == 0) cta->held_until = round + static_cast<int64_t>(dice >> 40) % 128;
+                    if ((dice >> 20) % 256 == 0)
+                        cta->held_until = round + static_cast<int64_t>(dice >> 40) % 128;
                 }
                 progress |= run_warp(warp);
             }
@@ -92,7 +94,8 @@ bool Machine::run_warp(Warp& warp) {
         }
         if (random(8) == 0) {
             uint32_t rest = runnable;
-            for (uint64_t skip = random(static_cast<uint64_t>(std::popcount(runnable))); skip; --skip) rest &= rest - 1;
+            for (uint64_t skip = random(static_cast<uint64_t>(std::popcount(runnable))); skip; --skip)
+                rest &= rest - 1;
             pc = warp.pc[std::countr_zero(rest)];
         }
         uint32_t mask = 0;
@@ -164,8 +167,9 @@ bool Machine::run_warp(Warp& warp) {
         }
         thread_instructions_ += lanes * static_cast<uint64_t>(turn - budget);
         if (thread_instructions_ > static_cast<uint64_t>(options.max_inst)) {
-            fail("TIMEOUT", format("%lld thread instructions have run, the limit of this run: is this loop endless?",
-                                   (long long)options.max_inst));
+            fail("TIMEOUT",
+                 format("%lld thread instructions have run, the limit of this run: is this loop endless?",
+                        (long long)options.max_inst));
         }
     }
     return progress;

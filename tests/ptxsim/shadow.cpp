@@ -67,7 +67,8 @@ bool Shadow::touch(uint64_t offset, uint32_t bytes, const Access& access, const 
             fine = touch_part<kWrite>(cell, mask, access, view, conflict);
         } else {
             cell.bytes = mask;
-            fine = kWrite ? write_unit(cell, access, view, conflict) : read_unit(cell, access, view, conflict);
+            fine =
+                kWrite ? write_unit(cell, access, view, conflict) : read_unit(cell, access, view, conflict);
         }
         if (!fine) {
             conflict.granule = granule;
@@ -163,7 +164,8 @@ bool Shadow::read_unit(Cell& cell, const Access& access, const View& view, Confl
         const bool same = cell.reader == access.agent && cell.read_tick == access.tick;
         if (same) {
             cell.read_lanes |= 1u << access.lane;
-            if ((cell.scopes >> 4) > scope) cell.scopes = static_cast<uint8_t>((cell.scopes & 15) | scope << 4);
+            if ((cell.scopes >> 4) > scope)
+                cell.scopes = static_cast<uint8_t>((cell.scopes & 15) | scope << 4);
             return true;
         }
         if (!cell.read_tick || !view.missing(cell.reader, cell.read_lanes, cell.read_tick)) {

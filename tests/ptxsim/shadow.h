@@ -1,4 +1,5 @@
-// Race detection over a range of memory: for each 4-byte granule, who wrote it last and who has read it since.
+// Race detection over a range of memory: for each 4-byte granule, who wrote it last and who has read it
+// since.
 //
 // An access conflicts with an earlier one when at least one of them writes, the later one's thread does not
 // know the earlier one to have happened (clock.h), and they are not both strong operations whose scopes hold

@@ -14,7 +14,7 @@
 
 namespace ptxsim {
 
-struct CopyBatch;  // cp_async.h
+struct CopyBatch;        // cp_async.h
 struct AsyncWarpState {  // what the asynchronous engine keeps for a warp
     virtual ~AsyncWarpState() = default;
 };
@@ -32,15 +32,15 @@ struct Warp {
 
     // Lanes. A lane of `alive` runs unless it is in one of the other sets.
     uint32_t initial = 0, alive = 0;
-    uint32_t at_barrier = 0;   // in bar.sync or bar.red
-    uint32_t converging = 0;   // at an instruction that other lanes must join
-    uint32_t blocked = 0;      // by blockers[lane]
+    uint32_t at_barrier = 0;  // in bar.sync or bar.red
+    uint32_t converging = 0;  // at an instruction that other lanes must join
+    uint32_t blocked = 0;     // by blockers[lane]
     std::array<int32_t, kLanes> pc{};
     std::array<std::unique_ptr<Blocker>, kLanes> blockers;
     int64_t held_until = 0;  // round, by the adversarial scheduler
 
-    std::vector<uint64_t> registers;  // slot * kLanes + lane
-    std::vector<uint32_t> defined;    // per slot, the lanes that have written it
+    std::vector<uint64_t> registers;            // slot * kLanes + lane
+    std::vector<uint32_t> defined;              // per slot, the lanes that have written it
     std::vector<uint8_t> local, local_written;  // lane * frame + offset
 
     // Knowledge. `known` is common to all lanes; `more[lane]` is what one lane knows beyond it.
@@ -48,7 +48,8 @@ struct Warp {
     Clock known;
     std::array<std::unique_ptr<Clock>, kLanes> more;
     uint32_t more_lanes = 0;
-    std::array<std::unique_ptr<Clock>, kLanes> observed;  // released values read without acquire, until a fence
+    std::array<std::unique_ptr<Clock>, kLanes>
+        observed;  // released values read without acquire, until a fence
     uint32_t observed_lanes = 0;
     std::array<FenceState, kLanes> fences;
 
