@@ -139,7 +139,7 @@ CASES: dict[str, tuple[Case, str, dict[str, str]]] = {
                 "message_no_warp_sync_before",
                 "message_no_warp_sync_after",
             ],
-            "GLOBAL_RACE",
+            "GLOBAL_RACE|UNINIT",
         ),
     ),
     "fences": (message, "message_fences", {}),
@@ -159,7 +159,7 @@ CASES: dict[str, tuple[Case, str, dict[str, str]]] = {
         {
             "copies_no_wait": "RACE|ASYNC_RACE",
             "copies_wait_too_few": "RACE|ASYNC_RACE",
-            "copies_no_barrier": "RACE|ASYNC_RACE",
+            "copies_no_barrier": "RACE|ASYNC_RACE|UNINIT",
             "copies_exit_early": "ASYNC_EXIT",
             "copies_overwrite": "RACE|ASYNC_RACE",
             "copies_source_changed": "GLOBAL_RACE",

@@ -4,8 +4,8 @@
 #include <cstdint>
 
 // Two kernels from one template.
-#define PAIR(name, parameters, ...)                                                          \
-    extern "C" __global__ void name##_clean parameters { name<false>(__VA_ARGS__); }         \
+#define PAIR(name, parameters, ...)                                                  \
+    extern "C" __global__ void name##_clean parameters { name<false>(__VA_ARGS__); } \
     extern "C" __global__ void name##_fault parameters { name<true>(__VA_ARGS__); }
 
 // ---- shared memory
@@ -20,7 +20,8 @@ __device__ void reverse(const int* x, int* y) {
 }
 PAIR(reverse, (const int* x, int* y), x, y)
 
-// Uses one buffer for several rounds: the second barrier keeps a round's reads before the next round's writes.
+// Uses one buffer for several rounds: the second barrier keeps a round's reads before the next round's
+// writes.
 template <bool kFault>
 __device__ void rounds(const int* x, int* y) {
     __shared__ int tile[128];
@@ -48,7 +49,7 @@ PAIR(lanes, (const int* x, int* y), x, y)
 // The two halves of a diverged warp: one writes, the other reads.
 template <bool kFault>
 __device__ void halves(const int* x, int* y) {
-    __shared__ volatile int tile[32];
+    __shared__ int tile[32];
     tile[threadIdx.x] = 0;
     __syncwarp();
     int value = x[threadIdx.x];
@@ -134,13 +135,16 @@ template <int kFault>
 __device__ void last(const int* x, int* partial, unsigned* ticket, int* y) {
     __shared__ bool is_last;
     partial[blockIdx.x * blockDim.x + threadIdx.x] = 2 * x[blockIdx.x * blockDim.x + threadIdx.x];
-    if (kFault == kBlockScope) {
-        __threadfence_block();
-    } else if (kFault != kNoFence) {
-        __threadfence();
-    }
     if (kFault != kNoBarrier) __syncthreads();
-    if (threadIdx.x == 0) is_last = atomicAdd(ticket, 1u) == gridDim.x - 1;
+    if (threadIdx.x == 0) {
+        // After the barrier: a fence covers what its own thread knows.
+        if (kFault == kBlockScope) {
+            __threadfence_block();
+        } else if (kFault != kNoFence) {
+            __threadfence();
+        }
+        is_last = atomicAdd(ticket, 1u) == gridDim.x - 1;
+    }
     __syncthreads();
     if (!is_last) return;
     if (threadIdx.x == 0) __threadfence();
@@ -149,9 +153,9 @@ __device__ void last(const int* x, int* partial, unsigned* ticket, int* y) {
     for (unsigned i = 0; i < gridDim.x; ++i) sum += partial[i * blockDim.x + threadIdx.x];
     y[threadIdx.x] = sum;
 }
-#define LAST(name, fault)                                                                               \
-    extern "C" __global__ void name(const int* x, int* partial, unsigned* ticket, int* y) {             \
-        last<fault>(x, partial, ticket, y);                                                             \
+#define LAST(name, fault)                                                                   \
+    extern "C" __global__ void name(const int* x, int* partial, unsigned* ticket, int* y) { \
+        last<fault>(x, partial, ticket, y);                                                 \
     }
 LAST(last_clean, kNone)
 LAST(last_no_fence, kNoFence)
@@ -178,9 +182,9 @@ __device__ void message(const int* x, int* mailbox, int* flag, int* y, bool send
     const int lane = threadIdx.x;
     if (sends) {
         mailbox[lane] = x[lane];
-        if (kFault == kFences) __threadfence_system();
         if (kFault != kNoWarpSyncBefore) __syncwarp();
         if (lane == 0) {
+            if (kFault == kFences) __threadfence_system();
             if (kFault == kRelaxedStore || kFault == kFences) {
                 asm volatile("st.relaxed.sys.global.u32 [%0], 1;" ::"l"(flag) : "memory");
             } else if (kFault == kWeakStore) {
@@ -213,12 +217,12 @@ __device__ void message(const int* x, int* mailbox, int* flag, int* y, bool send
     if (kFault != kNoWarpSyncAfter) __syncwarp();
     y[lane] = mailbox[lane];
 }
-#define MESSAGE(name, fault)                                                                                \
-    extern "C" __global__ void name(const int* x, int* mailbox, int* flag, int* y) {                        \
-        message<fault>(x, mailbox, flag, y, blockIdx.x == 0);                                               \
-    }                                                                                                       \
-    extern "C" __global__ void name##_ranks(const int* x, int* mailbox, int* flag, int* y, int sends) {     \
-        message<fault>(x, mailbox, flag, y, sends);                                                         \
+#define MESSAGE(name, fault)                                                                            \
+    extern "C" __global__ void name(const int* x, int* mailbox, int* flag, int* y) {                    \
+        message<fault>(x, mailbox, flag, y, blockIdx.x == 0);                                           \
+    }                                                                                                   \
+    extern "C" __global__ void name##_ranks(const int* x, int* mailbox, int* flag, int* y, int sends) { \
+        message<fault>(x, mailbox, flag, y, sends);                                                     \
     }
 MESSAGE(message_clean, kCorrect)
 MESSAGE(message_fences, kFences)
@@ -237,7 +241,8 @@ MESSAGE(message_no_warp_sync_after, kNoWarpSyncAfter)
 template <bool kFault>
 __device__ void counter(int* y) {
     if (kFault) {
-        atomicAdd_block(y, 1);
+        int old;
+        asm volatile("atom.relaxed.cta.global.add.u32 %0, [%1], 1;" : "=r"(old) : "l"(y) : "memory");
     } else {
         atomicAdd(y, 1);
     }
@@ -277,7 +282,8 @@ __device__ void copies(const int4* x, int4* scratch, int4* y) {
     const int4* source = kFault == kSourceChanged ? scratch : x;
     for (int stage = 0; stage < 2; ++stage) {
         const auto to = static_cast<uint32_t>(__cvta_generic_to_shared(&stages[stage][i]));
-        asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(source + 64 * stage + i) : "memory");
+        asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(source + 64 * stage + i)
+                     : "memory");
         asm volatile("cp.async.commit_group;" ::: "memory");
     }
     if (kFault == kExitEarly) return;
@@ -294,7 +300,7 @@ __device__ void copies(const int4* x, int4* scratch, int4* y) {
     __syncthreads();
     y[64 + i] = stages[1][63 - i];
 }
-#define COPIES(name, fault)                                                                  \
+#define COPIES(name, fault) \
     extern "C" __global__ void name(const int4* x, int4* scratch, int4* y) { copies<fault>(x, scratch, y); }
 COPIES(copies_clean, kCopyClean)
 COPIES(copies_no_wait, kNoWait)
