@@ -4,9 +4,30 @@
 #include <bit>
 #include <cstring>
 
+#if defined(__SSE2__)
+#include <xmmintrin.h>
+#endif
+
 #include "execute.h"
 
 namespace ptxsim {
+namespace {
+
+// IEEE arithmetic while it lives: the caller may have set the processor to flush subnormal numbers.
+class IeeeScope {
+#if defined(__SSE2__)
+  public:
+    IeeeScope() : saved_(_mm_getcsr()) { _mm_setcsr(0x1f80); }
+    ~IeeeScope() { _mm_setcsr(saved_); }
+    IeeeScope(const IeeeScope&) = delete;
+    IeeeScope& operator=(const IeeeScope&) = delete;
+
+  private:
+    unsigned saved_;
+#endif
+};
+
+}  // namespace
 
 bool Cta::alive() const {
     return std::any_of(warps.begin(), warps.end(), [](const auto& warp) { return warp->alive != 0; });
@@ -61,6 +82,7 @@ void Machine::add_async(std::shared_ptr<AsyncOp> op, Warp& warp, const Instructi
 // ---- starting and ending
 
 void Machine::run(std::span<Launch> list) {
+    [[maybe_unused]] const IeeeScope ieee;
     std::vector<std::vector<int>> order;
     launches.clear();
     for (size_t i = 0; i < list.size(); ++i) {

@@ -137,7 +137,11 @@ bool Machine::run_warp(Warp& warp) {
                     if (bad != kNoSlot) undefined_register(warp, bad, active);
                 }
                 if (warp.busy_registers) engine->plain_touches(*this, warp, instruction);
-                prepared.plain(instruction, warp.registers.data(), active);
+                try {
+                    prepared.plain(instruction, warp.registers.data(), active);
+                } catch (const Fault& fault) {
+                    fail(fault.kind, fault.detail);
+                }
                 ++pc;
                 continue;
             }
@@ -176,7 +180,8 @@ bool Machine::run_warp(Warp& warp) {
 }
 
 Outcome Machine::execute(Warp& warp, const Instruction& instruction, uint32_t mask) {
-    if (warp.busy_registers && instruction.opcode != Opcode::kWgmma) engine->plain_touches(*this, warp, instruction);
+    if (warp.busy_registers && instruction.opcode != Opcode::kWgmma)
+        engine->plain_touches(*this, warp, instruction);
     switch (instruction.opcode) {
         case Opcode::kNop:
             return Outcome::kAdvance;

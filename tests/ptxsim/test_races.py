@@ -216,7 +216,8 @@ def test_the_report_names_both_sides() -> None:
         reverse("reverse_fault", 1)
     text = str(error.value)
     if error.value.kind == "RACE":
-        assert "of cta (0,0,0)" in text and "not ordered after the write (weak) by" in text
+        assert "of cta (0,0,0)" in text
+        assert "not ordered after the write (weak) by" in text
     assert "[kernel reverse_fault cta (0,0,0) warp " in text
 
 

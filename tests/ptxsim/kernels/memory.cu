@@ -1,0 +1,154 @@
+// Accesses of memory: what must work, and one kernel for each access that must be refused.
+#include <cuda_runtime.h>
+
+#include <cstdint>
+
+// ---- right
+
+// Copies elements of one type; n elements, any grid.
+template <typename T>
+__device__ void copy(const T* x, T* y, int n) {
+    for (int i = blockIdx.x * blockDim.x + threadIdx.x; i < n; i += gridDim.x * blockDim.x) y[i] = x[i];
+}
+extern "C" __global__ void copy_bytes(const uint8_t* x, uint8_t* y, int n) { copy(x, y, n); }
+extern "C" __global__ void copy_halves(const uint16_t* x, uint16_t* y, int n) { copy(x, y, n); }
+extern "C" __global__ void copy_words(const uint32_t* x, uint32_t* y, int n) { copy(x, y, n); }
+extern "C" __global__ void copy_pairs(const uint2* x, uint2* y, int n) { copy(x, y, n); }
+extern "C" __global__ void copy_quads(const uint4* x, uint4* y, int n) { copy(x, y, n); }
+extern "C" __global__ void widen_signed(const int8_t* x, int64_t* y, int n) {
+    if (threadIdx.x < n) y[threadIdx.x] = x[threadIdx.x];
+}
+
+// Transposes a matrix of 32 x 32 tiles through dynamic shared memory.
+extern "C" __global__ void transpose(const float* x, float* y, int rows, int columns) {
+    extern __shared__ float tile[];
+    const int row = blockIdx.y * 32, column = blockIdx.x * 32;
+    for (int i = threadIdx.y; i < 32; i += blockDim.y) {
+        tile[i * 33 + threadIdx.x] = x[(row + i) * columns + column + threadIdx.x];
+    }
+    __syncthreads();
+    for (int i = threadIdx.y; i < 32; i += blockDim.y) {
+        y[(column + i) * rows + row + threadIdx.x] = tile[threadIdx.x * 33 + i];
+    }
+}
+
+// Indexes a local array by a value known only at run time, so that it stays in local memory.
+extern "C" __global__ void local_array(const int* x, int* y) {
+    int values[16];
+    for (int i = 0; i < 16; ++i) values[i] = i * i + static_cast<int>(threadIdx.x);
+    y[threadIdx.x] = values[x[threadIdx.x] & 15];
+}
+
+__device__ int table[4] = {2, 3, 5, 7};
+__constant__ int constants[4] = {11, 13, 17, 19};
+extern "C" __global__ void variables(int* y) {
+    y[threadIdx.x] = table[threadIdx.x & 3] * constants[threadIdx.x >> 2 & 3];
+}
+
+// Every kind of address through one generic pointer.
+__device__ __noinline__ int read(const int* p) { return *p; }
+extern "C" __global__ void generic(const int* x, int* y, int which) {
+    __shared__ int shared[32];
+    int local[2] = {static_cast<int>(threadIdx.x), which};
+    shared[threadIdx.x] = 100 + static_cast<int>(threadIdx.x);
+    __syncwarp();
+    const int* p = which == 0 ? x + threadIdx.x : which == 1 ? &shared[threadIdx.x] : &local[threadIdx.x & 1];
+    y[threadIdx.x] = read(p);
+}
+
+// Sums with atomics of several kinds; the order does not matter to the result.
+extern "C" __global__ void atomics(const int* x, int* y, float* z, unsigned long long* w) {
+    const int i = blockIdx.x * blockDim.x + threadIdx.x;
+    atomicAdd(&y[0], x[i]);
+    atomicMin(&y[1], x[i]);
+    atomicMax(&y[2], x[i]);
+    atomicOr(&y[3], x[i]);
+    atomicAnd(&y[4], x[i]);
+    atomicXor(&y[5], x[i]);
+    atomicInc(reinterpret_cast<unsigned*>(&y[6]), 9u);
+    atomicAdd(z, static_cast<float>(x[i] & 7));
+    atomicAdd(w, static_cast<unsigned long long>(x[i]));
+    int old = *reinterpret_cast<volatile int*>(&y[7]), seen;  // compare and swap until it sticks
+    do {
+        seen = old;
+        old = atomicCAS(&y[7], seen, seen + 2);
+    } while (old != seen);
+}
+
+// The order in which lanes come to an atomic, which nothing may depend on.
+extern "C" __global__ void tickets(int* counter, int* y) { y[threadIdx.x] = atomicAdd(counter, 1); }
+
+// ---- wrong
+
+extern "C" __global__ void read_past_end(const int* x, int* y, int n) {
+    if (threadIdx.x <= n) y[threadIdx.x == n ? 0 : threadIdx.x] = x[threadIdx.x];
+}
+extern "C" __global__ void write_past_end(int* y, int n) { y[threadIdx.x + n] = 1; }
+extern "C" __global__ void write_before_start(int* y) { y[-1] = 1; }
+extern "C" __global__ void write_input(int* x) { x[threadIdx.x] = 1; }
+extern "C" __global__ void wild(int* y) {
+    *reinterpret_cast<int*>(reinterpret_cast<uint64_t>(y) ^ 1ull << 40) = 1;
+}
+extern "C" __global__ void null_read(int* y) {
+    const int* p = nullptr;
+    asm volatile("" : "+l"(p));
+    y[0] = *p;
+}
+extern "C" __global__ void misaligned(const char* x, int* y) { y[0] = *reinterpret_cast<const int*>(x + 2); }
+extern "C" __global__ void misaligned_vector(const float* x, float4* y) {
+    y[0] = *reinterpret_cast<const float4*>(x + 1);
+}
+extern "C" __global__ void read_uninitialised(int* y) { y[0] = y[1] + 1; }
+extern "C" __global__ void leave_unwritten(int* y, int n) {
+    if (threadIdx.x < n) y[threadIdx.x] = 1;
+}
+extern "C" __global__ void shared_past_end(int* y) {
+    __shared__ int tile[8];
+    tile[threadIdx.x & 7] = 1;
+    __syncwarp();
+    volatile int* p = tile;
+    y[0] = p[8];
+}
+extern "C" __global__ void shared_uninitialised(int* y) {
+    __shared__ int tile[8];
+    volatile int* p = tile;
+    if (threadIdx.x < 7) p[threadIdx.x] = 1;
+    __syncwarp();
+    y[threadIdx.x] = p[threadIdx.x];
+}
+extern "C" __global__ void shared_address_zero(int* y) {
+    int value;
+    asm volatile("ld.shared.u32 %0, [%1];" : "=r"(value) : "r"(0));
+    y[0] = value;
+}
+extern "C" __global__ void local_uninitialised(const int* x, int* y) {
+    int values[16];
+    for (int i = 0; i < 8; ++i) values[i + x[0]] = i;
+    y[threadIdx.x] = values[x[1]];
+}
+extern "C" __global__ void local_past_end(const int* x, int* y) {
+    int values[16];
+    for (int i = 0; i < 16; ++i) values[i] = i + x[0];
+    y[threadIdx.x] = values[x[1]];
+}
+extern "C" __global__ void register_uninitialised(int* y) {
+    int value;
+    asm volatile("{ .reg .u32 never; add.u32 %0, never, 1; }" : "=r"(value));
+    y[threadIdx.x] = value;
+}
+extern "C" __global__ void register_moved_uninitialised(int* y) {  // a mov passes it on: no fault by itself
+    int value = 1, other;
+    asm volatile("{ .reg .u32 never; mov.u32 %0, never; }" : "=r"(other));
+    if (threadIdx.x > 1000) value = other;
+    y[threadIdx.x] = value;
+}
+extern "C" __global__ void divide_by_zero(const int* x, int* y) { y[0] = 7 / x[0]; }
+extern "C" __global__ void endless(const int* x, int* y) {
+    while (*reinterpret_cast<const volatile int*>(x) == 0) {
+    }
+    y[0] = 1;
+}
+extern "C" __global__ void trap(int* y) {
+    if (threadIdx.x == 3) __trap();
+    y[threadIdx.x] = 1;
+}

@@ -1,0 +1,154 @@
+"""Lanes and warps that act together, and every misuse that must be reported."""
+
+import numpy as np
+import pytest
+from ptxsim import In, InOut, Out, Simulator, SimulatorError, compile
+
+SOURCE = "tests/ptxsim/kernels/collectives.cu"
+SEEDS = range(8)
+CLEAN_SEEDS = range(60)
+LANE = np.arange(32)
+
+
+def launch(
+    kernel: str, args: list, threads: int = 32, grid: int = 1, arch: str = "80", **options: int
+) -> None:
+    with Simulator(**options) as sim:
+        sim.launch(compile(SOURCE, arch=arch), kernel, grid, threads, args)
+        sim.run()
+
+
+def test_shuffles() -> None:
+    x = np.random.default_rng(0).integers(-99, 99, 32).astype(np.int32)
+    source = np.random.default_rng(1).integers(0, 32, 32).astype(np.int32)
+    expected = np.stack(
+        [
+            x[source],
+            np.where(LANE >= 3, x[LANE - 3], x),
+            np.where(LANE + 5 < 32, x[(LANE + 5) % 32], x),
+            x[LANE ^ 9],
+            x[LANE // 8 * 8 + 2],
+            np.where(LANE % 4 >= 1, x[LANE - 1], x),
+            np.where(LANE % 16 + 1 < 16, x[(LANE + 1) % 32], x),
+            np.where(LANE % 3 == 0, x, -1),
+        ]
+    )
+    for seed in CLEAN_SEEDS:
+        y = np.zeros((8, 32), np.int32)
+        launch("shuffles", [In(x), In(source), Out(y)], seed=seed)
+        np.testing.assert_array_equal(y, expected)
+
+
+def ballot(lanes: np.ndarray) -> int:
+    return sum(1 << int(lane) for lane in np.flatnonzero(lanes))
+
+
+def test_votes_matches_and_reductions() -> None:
+    x = np.random.default_rng(2).integers(-99, 99, 32).astype(np.int32)
+    peers = np.array([ballot((x & 3) == v) for v in x & 3])
+    odd = (LANE & 1).astype(bool)
+    high = x >> 30
+    expected = np.zeros((12, 32), np.uint32)
+    expected[0] = ballot(x > 0)
+    expected[1] = (x > 0).all()
+    expected[2] = (x > 0).any()
+    expected[3] = peers
+    expected[4] = 0xFFFFFFFF if (high == high[0]).all() else 0
+    expected[5] = (high == high[0]).all()
+    expected[6] = np.uint32(int(x.sum()) % 2**32)
+    expected[7] = np.int32(x.min()).view(np.uint32)
+    expected[8] = x.view(np.uint32).max()
+    expected[9] = np.bitwise_xor.reduce(x.view(np.uint32))
+    expected[10] = np.where(odd, ballot(odd & (x > 0)), 0)
+    expected[11] = [bin(int(p)).count("1") for p in peers]
+    for seed in CLEAN_SEEDS:
+        y = np.zeros((12, 32), np.uint32)
+        launch("votes", [In(x), Out(y)], seed=seed)
+        np.testing.assert_array_equal(y, expected)
+
+
+def test_softmax_by_shuffles() -> None:
+    x = np.random.default_rng(3).standard_normal((3, 96)).astype(np.float32)
+    wide = np.exp(x.astype(np.float64) - x.max(1, keepdims=True))
+    for seed in SEEDS:
+        y = np.zeros_like(x)
+        launch("softmax", [In(x), Out(y), 3], grid=3, seed=seed)
+        np.testing.assert_allclose(y, wide / wide.sum(1, keepdims=True), rtol=2e-6)
+
+
+def test_diverged_lanes_meet_again() -> None:
+    x = np.random.default_rng(4).integers(1, 99, 32).astype(np.int32)
+    steps = []
+    for value in x.tolist():
+        count = 0
+        while value != 1:
+            value = 3 * value + 1 if value & 1 else value // 2
+            count += 1
+        steps.append(count)
+    for seed in CLEAN_SEEDS:
+        y, meetings = np.zeros(32, np.int32), np.zeros(32, np.int32)
+        launch("collatz", [In(x), Out(y), Out(meetings)], seed=seed)
+        np.testing.assert_array_equal(y, steps)
+        np.testing.assert_array_equal(meetings, max(steps))
+
+
+def test_barriers_that_reduce() -> None:
+    x = np.random.default_rng(5).integers(0, 255, 96).astype(np.int32)
+    expected = int((x & 1).sum()) * 4 + 2 + int((x > 250).any())
+    for seed in CLEAN_SEEDS:
+        y = np.zeros(96, np.int32)
+        launch("barrier_reductions", [In(x), Out(y)], threads=96, seed=seed)
+        np.testing.assert_array_equal(y, expected)
+
+
+def test_named_barriers_are_independent() -> None:
+    x = np.arange(128, dtype=np.int32)
+    rounds = np.where(np.arange(128) < 64, 3, 5)
+    for seed in CLEAN_SEEDS:
+        y = np.zeros(128, np.int32)
+        launch("two_barriers", [In(x), Out(y)], threads=128, seed=seed)
+        np.testing.assert_array_equal(y, (np.arange(128) ^ 33) * rounds + rounds * (rounds - 1) // 2)
+
+
+X = np.arange(128, dtype=np.int32)
+# kernel: threads, further arguments, reads x, kinds of error, a part of its text
+MISUSE = {
+    "shuffle_from_absent": (32, [], True, "SHFL", "which does not take part"),
+    "shuffle_diverged": (32, [], True, "DIVERGED", "must execute this with them"),
+    "mask_without_self": (32, [], True, "SYNC_MASK", "member mask 0000ffff, which omits it"),
+    "barrier_diverged": (32, [], True, "DIVERGED", "cannot reach it"),
+    "barrier_after_exit": (64, [20], True, "BARRIER", "exited"),
+    "barrier_counts_differ": (96, [], False, "BARRIER", "now named for"),
+    "barrier_odd_count": (64, [], False, "BARRIER", "multiple of 32"),
+    "barrier_too_many": (96, [], False, "DEADLOCK", "barrier 1 (32 of 64 threads have come)"),
+    "arrive_without_wait": (96, [], False, "BARRIER", "32 of 96 threads arrived at barrier 1"),
+    "wait_without_arrive": (96, [], False, "DEADLOCK", "barrier 1 (32 of 96 threads have come)"),
+}
+
+
+@pytest.mark.parametrize("kernel", MISUSE)
+def test_misuse_is_reported(kernel: str) -> None:
+    threads, further, reads, kind, part = MISUSE[kernel]
+    for seed in SEEDS:
+        y = np.zeros(128, np.int32)
+        arguments = [*([In(X)] if reads else []), InOut(y), *further]
+        with pytest.raises(SimulatorError) as error:
+            launch(kernel, arguments, threads=threads, seed=seed)
+        assert error.value.kind == kind, (seed, str(error.value))
+        assert part in str(error.value)
+        assert "PTX line" in str(error.value)
+
+
+def test_a_barrier_that_a_whole_warp_left_is_reported() -> None:
+    for seed in SEEDS:
+        with pytest.raises(SimulatorError) as error:
+            launch("barrier_after_exit", [In(X), InOut(np.zeros(64, np.int32)), 32], threads=64, seed=seed)
+        assert error.value.kind == "BARRIER"
+        assert "32 threads of the CTA have exited without it" in str(error.value)
+
+
+def test_a_barrier_that_all_reach_is_fine() -> None:
+    for seed in CLEAN_SEEDS:
+        y = np.zeros(64, np.int32)
+        launch("barrier_after_exit", [In(X), Out(y), 64], threads=64, seed=seed)
+        np.testing.assert_array_equal(y, X[:64])
