@@ -141,7 +141,7 @@ void run_lanes(const Kernel& kernel, const std::vector<Slot>& slots, uint64_t* c
 }  // namespace
 }  // namespace ptxsim
 
-const char* ptxsim_describe(const char* text) {
+const char* ptxsim_inspect(const char* text) {
     using namespace ptxsim;
     try {
         description = describe(*parse_module(text));
@@ -152,8 +152,8 @@ const char* ptxsim_describe(const char* text) {
     }
 }
 
-int ptxsim_alu(const char* body, const char* const* names, uint64_t* const* columns, int inputs, int count,
-               size_t n) {
+int ptxsim_inspect_alu(const char* body, const char* const* names, uint64_t* const* columns, int inputs,
+                       int count, size_t n) {
     using namespace ptxsim;
     try {
         const auto module = parse_module(".version 9.0\n.target sm_90a\n.visible .entry lanes()\n{\n" +

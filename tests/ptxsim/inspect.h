@@ -3,16 +3,18 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "cudart.h"
+
 extern "C" {
 // Parses a module; a JSON text that describes it, or nullptr after an error.
-const char* ptxsim_describe(const char* text);
+PTXSIM_EXPORT const char* ptxsim_inspect(const char* text);
 
 // Runs the statements of `body` (declarations and lane-wise instructions) on vectors of n values: before
 // them, column i is loaded into the register names[i] for i < inputs, afterwards the others receive theirs.
 // 0, or 1 after an error.
-int ptxsim_alu(const char* body, const char* const* names, uint64_t* const* columns, int inputs, int count,
-               size_t n);
+PTXSIM_EXPORT int ptxsim_inspect_alu(const char* body, const char* const* names, uint64_t* const* columns,
+                                     int inputs, int count, size_t n);
 
 // Of the calling thread's last failure.
-const char* ptxsim_inspect_error();
+PTXSIM_EXPORT const char* ptxsim_inspect_error();
 }
