@@ -1,6 +1,6 @@
 // mma.sync m16n8k*: the tensor core of sm_80 and later, row-major A times column-major B.
 //
-// With g = lane / 4, t = lane % 4 and e elements in a 32-bit register (1 tf32, 2 half or bf16, 4 of 8 bits):
+// With g = lane / 4, t = lane % 4 and e elements in a 32-bit register (2 of half or bf16, 4 of 8 bits):
 //   register r of A: row g + 8 (r % 2), columns t e .. + e, plus 4 e (r / 2)
 //   register r of B: rows t e .. + e, plus 4 e r; column g
 //   element i of C and D: row g + 8 (i / 2), column 2 t + i % 2
@@ -18,8 +18,6 @@ constexpr int kRows = 16, kColumns = 8, kMostDepth = 32;
 
 int elements_per_register(Machine& machine, Type type) {
     switch (type) {
-        case Type::kTF32:
-            return 1;
         case Type::kF16:
         case Type::kBF16:
             return 2;
@@ -33,8 +31,6 @@ int elements_per_register(Machine& machine, Type type) {
 
 double element(Type type, uint64_t bits, int index) {
     switch (type) {
-        case Type::kTF32:
-            return bits_to_float(bits & 0xffffe000u);
         case Type::kF16:
             return half_to_float(static_cast<uint16_t>(bits >> (16 * index)));
         case Type::kBF16:
@@ -61,8 +57,7 @@ Outcome run_mma(Machine& machine, Warp& warp, const Instruction& instruction) {
     if (instruction.shape[0] != kRows || instruction.shape[1] != kColumns || depth > kMostDepth) {
         machine.fail("UNSUPPORTED", "this shape of mma");
     }
-    const bool half_result = instruction.type == Type::kF16;
-    if ((!half_result && instruction.type != Type::kF32) || instruction.c_type != instruction.type) {
+    if (instruction.type != Type::kF32 || instruction.c_type != Type::kF32) {
         machine.fail("UNSUPPORTED", "mma with results of this type");
     }
     const int per_register = elements_per_register(machine, instruction.a_type);
@@ -94,11 +89,8 @@ Outcome run_mma(Machine& machine, Warp& warp, const Instruction& instruction) {
     }
     for (int lane = 0; lane < kLanes; ++lane) {
         for (int i = 0; i < 4; ++i) {
-            const Slot slot = instruction.inputs[input + static_cast<size_t>(half_result ? i / 2 : i)];
-            const uint64_t bits = warp.lanes(slot)[lane];
-            operands.c[c_row(lane, i)][c_column(lane, i)] =
-                half_result ? half_to_float(static_cast<uint16_t>(bits >> (16 * (i % 2))))
-                            : bits_to_float(bits);
+            const Slot slot = instruction.inputs[input + static_cast<size_t>(i)];
+            operands.c[c_row(lane, i)][c_column(lane, i)] = bits_to_float(warp.lanes(slot)[lane]);
         }
     }
 
@@ -120,16 +112,10 @@ Outcome run_mma(Machine& machine, Warp& warp, const Instruction& instruction) {
         }
     }
 
-    const int outputs = half_result ? 2 : 4;
-    for (int i = 0; i < outputs; ++i) {
+    for (int i = 0; i < 4; ++i) {
         uint64_t* lanes = warp.lanes(instruction.outputs[i]);
         for (int lane = 0; lane < kLanes; ++lane) {
-            if (half_result) {
-                const float* pair = &result[c_row(lane, 2 * i)][c_column(lane, 2 * i)];
-                lanes[lane] = static_cast<uint64_t>(round_to_half(pair[1])) << 16 | round_to_half(pair[0]);
-            } else {
-                lanes[lane] = float_to_bits(result[c_row(lane, i)][c_column(lane, i)]);
-            }
+            lanes[lane] = float_to_bits(result[c_row(lane, i)][c_column(lane, i)]);
         }
         warp.set_defined(instruction.outputs[i], 0xffffffff);
     }
