@@ -9,6 +9,7 @@ by one that moves its arguments to the GPU, strides kept, and its results back.
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import ctypes
 import functools
 import os
@@ -27,6 +28,28 @@ SIMULATED = "deepseek_ext_sim"
 LIBRARY = Path(__file__).parents[1] / "build/ptxsim/_C_sim.so"
 
 Kernel = Callable[..., Any]
+
+_cpu_wanted = contextvars.ContextVar("cpu_wanted", default=False)
+
+
+@contextlib.contextmanager
+def on_cpu() -> Iterator[None]:
+    """The CPU's own kernels again, for results that another backend is compared with."""
+    token = _cpu_wanted.set(True)
+    try:
+        yield
+    finally:
+        _cpu_wanted.reset(token)
+
+
+def _unless_cpu_is_wanted(name: str, kernel: Kernel) -> Kernel:
+    own = torch.library.get_kernel(f"{NAMESPACE}::{name}", "CPU")
+    keys = torch._C.DispatchKeySet(torch._C.DispatchKey.CPU)
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        return own.call_boxed(keys, *args, **kwargs) if _cpu_wanted.get() else kernel(*args, **kwargs)
+
+    return call
 
 
 def operators(key: str, namespace: str = NAMESPACE) -> set[str]:
@@ -113,7 +136,7 @@ def instead_of_cpu_kernels(kernels: dict[str, Kernel]) -> Iterator[None]:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Warning only once for all operators")
             for name, kernel in kernels.items():
-                library.impl(name, kernel, "CPU", allow_override=True)
+                library.impl(name, _unless_cpu_is_wanted(name, kernel), "CPU", allow_override=True)
         yield
     finally:
         library._destroy()
