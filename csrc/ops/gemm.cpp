@@ -9,35 +9,7 @@
 namespace dse::gemm {
 namespace {
 
-// The codes in a layout that the kernels read in place: stride 1 along K, or (B only) along the rows.
-Tensor readable(const Tensor& codes, bool rows_may_be_inner) {
-    const int64_t k = codes.dim() - 1, row = k - 1;
-    const bool along_k = codes.size(k) <= 1 || codes.stride(k) == 1;
-    const bool along_rows = rows_may_be_inner && (codes.size(row) <= 1 || codes.stride(row) == 1);
-    return along_k || along_rows ? codes : torch::stable::contiguous(codes);
-}
-
-GemmOperand operand(const Tensor& codes, const Tensor& scales, int64_t rows_per_scale) {
-    const int64_t k = codes.dim() - 1, row = k - 1;
-    // The stride of a dimension of size 1 may be anything.
-    const int64_t k_stride = codes.size(k) <= 1 ? 1 : codes.stride(k);
-    const int64_t row_stride = codes.size(row) <= 1 ? 1 : codes.stride(row);
-    return {static_cast<const uint8_t*>(codes.const_data_ptr()),
-            row_stride,
-            k_stride,
-            scales.const_data_ptr<float>(),
-            scales.stride(row),
-            scales.stride(k),
-            rows_per_scale};
-}
-
-GemmOutput output(const Tensor& out, GemmStore store) {
-    return {out.mutable_data_ptr(), out.stride(out.dim() - 2), store};
-}
-
-GemmStore store_of(const Tensor& out) {
-    return out.scalar_type() == ScalarType::BFloat16 ? GemmStore::kBf16 : GemmStore::kFloat;
-}
+Ends ends_of(const Tensor& offs) { return {offs.const_data_ptr<int32_t>(), offs.stride(0), offs.size(0)}; }
 
 void run_dense(const Tensor& out, GemmStore store, const Tensor& a, const Tensor& a_scales, const Tensor& b,
                const Tensor& b_scales, int64_t rows_per_scale) {
@@ -69,7 +41,7 @@ Tensor grouped_gemm(const Tensor& a, const Tensor& a_scales, const Tensor& b, co
     const char* op = "grouped_gemm";
     check_grouped(op, a, a_scales, b, b_scales, offs);
     check_out_dtype(op, out_dtype);
-    check_ends(op, offs, a.size(0), "M");
+    check_ends(op, ends_of(offs), a.size(0), "M");
     const Tensor a_codes = readable(a, false), b_codes = readable(b, true);
     const Tensor out = torch::stable::new_empty(a, {a.size(0), b.size(1)}, out_dtype);
     cpu::grouped_gemm({operand(a_codes, a_scales, 1), operand(b_codes, b_scales, kTile),
@@ -88,26 +60,11 @@ void run_wgrad(const Tensor& out, GemmStore store, const Tensor& a_t, const Tens
                             torch_threads());
 }
 
-// Each group's columns are rounded up to whole tiles; all of them must fit.
-void check_columns(const char* op, const Tensor& offs, int64_t columns) {
-    check_ends(op, offs, columns, "M'");
-    const int32_t* ends = offs.const_data_ptr<int32_t>();
-    int64_t start = 0, column = 0;
-    for (int64_t e = 0; e < offs.size(0); ++e) {
-        const int64_t end = ends[e * offs.stride(0)];
-        column = next_group_start(column, end - start);
-        start = end;
-    }
-    DSE_REQUIRE(column <= columns, op, ": offs need ", column,
-                " columns (each expert's rows rounded up to a multiple of 128), but a_t has M' = ", columns,
-                "; pass the offs it was quantised with");
-}
-
 Tensor grouped_gemm_wgrad(const Tensor& a_t, const Tensor& a_scales_t, const Tensor& b_t,
                           const Tensor& b_scales_t, const Tensor& offs) {
     const char* op = "grouped_gemm_wgrad";
     check_wgrad(op, a_t, a_scales_t, b_t, b_scales_t, offs);
-    check_columns(op, offs, a_t.size(1));
+    check_columns(op, ends_of(offs), a_t.size(1));
     const Tensor out =
         torch::stable::new_empty(a_t, {offs.size(0), a_t.size(0), b_t.size(0)}, ScalarType::Float);
     run_wgrad(out, GemmStore::kFloat, a_t, a_scales_t, b_t, b_scales_t, offs);
@@ -119,7 +76,7 @@ void grouped_gemm_wgrad_accumulate_(const Tensor& out, const Tensor& a_t, const 
     const char* op = "grouped_gemm_wgrad_accumulate_";
     check_wgrad(op, a_t, a_scales_t, b_t, b_scales_t, offs);
     check_out(op, out, "[E, N, K]", {offs.size(0), a_t.size(0), b_t.size(0)});
-    check_columns(op, offs, a_t.size(1));
+    check_columns(op, ends_of(offs), a_t.size(1));
     run_wgrad(out, GemmStore::kAccumulate, a_t, a_scales_t, b_t, b_scales_t, offs);
 }
 

@@ -1,5 +1,5 @@
-// What the gemm family asks of its arguments, on every device; deepseek_ext/ops/gemm.py says the same of fake
-// tensors, in the same words.
+// What the gemm family asks of its arguments, on every device, and how it hands them to kernels;
+// deepseek_ext/ops/gemm.py checks fake tensors in the same words.
 #pragma once
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "formats/tiles.h"
+#include "formats/views.h"
 #include "ops/require.h"
 
 namespace dse::gemm {
@@ -60,17 +61,37 @@ inline void check_offs(const char* op, const Tensor& offs) {
                 describe(offs), "; flatten it");
 }
 
-// The last group of rows must end at `most` or before. Only where values can be read: on the CPU.
-inline void check_ends(const char* op, const Tensor& offs, int64_t most, const char* limit) {
-    const int32_t* end = offs.const_data_ptr<int32_t>();
+// The values of offs, where the host can read them.
+struct Ends {
+    const int32_t* data;
+    int64_t stride, count;
+
+    int64_t operator[](int64_t e) const { return data[e * stride]; }
+};
+
+// The last group of rows must end at `most` or before.
+inline void check_ends(const char* op, const Ends& ends, int64_t most, const char* limit) {
     int64_t before = 0;
-    for (int64_t e = 0; e < offs.size(0); ++e) {
-        const int64_t value = end[e * offs.stride(0)];
+    for (int64_t e = 0; e < ends.count; ++e) {
+        const int64_t value = ends[e];
         DSE_REQUIRE(value >= before && value <= most, op, ": offs must ascend from 0 to at most ", limit,
                     " = ", most, ", got ", value, " after ", before, " at index ", e,
                     "; pass the offs of expert_order");
         before = value;
     }
+}
+
+// Each group's columns are rounded up to whole tiles; all of them must fit.
+inline void check_columns(const char* op, const Ends& ends, int64_t columns) {
+    check_ends(op, ends, columns, "M'");
+    int64_t start = 0, column = 0;
+    for (int64_t e = 0; e < ends.count; ++e) {
+        column = next_group_start(column, ends[e] - start);
+        start = ends[e];
+    }
+    DSE_REQUIRE(column <= columns, op, ": offs need ", column,
+                " columns (each expert's rows rounded up to a multiple of 128), but a_t has M' = ", columns,
+                "; pass the offs it was quantised with");
 }
 
 // b in blocks or in tiles; returns how many of its rows share a scale.
@@ -115,6 +136,36 @@ inline void check_wgrad(const char* op, const Tensor& a_t, const Tensor& a_scale
     check_scales(op, "a_scales_t", a_scales_t, "[N, M'/128]", {a_t.size(0), columns / kTile}, "a_t");
     check_scales(op, "b_scales_t", b_scales_t, "[K, M'/128]", {b_t.size(0), columns / kTile}, "b_t");
     check_offs(op, offs);
+}
+
+// The codes in a layout that the kernels read in place: stride 1 along K, or (B only) along the rows.
+inline Tensor readable(const Tensor& codes, bool rows_may_be_inner) {
+    const int64_t k = codes.dim() - 1, row = k - 1;
+    const bool along_k = codes.size(k) <= 1 || codes.stride(k) == 1;
+    const bool along_rows = rows_may_be_inner && (codes.size(row) <= 1 || codes.stride(row) == 1);
+    return along_k || along_rows ? codes : torch::stable::contiguous(codes);
+}
+
+inline GemmOperand operand(const Tensor& codes, const Tensor& scales, int64_t rows_per_scale) {
+    const int64_t k = codes.dim() - 1, row = k - 1;
+    // The stride of a dimension of size 1 may be anything.
+    const int64_t k_stride = codes.size(k) <= 1 ? 1 : codes.stride(k);
+    const int64_t row_stride = codes.size(row) <= 1 ? 1 : codes.stride(row);
+    return {static_cast<const uint8_t*>(codes.const_data_ptr()),
+            row_stride,
+            k_stride,
+            scales.const_data_ptr<float>(),
+            scales.stride(row),
+            scales.stride(k),
+            rows_per_scale};
+}
+
+inline GemmOutput output(const Tensor& out, GemmStore store) {
+    return {out.mutable_data_ptr(), out.stride(out.dim() - 2), store};
+}
+
+inline GemmStore store_of(const Tensor& out) {
+    return out.scalar_type() == ScalarType::BFloat16 ? GemmStore::kBf16 : GemmStore::kFloat;
 }
 
 }  // namespace dse::gemm

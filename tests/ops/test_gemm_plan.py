@@ -1,0 +1,105 @@
+"""The CUDA gemm's choice of tiles, a pure function of shape and device: tested without either."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+DENSE, GROUPED, WGRAD = 0, 1, 2
+A100, H100 = 108, 132  # SMs
+
+
+class Planner:
+    def __init__(self, program: Path) -> None:
+        self.program = program
+
+    def lines(self, *arguments: object) -> list[list[str]]:
+        words = [str(self.program), *map(str, arguments)]
+        output = subprocess.run(words, check=True, capture_output=True, text=True).stdout
+        return [line.split() for line in output.splitlines()]
+
+    def plan(
+        self, kind: int, m: int, n: int, k: int, groups: int = 0, sms: int = A100
+    ) -> tuple[str, list[int]]:
+        name, *numbers = self.lines("plan", kind, m, n, k, groups, sms)[0]
+        return name, [int(x) for x in numbers]
+
+
+@pytest.fixture(scope="module")
+def planner(tmp_path_factory: pytest.TempPathFactory) -> Planner:
+    compiler = shutil.which(os.environ.get("CXX", "g++"))
+    if compiler is None or not (ROOT / "csrc").exists():
+        pytest.skip("needs a checkout and a C++ compiler")
+    program = tmp_path_factory.mktemp("plan") / "gemm_plan"
+    source = ROOT / "tests/ops/gemm_plan.cpp"
+    subprocess.run([compiler, "-std=c++20", f"-I{ROOT / 'csrc'}", source, "-o", program], check=True)
+    return Planner(program)
+
+
+@pytest.mark.parametrize("sms", [A100, H100])
+@pytest.mark.parametrize(
+    ("shape", "tile"),
+    [
+        ((1, 7168, 2048), "16x64"),
+        ((8, 2112, 7168), "16x64"),
+        ((4096, 2112, 7168), "128x128"),
+        ((4096, 7168, 16384), "128x128"),
+        ((4096, 24576, 1536), "128x128"),
+    ],
+    ids=str,
+)
+def test_dense_products_of_deepseek_v3(
+    planner: Planner, shape: tuple[int, int, int], tile: str, sms: int
+) -> None:
+    assert planner.plan(DENSE, *shape, sms=sms)[0] == tile
+
+
+def test_experts_with_few_rows_take_small_tiles(planner: Planner) -> None:
+    assert planner.plan(GROUPED, 64, 4096, 7168, groups=256)[0] == "16x64"
+    assert planner.plan(GROUPED, 32768, 4096, 7168, groups=8)[0] == "128x128"
+    assert planner.plan(WGRAD, 4096, 7168, 32768, groups=8)[0] == "128x128"
+
+
+def test_a_small_result_takes_tiles_for_every_sm(planner: Planner) -> None:
+    """One tile of 128x128 would leave 107 of 108 SMs idle; on one SM it is the fastest."""
+    assert planner.plan(DENSE, 128, 128, 4096)[0] != "128x128"
+    assert planner.plan(DENSE, 128, 128, 4096, sms=1)[0] == "128x128"
+
+
+@pytest.mark.parametrize("m", [1, 16, 17, 64, 129, 1000])
+@pytest.mark.parametrize("n", [1, 63, 576])
+@pytest.mark.parametrize("groups", [1, 7])
+def test_tiles_cover_every_division_of_the_rows(planner: Planner, m: int, n: int, groups: int) -> None:
+    _, (tile_m, tile_n, rows, columns, ctas) = planner.plan(GROUPED, m, n, 256, groups=groups)
+    # The worst division: a row in each group but one, and the rest of them in that and in no group.
+    single = min(groups, m)
+    most = single + -(-(m - single) // tile_m)
+    assert rows >= most
+    assert rows <= -(-m // tile_m) + groups
+    assert columns == -(-n // tile_n)
+    assert ctas == rows * columns
+    _, (tile_m, tile_n, rows, columns, ctas) = planner.plan(WGRAD, m, n, 256, groups=groups)
+    assert (rows, columns) == (-(-m // tile_m), -(-n // tile_n))
+    assert ctas == rows * columns * groups
+
+
+@pytest.mark.parametrize("rows", [1, 7, 8, 9, 20])
+@pytest.mark.parametrize("columns", [1, 3, 10])
+def test_the_order_visits_every_tile_once(planner: Planner, rows: int, columns: int) -> None:
+    visited = [(int(r), int(c)) for r, c in planner.lines("order", rows, columns)]
+    assert sorted(visited) == [(r, c) for r in range(rows) for c in range(columns)]
+    assert all(r < 8 for r, _ in visited[: min(8, rows) * columns])
+
+
+def test_a_tile_can_be_forced(planner: Planner) -> None:
+    arguments = ("plan", DENSE, 4096, 4096, 4096, 0, A100)
+    for tile in ("16x64", "64x64", "128x128"):
+        assert planner.lines(*arguments, tile)[0][0] == tile
+    assert " ".join(planner.lines(*arguments, "32x32")[0]) == (
+        "gemm: DSE_GEMM_TILE must be 16x64, 64x64 or 128x128, got 32x32; unset it to let the shape decide"
+    )
