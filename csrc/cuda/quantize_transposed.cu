@@ -14,7 +14,8 @@ namespace dse::cuda {
 namespace {
 
 struct Shared {
-    RowTile tile;
+    int64_t row;  // the tile's, and its rows
+    int rows;
     alignas(16) float multipliers[kBlockSide];
     union {  // one after the other
         alignas(16) uint32_t maxima[kBlockWarps][kBlockSide];
@@ -105,10 +106,13 @@ __global__ void __launch_bounds__(kBlockThreads, 2)
     const int64_t column = static_cast<int64_t>(blockIdx.x % across) * kTile;
     if (threadIdx.x < 32) {
         const RowTile found = find_row_tile(groups, results.rows, index);
-        if (threadIdx.x == 0) shared.tile = found;
+        if (threadIdx.x == 0) {
+            shared.row = found.row;
+            shared.rows = found.rows;
+        }
     }
     __syncthreads();
-    const RowTile tile = shared.tile;
+    const RowTile tile{shared.row, shared.rows};
     const int columns = static_cast<int>(min(results.columns - column, kTile));
     ThreadRows values;
     load_block(source, tile.row, tile.rows, column, columns, values);
