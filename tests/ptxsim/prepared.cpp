@@ -11,6 +11,7 @@ void prepare(const Instruction& instruction, Prepared& prepared) {
     const std::string opcode = opcode_name(instruction.text);
     if (opcode == "mov") prepared.undefined = Prepared::Undefined::kCopy;
     if (opcode == "selp") prepared.undefined = Prepared::Undefined::kSelect;
+    prepared.divides = (opcode == "div" || opcode == "rem") && !type_is_float(instruction.type);
     prepared.many = instruction.inputs.size() > 4 || instruction.outputs.size() > 4;
     if (prepared.many) return;
     for (Slot slot : instruction.inputs) {
@@ -85,6 +86,18 @@ Slot track_definitions(const Prepared& prepared, std::vector<uint32_t>& defined,
         state = (state & ~mask) | known;
     }
     return kNoSlot;
+}
+
+uint32_t zero_divisors(const Prepared& prepared, std::vector<uint32_t>& defined, const uint64_t* registers,
+                       uint32_t mask) {
+    const uint64_t* divisors = registers + static_cast<size_t>(prepared.input[1]) * kLanes;
+    const int bits = 8 * type_bytes(prepared.instruction->type);
+    const uint64_t used = bits == 64 ? ~uint64_t{0} : (uint64_t{1} << bits) - 1;
+    uint32_t zero = 0;
+    for (int lane = 0; lane < kLanes; ++lane) zero |= uint32_t{(divisors[lane] & used) == 0} << lane;
+    zero &= mask;
+    defined[prepared.output[0]] &= ~zero;
+    return zero;
 }
 
 }  // namespace ptxsim

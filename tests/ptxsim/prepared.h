@@ -17,7 +17,8 @@ struct Prepared {
     enum class Undefined : uint8_t { kFault, kCopy, kSelect } undefined = Undefined::kFault;
     uint8_t inputs = 0, outputs = 0;
     Slot input[4]{}, output[4]{};
-    bool many = false;  // more slots than fit: read the instruction's own lists
+    bool divides = false;  // integer division or remainder: what division by zero gives is undefined
+    bool many = false;     // more slots than fit: read the instruction's own lists
 };
 
 struct PreparedKernel {
@@ -31,6 +32,10 @@ struct PreparedKernel {
 // Applies the rule of `undefined` for the lanes of the mask: records which outputs are defined now. Returns
 // the slot whose value must not be used, or kNoSlot.
 Slot track_definitions(const Prepared& prepared, std::vector<uint32_t>& defined, const uint64_t* registers,
+                       uint32_t mask);
+
+// The lanes of the mask in which a division's divisor is zero; their outputs become undefined.
+uint32_t zero_divisors(const Prepared& prepared, std::vector<uint32_t>& defined, const uint64_t* registers,
                        uint32_t mask);
 
 }  // namespace ptxsim

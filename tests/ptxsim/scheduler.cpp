@@ -137,6 +137,11 @@ bool Machine::run_warp(Warp& warp) {
                     if (bad != kNoSlot) undefined_register(warp, bad, active);
                 }
                 if (warp.busy_registers) engine->plain_touches(*this, warp, instruction);
+                if (prepared.divides && options.registers) {
+                    // The compiler moves divisions above the branch that guards them: only using the quotient
+                    // is a fault.
+                    active &= ~zero_divisors(prepared, warp.defined, warp.registers.data(), active);
+                }
                 try {
                     prepared.plain(instruction, warp.registers.data(), active);
                 } catch (const Fault& fault) {

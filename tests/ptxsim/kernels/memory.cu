@@ -143,6 +143,11 @@ extern "C" __global__ void register_moved_uninitialised(int* y) {  // a mov pass
     y[threadIdx.x] = value;
 }
 extern "C" __global__ void divide_by_zero(const int* x, int* y) { y[0] = 7 / x[0]; }
+extern "C" __global__ void guarded_division(const int* x, int* y) {
+    int quotient;
+    asm volatile("div.s32 %0, 7, %1;" : "=r"(quotient) : "r"(x[0]));  // before the test, as compilers move it
+    y[0] = x[0] ? quotient : -1;
+}
 extern "C" __global__ void endless(const int* x, int* y) {
     while (*reinterpret_cast<const volatile int*>(x) == 0) {
     }
