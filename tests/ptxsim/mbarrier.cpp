@@ -102,6 +102,15 @@ Mbarrier& find_mbarrier(Machine& machine, Warp& warp, int lane, Cta& cta, uint32
     if (found == barriers.end())
         machine.fail("MBAR_MISUSE", format("lane %d: no mbarrier was initialised at shared offset %u", lane,
                                            offset - kSharedReserved));
+    const Mbarrier& barrier = found->second;
+    if (cta.shadow &&
+        machine.view(warp, lane).missing(barrier.init_agent, 1u << barrier.init_lane, barrier.init_tick))
+        machine.fail(
+            "RACE",
+            format("lane %d uses the mbarrier at shared offset %u, whose initialisation by %s is not "
+                   "ordered before",
+                   lane, offset - kSharedReserved,
+                   machine.agents.describe(barrier.init_agent, 1u << barrier.init_lane, warp.agent).c_str()));
     touch_object(machine, warp, lane, cta, offset, false);
     return found->second;
 }

@@ -32,20 +32,20 @@ bool Machine::round_of_turns() {
             for (size_t j = 0; j < warps; ++j) {
                 Warp& warp = *cta->warps[(first + j) % warps];
                 if (!warp.alive) continue;
-                if (options.chaos) {
-                    if (round < warp.held_until || round < cta->held_until) {
-                        progress = true;
-                        continue;
-                    }
-                    const uint64_t dice = rng_();
-                    if (dice % 24 == 0) {
-                        warp.held_until =
-                            round + static_cast<int64_t>(dice >> 32) % (dice >> 16 & 1 ? 8 : 64);
-                    }
-                    if ((dice >> 20) % 256 == 0)
-                        cta->held_until = round + static_cast<int64_t>(dice >> 40) % 128;
+                if (options.chaos && (round < warp.held_until || round < cta->held_until)) {
+                    progress = true;
+                    continue;
                 }
-                progress |= run_warp(warp);
+                if (!run_warp(warp)) continue;
+                progress = true;
+                if (!options.chaos) continue;
+                // Only a warp that got on is held back: of those that wait for each other none is, so that a
+                // deadlock is soon seen.
+                const uint64_t dice = rng_();
+                if (dice % 24 == 0) {
+                    warp.held_until = round + static_cast<int64_t>(dice >> 32) % (dice >> 16 & 1 ? 8 : 64);
+                }
+                if ((dice >> 20) % 256 == 0) cta->held_until = round + static_cast<int64_t>(dice >> 40) % 128;
             }
         }
     }
