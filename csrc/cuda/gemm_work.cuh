@@ -32,54 +32,60 @@ struct GemmWork {
 
 constexpr unsigned kAllLanes = 0xffffffffu;
 
-// Sum over this lane and those before it.
-__device__ inline int64_t sum_to_lane(int64_t x) {
+// Of this lane's value and those of the lanes before it, the sum or the largest.
+template <class Combine>
+__device__ inline int64_t scan_lanes(int64_t x, Combine combine) {
     const int lane = static_cast<int>(threadIdx.x) % 32;
     for (int step = 1; step < 32; step *= 2) {
         const int64_t before = __shfl_up_sync(kAllLanes, x, step);
-        if (lane >= step) x += before;
+        if (lane >= step) x = combine(before, x);
     }
     return x;
+}
+__device__ inline int64_t sum_to_lane(int64_t x) {
+    return scan_lanes(x, [](int64_t a, int64_t b) { return a + b; });
+}
+__device__ inline int64_t largest_to_lane(int64_t x) {
+    return scan_lanes(x, [](int64_t a, int64_t b) { return a > b ? a : b; });
 }
 
 struct Range {
     int64_t start, end;
 };
 
-// Rows of group e within [0, rows), whatever offs holds; e == groups means the rows of no group.
-__device__ inline Range group_rows(const GemmArguments& p, int64_t e, int64_t rows) {
-    const auto end_of = [&](int64_t group) {
-        const int64_t end = p.offs[group * p.offs_stride];
-        return end < 0 ? 0 : end > rows ? rows : end;
-    };
-    const int64_t start = e == 0 ? 0 : end_of(e - 1);
-    const int64_t end = e == p.groups ? rows : end_of(e);
-    return {start, end < start ? start : end};
+// Where group e ends, within [0, most] whatever offs holds; beyond the last group at `most`.
+__device__ inline int64_t group_end(const GemmArguments& p, int64_t e, int64_t most) {
+    const int64_t end = e < p.groups ? p.offs[e * p.offs_stride] : most;
+    return end < 0 ? 0 : end > most ? most : end;
 }
 
-// A's rows of one tile and the group they belong to; no rows if there are fewer tiles than the host allowed
-// for. Each warp looks at 32 groups at a time.
+// A's rows of one tile and the group they belong to (p.groups: rows of no group); no rows if there are fewer
+// tiles than the host allowed for. Each warp looks at 32 groups at a time. Ends that descend are taken for
+// empty groups, so that every row belongs to one tile.
 struct RowTile {
     Range rows;
     int64_t group;
 };
 __device__ inline RowTile find_row_tile(const GemmArguments& p, int64_t tile, int tile_m) {
     const int lane = static_cast<int>(threadIdx.x) % 32;
-    int64_t before = 0;
+    int64_t tiles_before = 0, last_end = 0;
     for (int64_t first = 0; first <= p.groups; first += 32) {
-        const int64_t e = first + lane;
-        const Range rows = e <= p.groups ? group_rows(p, e, p.all.m) : Range{0, 0};
-        const int64_t tiles = ceil_div(rows.end - rows.start, tile_m);
-        const int64_t after = before + sum_to_lane(tiles);
+        int64_t end = largest_to_lane(group_end(p, first + lane, p.all.m));
+        if (end < last_end) end = last_end;
+        int64_t start = __shfl_up_sync(kAllLanes, end, 1);
+        if (lane == 0) start = last_end;
+        const int64_t tiles = ceil_div(end - start, tile_m);
+        const int64_t after = tiles_before + sum_to_lane(tiles);
         const unsigned found = __ballot_sync(kAllLanes, after > tile);
         if (found != 0) {
             const int winner = __ffs(static_cast<int>(found)) - 1;
-            const int64_t start = rows.start + (tile - (after - tiles)) * tile_m;
-            const int64_t end = rows.end < start + tile_m ? rows.end : start + tile_m;
+            start += (tile - (after - tiles)) * tile_m;
+            if (end > start + tile_m) end = start + tile_m;
             return {{__shfl_sync(kAllLanes, start, winner), __shfl_sync(kAllLanes, end, winner)},
                     first + winner};
         }
-        before = __shfl_sync(kAllLanes, after, 31);
+        tiles_before = __shfl_sync(kAllLanes, after, 31);
+        last_end = __shfl_sync(kAllLanes, end, 31);
     }
     return {{0, 0}, 0};
 }
@@ -87,15 +93,16 @@ __device__ inline RowTile find_row_tile(const GemmArguments& p, int64_t tile, in
 // The columns of group e in the grouped transposed layout.
 __device__ inline Range find_columns(const GemmArguments& p, int64_t e) {
     const int lane = static_cast<int>(threadIdx.x) % 32;
+    const int64_t most = p.all.k;
+    const auto rows_of = [&](int64_t group) {
+        const int64_t rows = group_end(p, group, most) - (group == 0 ? 0 : group_end(p, group - 1, most));
+        return rows < 0 ? 0 : rows;
+    };
     int64_t start = 0;
-    for (int64_t i = lane; i < e; i += 32) {
-        const Range rows = group_rows(p, i, p.all.k);
-        start += padded_columns(rows.end - rows.start);
-    }
+    for (int64_t i = lane; i < e; i += 32) start += padded_columns(rows_of(i));
     start = __shfl_sync(kAllLanes, sum_to_lane(start), 31);
-    const Range rows = group_rows(p, e, p.all.k);
-    const int64_t end = start + rows.end - rows.start;
-    return {start < p.all.k ? start : p.all.k, end < p.all.k ? end : p.all.k};
+    const int64_t end = start + rows_of(e);
+    return {start < most ? start : most, end < most ? end : most};
 }
 
 // Whether the CTA has something to do.

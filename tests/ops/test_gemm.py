@@ -1,4 +1,4 @@
-"""gemm and gemm_accumulate_ on every CPU tier: the error bound, and everything promised to the bit."""
+"""gemm and gemm_accumulate_ on every backend: the error bound, and everything promised to the bit."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def test_every_code_is_decoded_exactly(backend: str, m: int) -> None:
 
 
 @pytest.mark.parametrize("m", [4, 40])
-def test_subnormal_codes_survive_flush_to_zero(backend: str, m: int, rng: torch.Generator) -> None:
+def test_subnormal_codes_survive_flush_to_zero(cpu_tier: str, m: int, rng: torch.Generator) -> None:
     o = random_operands(m, 70, 200, rng, kind="subnormal", low=0, high=1)
     try:
         torch.set_flush_denormal(True)
@@ -156,7 +156,7 @@ def test_rows_do_not_depend_on_their_number(backend: str, b_tiles: bool, rng: to
     "shape", [(1, 4096, 512), (8, 1000, 1024), (64, 1024, 512), (900, 300, 300)], ids=str
 )
 def test_same_bits_for_any_number_of_threads(
-    backend: str, shape: tuple[int, int, int], rng: torch.Generator
+    cpu_tier: str, shape: tuple[int, int, int], rng: torch.Generator
 ) -> None:
     o = random_operands(*shape, rng)
     before = torch.get_num_threads()

@@ -1,4 +1,4 @@
-"""grouped_gemm and grouped_gemm_wgrad on every CPU tier, against the products of the single experts."""
+"""grouped_gemm and grouped_gemm_wgrad on every backend, against the products of the single experts."""
 
 from __future__ import annotations
 
@@ -205,7 +205,7 @@ def test_wgrad_nan_poisons_one_row_or_column_of_one_expert(backend: str, rng: to
     assert torch.equal(result[~expected], clean[~expected])
 
 
-def test_same_bits_for_any_number_of_threads(backend: str, rng: torch.Generator) -> None:
+def test_same_bits_for_any_number_of_threads(cpu_tier: str, rng: torch.Generator) -> None:
     loads = [300, 0, 17, 129, 1, 64]
     forward = grouped_operands(loads, 260, 300, rng)
     few = grouped_operands([3, 0, 9, 20], 1000, 600, rng)

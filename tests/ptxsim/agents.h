@@ -14,13 +14,13 @@
 namespace ptxsim {
 
 enum class AgentKind : uint8_t {
-    kWarp,     // ordinary loads and stores of a warp's lanes
-    kCopy,     // cp.async of a warp
-    kFenced,   // not an accessor: a warp's ordinary accesses, as far as a proxy fence has covered them
-    kWgmma,    // wgmma of a warp
-    kBulk,     // bulk and tensor stores of a warp: what they read
+    kWarp,       // ordinary loads and stores of a warp's lanes
+    kCopy,       // cp.async of a warp
+    kFenced,     // not an accessor: a warp's ordinary accesses, as far as a proxy fence has covered them
+    kWgmma,      // wgmma of a warp
+    kBulk,       // bulk and tensor stores of a warp: what they read
     kBulkWrite,  // and what they write, which is known to be done later
-    kBarrier,  // bulk and tensor loads that complete on an mbarrier; `warp` counts barriers
+    kBarrier,    // bulk and tensor loads that complete on an mbarrier; `warp` counts barriers
 };
 inline constexpr int kAgentKinds = 7;
 inline constexpr uint32_t kMbarrierAgents = 48;  // mbarriers of a CTA that complete asynchronous loads
@@ -66,6 +66,7 @@ class AgentTable {
 
     // Everything launch `a` did happened before launch `b` began.
     bool launch_ordered(uint32_t a, uint32_t b) const { return before_[b][a]; }
+    bool several_launches() const { return before_.size() > 1; }
     // For each launch the launches it comes after, directly; earlier ones only.
     void set_launch_order(const std::vector<std::vector<int>>& after);
     Agent next() const { return next_; }

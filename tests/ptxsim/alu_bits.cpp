@@ -138,15 +138,14 @@ template <class T>
 uint64_t extract_field(const Instruction&, uint64_t cell, uint64_t position_cell, uint64_t length_cell) {
     constexpr uint32_t kTop = 8 * sizeof(T) - 1;
     const uint32_t position = position_cell & 0xff, length = length_cell & 0xff;
+    if (length == 0) return 0;
     const uint64_t value = to_cell(from_cell<T>(cell));
-    const bool sign =
-        std::is_signed_v<T> && length != 0 && (value >> std::min(position + length - 1, kTop) & 1);
-    uint64_t result = 0;
-    for (uint32_t i = 0; i <= kTop; ++i) {
-        const bool bit = i < length && position + i <= kTop ? value >> (position + i) & 1 : sign;
-        result |= static_cast<uint64_t>(bit) << i;
-    }
-    return result;
+    const bool sign = std::is_signed_v<T> && (value >> std::min(position + length - 1, kTop) & 1);
+    const uint32_t held =
+        position > kTop ? 0 : std::min(length, kTop + 1 - position);  // bits of the register
+    const uint64_t ones = held == 64 ? ~0ull : (1ull << held) - 1;
+    const uint64_t field = held == 0 ? 0 : value >> position & ones;
+    return to_cell(static_cast<T>(sign ? field | ~ones : field));
 }
 
 // The low `length` bits of a, put into b at `position`.

@@ -1,5 +1,6 @@
 #include "decoder.h"
 
+#include <algorithm>
 #include <bit>
 
 #include "fault.h"
@@ -297,12 +298,14 @@ void Decoder::decode_operand(const std::string& kind, const Operand& operand) {
 
 // False if the number of operands differs.
 bool Decoder::decode_operands(const std::vector<std::string>& kinds, const std::vector<Operand>& operands) {
-    size_t next = 0;
     size_t expected = 0;
     for (const std::string& kind : kinds) expected += is_present(kind, instruction_);
     if (expected != operands.size()) return false;
-    for (const std::string& kind : kinds)
-        if (is_present(kind, instruction_)) decode_operand(kind, operands[next++]);
+    for (const std::string& kind : kinds) {
+        if (!is_present(kind, instruction_)) continue;
+        decode_operand(kind, operands[decoded_operands_]);
+        ++decoded_operands_;
+    }
     return true;
 }
 
@@ -333,14 +336,17 @@ void Decoder::decode(const std::string& written, const std::vector<Operand>& ope
     const Instruction matched = instruction_;
 
     bool decoded = decode_timer(written, operands);
-    std::string problem;
+    std::string problem;  // of the alternative that came furthest
+    size_t furthest = 0;
     for (size_t i = 0; i < form.operands.size() && !decoded; ++i) {
         instruction_ = matched;
+        decoded_operands_ = 0;
         try {
             decoded = decode_operands(form.operands[i], operands);
         } catch (const Fault& fault) {
             if (fault.kind != "PARSE") throw;
-            problem = fault.detail;
+            if (problem.empty() || decoded_operands_ > furthest) problem = fault.detail;
+            furthest = std::max(furthest, decoded_operands_);
         }
     }
     if (!decoded)

@@ -40,6 +40,7 @@ class Decoder {
     KernelBuilder& builder_;
     Instruction instruction_;
     std::vector<std::string> labels_;
+    size_t decoded_operands_ = 0;  // of the alternative being tried
 };
 
 }  // namespace ptxsim

@@ -63,7 +63,30 @@ void KernelBuilder::declare_local(const std::string& name, uint64_t bytes, uint6
 }
 
 void KernelBuilder::declare_call_parameter(const std::string& name, uint64_t bytes, uint64_t alignment) {
-    declare(name, {Symbol::Kind::kCallParameter, reserve_local(bytes, alignment)});
+    const uint64_t offset = reserve_local(bytes, alignment);
+    declare(name, {Symbol::Kind::kCallParameter, offset});
+    if (bytes > 8) clear_local(offset, bytes, std::min<uint64_t>(alignment, 8));
+}
+
+// A structure passed by value is copied with its padding, which nobody writes: that is no use of
+// uninitialised memory.
+void KernelBuilder::clear_local(uint64_t offset, uint64_t bytes, uint64_t unit) {
+    static constexpr Type kUnits[] = {Type::kNone, Type::kB8,   Type::kB16,  Type::kNone, Type::kB32,
+                                      Type::kNone, Type::kNone, Type::kNone, Type::kB64};
+    const auto store = [&](uint64_t at, uint64_t width) {
+        Instruction clear;
+        clear.opcode = Opcode::kStore;
+        clear.space = Space::kLocal;
+        clear.type = kUnits[width];
+        clear.element_bytes = static_cast<uint8_t>(width);
+        clear.addresses.push_back({constant(at), 0});
+        clear.inputs.push_back(constant(0));
+        clear.text = "(padding of a call parameter)";
+        kernel_.code.push_back(std::move(clear));
+    };
+    uint64_t done = 0;
+    for (; done + unit <= bytes; done += unit) store(offset + done, unit);
+    for (; done < bytes; ++done) store(offset + done, 1);
 }
 
 void KernelBuilder::declare_parameter(const std::string& name, uint64_t bytes, uint64_t alignment) {

@@ -83,6 +83,7 @@ class KernelBuilder {
     Slot new_slot(int bits, const std::string& name);
     int32_t find_label(const std::string& label, int scope, int line) const;
     uint64_t reserve_local(uint64_t bytes, uint64_t alignment);
+    void clear_local(uint64_t offset, uint64_t bytes, uint64_t unit);
     void declare(const std::string& name, Symbol symbol);
 
     Kernel& kernel_;

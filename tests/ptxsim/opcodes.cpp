@@ -1,5 +1,6 @@
 #include "opcodes.h"
 
+#include <algorithm>
 #include <cstdio>
 #include <map>
 #include <sstream>
@@ -106,6 +107,12 @@ size_t match_length(const Form& form, const std::vector<std::string>& qualifiers
     return next;
 }
 
+long count_scopes(const std::vector<std::string>& qualifiers) {
+    return std::count_if(qualifiers.begin(), qualifiers.end(), [](const std::string& qualifier) {
+        return qualifier == ".cta" || qualifier == ".cluster" || qualifier == ".gpu" || qualifier == ".sys";
+    });
+}
+
 }  // namespace
 
 const std::vector<Form>& forms_of(const std::string& opcode) {
@@ -140,6 +147,7 @@ const Form& match_form(const std::string& written, Instruction& instruction) {
         bool complete = false;
         longest = std::max(longest, match_length(form, qualifiers, complete));
         if (!complete) continue;
+        if (count_scopes(qualifiers) > 1) throw Fault("PARSE", opcode + " names two scopes");
         int spaces = 0, types = 0;
         for (const std::string& qualifier : qualifiers)
             if (!apply_qualifier(qualifier, instruction, spaces, types))

@@ -69,36 +69,43 @@ std::vector<FormText> memory_forms() {
          "m as h", Opcode::kStore, nullptr, complete_access},
         {"st .mmio .relaxed .sys [.global] $memory_type", "m as", Opcode::kStore, nullptr, complete_access},
 
-        {"atom [$order] [$scope] [$atomic_space] .add [.L2::cache_hint] .u32|.s32|.u64|.f32|.f64", "d m a h",
-         Opcode::kAtomic, nullptr, complete_atomic},
-        {"atom [$order] [$scope] [$atomic_space] .add .noftz [.L2::cache_hint] .f16|.f16x2|.bf16|.bf16x2",
+        // nvcc writes the scope behind the space where it gives no order (atom.global.cta.add).
+        {"atom [$order] [$scope] [$atomic_space] [$scope] .add [.L2::cache_hint] .u32|.s32|.u64|.f32|.f64",
          "d m a h", Opcode::kAtomic, nullptr, complete_atomic},
-        {"atom [$order] [$scope] [$atomic_space] .min|.max [.L2::cache_hint] .u32|.s32|.u64|.s64", "d m a h",
+        {"atom [$order] [$scope] [$atomic_space] [$scope] .add .noftz [.L2::cache_hint] "
+         ".f16|.f16x2|.bf16|.bf16x2",
+         "d m a h", Opcode::kAtomic, nullptr, complete_atomic},
+        {"atom [$order] [$scope] [$atomic_space] [$scope] .min|.max [.L2::cache_hint] .u32|.s32|.u64|.s64",
+         "d m a h", Opcode::kAtomic, nullptr, complete_atomic},
+        {"atom [$order] [$scope] [$atomic_space] [$scope] .and|.or|.xor|.exch [.L2::cache_hint] .b32|.b64",
+         "d m a h", Opcode::kAtomic, nullptr, complete_atomic},
+        {"atom [$order] [$scope] [$atomic_space] [$scope] .cas [.L2::cache_hint] .b16|.b32|.b64", "d m a a h",
          Opcode::kAtomic, nullptr, complete_atomic},
-        {"atom [$order] [$scope] [$atomic_space] .and|.or|.xor|.exch [.L2::cache_hint] .b32|.b64", "d m a h",
+        {"atom [$order] [$scope] [$atomic_space] [$scope] .inc|.dec [.L2::cache_hint] .u32", "d m a h",
          Opcode::kAtomic, nullptr, complete_atomic},
-        {"atom [$order] [$scope] [$atomic_space] .cas [.L2::cache_hint] .b16|.b32|.b64", "d m a a h",
+        {"atom [$order] [$scope] .global [$scope] .add [.L2::cache_hint] .v2|.v4 .f32", "ds m as h",
          Opcode::kAtomic, nullptr, complete_atomic},
-        {"atom [$order] [$scope] [$atomic_space] .inc|.dec [.L2::cache_hint] .u32", "d m a h",
-         Opcode::kAtomic, nullptr, complete_atomic},
-        {"atom [$order] [$scope] .global .add [.L2::cache_hint] .v2|.v4 .f32", "ds m as h", Opcode::kAtomic,
-         nullptr, complete_atomic},
-        {"red [.relaxed|.release] [$scope] [$atomic_space] .add [.L2::cache_hint] .u32|.s32|.u64|.f32|.f64",
+        {"red [.relaxed|.release] [$scope] [$atomic_space] [$scope] .add [.L2::cache_hint] "
+         ".u32|.s32|.u64|.f32|.f64",
          "m a h", Opcode::kAtomic, nullptr, complete_atomic},
-        {"red [.relaxed|.release] [$scope] [$atomic_space] .add .noftz [.L2::cache_hint] "
+        {"red [.relaxed|.release] [$scope] [$atomic_space] [$scope] .add .noftz [.L2::cache_hint] "
          ".f16|.f16x2|.bf16|.bf16x2",
          "m a h", Opcode::kAtomic, nullptr, complete_atomic},
-        {"red [.relaxed|.release] [$scope] [$atomic_space] .min|.max [.L2::cache_hint] .u32|.s32|.u64|.s64",
+        {"red [.relaxed|.release] [$scope] [$atomic_space] [$scope] .min|.max [.L2::cache_hint] "
+         ".u32|.s32|.u64|.s64",
          "m a h", Opcode::kAtomic, nullptr, complete_atomic},
-        {"red [.relaxed|.release] [$scope] [$atomic_space] .and|.or|.xor [.L2::cache_hint] .b32|.b64",
+        {"red [.relaxed|.release] [$scope] [$atomic_space] [$scope] .and|.or|.xor [.L2::cache_hint] "
+         ".b32|.b64",
          "m a h", Opcode::kAtomic, nullptr, complete_atomic},
-        {"red [.relaxed|.release] [$scope] [$atomic_space] .inc|.dec [.L2::cache_hint] .u32", "m a h",
+        {"red [.relaxed|.release] [$scope] [$atomic_space] [$scope] .inc|.dec [.L2::cache_hint] .u32",
+         "m a h", Opcode::kAtomic, nullptr, complete_atomic},
+        {"red [.relaxed|.release] [$scope] .global [$scope] .add [.L2::cache_hint] .v2|.v4 .f32", "m as h",
          Opcode::kAtomic, nullptr, complete_atomic},
-        {"red [.relaxed|.release] [$scope] .global .add [.L2::cache_hint] .v2|.v4 .f32", "m as h",
-         Opcode::kAtomic, nullptr, complete_atomic},
-        {"red [.relaxed|.release] [$scope] .global .add .noftz [.L2::cache_hint] .v2|.v4|.v8 .f16|.bf16",
+        {"red [.relaxed|.release] [$scope] .global [$scope] .add .noftz [.L2::cache_hint] .v2|.v4|.v8 "
+         ".f16|.bf16",
          "m as h", Opcode::kAtomic, nullptr, complete_atomic},
-        {"red [.relaxed|.release] [$scope] .global .add .noftz [.L2::cache_hint] .v2|.v4 .f16x2|.bf16x2",
+        {"red [.relaxed|.release] [$scope] .global [$scope] .add .noftz [.L2::cache_hint] .v2|.v4 "
+         ".f16x2|.bf16x2",
          "m as h", Opcode::kAtomic, nullptr, complete_atomic},
 
         {"cp .async .ca .shared|.shared::cta .global [.L2::cache_hint] [$L2_prefetch]",

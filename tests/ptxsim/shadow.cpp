@@ -8,15 +8,18 @@
 namespace ptxsim {
 namespace {
 
-// Beyond this many unordered readers of one granule the oldest is forgotten: a tile that every CTA of a large
-// grid reads would otherwise cost a list of all of them.
-constexpr size_t kMostReaders = 64;
+// Beyond this many unordered accesses of one granule the oldest is forgotten: a tile that every CTA of a
+// large grid reads would otherwise cost a list of all of them.
+constexpr size_t kMostPast = 64;
+// The same of unordered strong writes, each of which looks at all of these.
+constexpr auto kMostPastWrites = 16;
 
 }  // namespace
 
 uint32_t View::missing_slow(Agent agent, uint32_t lanes, Tick tick) const {
     if (more) lanes = more->missing(agent, lanes, tick);
-    if (lanes && agents->launch_ordered(agents->group(agent).launch, launch)) return 0;
+    if (lanes && agents->several_launches() && agents->launch_ordered(agents->group(agent).launch, launch))
+        return 0;
     return lanes;
 }
 
@@ -33,8 +36,8 @@ void Shadow::clear() {
     std::memset(static_cast<void*>(cells_), 0, count_ * sizeof(Cell));
     splits_.clear();
     free_splits_.clear();
-    free_readers_.clear();
-    for (uint32_t i = 0; i < readers_.size(); ++i) free_readers_.push_back(i);
+    free_pasts_.clear();
+    for (uint32_t i = 0; i < pasts_.size(); ++i) free_pasts_.push_back(i);
 }
 
 bool Shadow::strong_pair(const Access& access, uint8_t scope, Agent other, const View& view) const {
@@ -93,7 +96,7 @@ bool Shadow::touch_part(Cell& cell, uint8_t mask, const Access& access, const Vi
     }
     if (kWrite && mask == 0xf) {  // one writer of the whole granule: one cell again
         const Cell whole = splits_[index][0];
-        for (int byte = 1; byte < 4; ++byte) drop_readers(splits_[index][byte]);
+        for (int byte = 1; byte < 4; ++byte) drop_past(splits_[index][byte]);
         free_splits_.push_back(index);
         cell = whole;
         cell.bytes = 0xf;
@@ -114,20 +117,13 @@ void Shadow::split(Cell& cell) {
         Cell& part = splits_[index][byte];
         part = cell.bytes >> byte & 1 ? cell : Cell{};
         if (part.flags & Cell::kMany) {  // each part owns its list
-            const std::vector<Reader> copy = readers_[cell.reader];
-            uint32_t list;
-            if (free_readers_.empty()) {
-                list = static_cast<uint32_t>(readers_.size());
-                readers_.emplace_back();
-            } else {
-                list = free_readers_.back();
-                free_readers_.pop_back();
-            }
-            readers_[list] = copy;
+            const std::vector<Past> copy = pasts_[cell.reader];
+            const uint32_t list = new_list();
+            pasts_[list] = copy;
             part.reader = list;
         }
     }
-    drop_readers(cell);
+    drop_past(cell);
     const uint8_t kept = cell.flags & Cell::kSynchronises;
     cell = Cell{};
     cell.writer = index;
@@ -158,6 +154,15 @@ bool Shadow::read_unit(Cell& cell, const Access& access, const View& view, Confl
             return false;
         }
     }
+    if (cell.flags & Cell::kPastWrites) {
+        for (const Past& old : pasts_[cell.reader]) {
+            if (!old.wrote) continue;
+            const uint32_t unknown = view.missing(old.agent, old.lanes, old.tick);
+            if (!unknown || strong_pair(access, old.scope, old.agent, view)) continue;
+            conflict = {Conflict::Kind::kRace, old.agent, unknown, true, static_cast<Scope>(old.scope), 0};
+            return false;
+        }
+    }
     if (access.non_coherent) cell.flags |= Cell::kReadNonCoherent;
     const auto scope = static_cast<uint8_t>(access.scope);
     if (!(cell.flags & Cell::kMany)) {
@@ -180,77 +185,111 @@ bool Shadow::read_unit(Cell& cell, const Access& access, const View& view, Confl
     return true;
 }
 
-void Shadow::add_reader(Cell& cell, const Access& access, const View& view) {
+uint32_t Shadow::new_list() {
+    if (free_pasts_.empty()) {
+        pasts_.emplace_back();
+        return static_cast<uint32_t>(pasts_.size() - 1);
+    }
+    const uint32_t list = free_pasts_.back();
+    free_pasts_.pop_back();
+    return list;
+}
+
+std::vector<Shadow::Past>& Shadow::past(Cell& cell) {
     if (!(cell.flags & Cell::kMany)) {
-        uint32_t list;
-        if (free_readers_.empty()) {
-            list = static_cast<uint32_t>(readers_.size());
-            readers_.emplace_back();
-        } else {
-            list = free_readers_.back();
-            free_readers_.pop_back();
+        const uint32_t list = new_list();
+        pasts_[list].clear();
+        if (cell.read_tick) {
+            const auto scope = static_cast<uint8_t>(cell.scopes >> 4);
+            pasts_[list].push_back({cell.reader, cell.read_tick, cell.read_lanes, scope, false});
         }
-        readers_[list].assign(
-            1, {cell.reader, cell.read_tick, cell.read_lanes, static_cast<uint8_t>(cell.scopes >> 4)});
         cell.reader = list;
         cell.flags |= Cell::kMany;
     }
-    std::vector<Reader>& readers = readers_[cell.reader];
-    const auto scope = static_cast<uint8_t>(access.scope);
-    for (Reader& reader : readers) {
-        if (reader.agent != access.agent || reader.tick != access.tick) continue;
-        reader.lanes |= 1u << access.lane;
-        reader.scope = std::min(reader.scope, scope);
-        return;
-    }
-    std::erase_if(readers, [&](const Reader& reader) {
-        return !view.missing(reader.agent, reader.lanes, reader.tick);
-    });
-    if (readers.size() >= kMostReaders) readers.erase(readers.begin());
-    readers.push_back({access.agent, access.tick, 1u << access.lane, scope});
+    return pasts_[cell.reader];
 }
 
-void Shadow::drop_readers(Cell& cell) {
-    if (cell.flags & Cell::kMany) free_readers_.push_back(cell.reader);
-    cell.flags &= static_cast<uint8_t>(~(Cell::kMany | Cell::kReadNonCoherent));
+void Shadow::add_reader(Cell& cell, const Access& access, const View& view) {
+    std::vector<Past>& list = past(cell);
+    const auto scope = static_cast<uint8_t>(access.scope);
+    for (Past& old : list) {
+        if (old.wrote || old.agent != access.agent || old.tick != access.tick) continue;
+        old.lanes |= 1u << access.lane;
+        old.scope = std::min(old.scope, scope);
+        return;
+    }
+    // A write that must come after this read must come after the reads it knows of.
+    std::erase_if(
+        list, [&](const Past& old) { return !old.wrote && !view.missing(old.agent, old.lanes, old.tick); });
+    if (list.size() >= kMostPast) list.erase(list.begin());
+    list.push_back({access.agent, access.tick, 1u << access.lane, scope, false});
+}
+
+void Shadow::drop_past(Cell& cell) {
+    if (cell.flags & Cell::kMany) free_pasts_.push_back(cell.reader);
+    cell.flags &= static_cast<uint8_t>(~(Cell::kMany | Cell::kReadNonCoherent | Cell::kPastWrites));
     cell.read_tick = 0;
 }
 
 bool Shadow::write_unit(Cell& cell, const Access& access, const View& view, Conflict& conflict) {
-    if (cell.write_tick) {
-        const uint32_t lanes = 1u << cell.write_lane;
-        const uint8_t scope = cell.scopes & 15;
-        if (view.missing(cell.writer, lanes, cell.write_tick) &&
-            !strong_pair(access, scope, cell.writer, view)) {
-            conflict = {Conflict::Kind::kRace, cell.writer, lanes, true, static_cast<Scope>(scope), 0};
-            return false;
-        }
+    const auto write_scope = static_cast<uint8_t>(cell.scopes & 15);
+    const uint32_t write_lanes = 1u << cell.write_lane;
+    const bool write_unordered = cell.write_tick && view.missing(cell.writer, write_lanes, cell.write_tick);
+    if (write_unordered && !strong_pair(access, write_scope, cell.writer, view)) {
+        conflict = {
+            Conflict::Kind::kRace, cell.writer, write_lanes, true, static_cast<Scope>(write_scope), 0};
+        return false;
     }
-    auto check_reader = [&](Agent reader, uint32_t lanes, Tick tick, uint8_t scope) {
-        conflict = {Conflict::Kind::kRace, reader, lanes, false, static_cast<Scope>(scope), 0};
-        if (cell.flags & Cell::kReadNonCoherent && view.agents->group(reader).launch == view.launch) {
+    // False if the access `old` races with this one. Sets `unordered`.
+    bool unordered = false;
+    auto check = [&](const Past& old) {
+        conflict = {Conflict::Kind::kRace, old.agent, old.lanes, old.wrote, static_cast<Scope>(old.scope), 0};
+        if (!old.wrote && cell.flags & Cell::kReadNonCoherent &&
+            view.agents->group(old.agent).launch == view.launch) {
             conflict.kind = Conflict::Kind::kNonCoherent;
             return false;
         }
-        const uint32_t unknown = view.missing(reader, lanes, tick);
-        if (!unknown || strong_pair(access, scope, reader, view)) return true;
+        const uint32_t unknown = view.missing(old.agent, old.lanes, old.tick);
+        unordered = unknown != 0;
+        if (!unordered || strong_pair(access, old.scope, old.agent, view)) return true;
         conflict.lanes = unknown;
         return false;
     };
     if (cell.flags & Cell::kMany) {
-        for (const Reader& reader : readers_[cell.reader]) {
-            if (!check_reader(reader.agent, reader.lanes, reader.tick, reader.scope)) return false;
+        std::vector<Past>& list = pasts_[cell.reader];
+        size_t kept = 0;
+        for (const Past& old : list) {
+            if (!check(old)) return false;
+            if (unordered) list[kept++] = old;
         }
-        drop_readers(cell);
+        list.resize(kept);
+        if (!kept) drop_past(cell);
     } else if (cell.read_tick) {
         const auto scope = static_cast<uint8_t>(cell.scopes >> 4);
-        if (!check_reader(cell.reader, cell.read_lanes, cell.read_tick, scope)) return false;
-        drop_readers(cell);
+        if (!check({cell.reader, cell.read_tick, cell.read_lanes, scope, false})) return false;
+        if (!unordered) drop_past(cell);
+    }
+    if (write_unordered) {
+        std::vector<Past>& list = past(cell);
+        auto same = std::find_if(list.begin(), list.end(), [&](const Past& old) {
+            return old.wrote && old.agent == cell.writer && old.tick == cell.write_tick &&
+                   old.scope == write_scope;
+        });
+        if (same != list.end()) {
+            same->lanes |= write_lanes;
+        } else {
+            const auto wrote = [](const Past& old) { return old.wrote; };
+            if (std::count_if(list.begin(), list.end(), wrote) >= kMostPastWrites) {
+                list.erase(std::find_if(list.begin(), list.end(), wrote));
+            }
+            list.push_back({cell.writer, cell.write_tick, write_lanes, write_scope, true});
+        }
+        cell.flags |= Cell::kPastWrites;
     }
     cell.writer = access.agent;
     cell.write_tick = access.tick;
     cell.write_lane = access.lane;
-    cell.scopes = static_cast<uint8_t>(access.scope);
+    cell.scopes = static_cast<uint8_t>((cell.scopes & 0xf0) | static_cast<uint8_t>(access.scope));
     return true;
 }
 

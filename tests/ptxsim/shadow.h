@@ -61,14 +61,14 @@ struct Conflict {
 struct Cell {
     Agent writer = 0;  // index of the split bytes if kSplit
     Tick write_tick = 0;
-    Agent reader = 0;  // index of the readers if kMany
+    Agent reader = 0;  // index of the list of past accesses if kMany
     Tick read_tick = 0;
     uint32_t read_lanes = 0;
     uint8_t write_lane = 0;
     uint8_t scopes = 0;  // of the write, of the read << 4
     uint8_t bytes = 0;   // which of the four bytes; 0: never accessed
     uint8_t flags = 0;
-    static constexpr uint8_t kSplit = 1, kMany = 2, kReadNonCoherent = 4, kSynchronises = 8;
+    static constexpr uint8_t kSplit = 1, kMany = 2, kReadNonCoherent = 4, kSynchronises = 8, kPastWrites = 16;
 };
 
 class Shadow {
@@ -88,11 +88,14 @@ class Shadow {
     void clear();
 
   private:
-    struct Reader {
+    // One of several accesses that are not ordered among themselves: reads, and (wrote) strong writes that an
+    // unordered strong write has followed.
+    struct Past {
         Agent agent;
         Tick tick;
         uint32_t lanes;
         uint8_t scope;
+        bool wrote;
     };
     template <bool kWrite>
     bool touch(uint64_t offset, uint32_t bytes, const Access& access, const View& view, Conflict& conflict);
@@ -101,15 +104,17 @@ class Shadow {
     bool read_unit(Cell& cell, const Access& access, const View& view, Conflict& conflict);
     bool write_unit(Cell& cell, const Access& access, const View& view, Conflict& conflict);
     bool strong_pair(const Access& access, uint8_t scope, Agent other, const View& view) const;
+    std::vector<Past>& past(Cell& cell);  // makes the list, with the cell's own reader in it
     void add_reader(Cell& cell, const Access& access, const View& view);
-    void drop_readers(Cell& cell);
+    void drop_past(Cell& cell);
+    uint32_t new_list();
     void split(Cell& cell);
 
     Cell* cells_;
     uint64_t count_;
     std::vector<std::array<Cell, 4>> splits_;
-    std::vector<std::vector<Reader>> readers_;
-    std::vector<uint32_t> free_readers_, free_splits_;
+    std::vector<std::vector<Past>> pasts_;
+    std::vector<uint32_t> free_pasts_, free_splits_;
 };
 
 }  // namespace ptxsim

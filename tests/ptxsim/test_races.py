@@ -68,6 +68,14 @@ def message_between_ranks(kernel: str, seed: int) -> None:
     np.testing.assert_array_equal(y, X[:32])
 
 
+def total(kernel: str, seed: int) -> None:
+    y, ticket, total = np.zeros(1, np.int32), np.zeros(1, np.uint32), np.zeros(1, np.int32)
+    with Simulator(seed=seed) as sim:
+        sim.launch(compile(SOURCE), kernel, 5, 32, [In(X), InOut(total), InOut(ticket), Out(y)])
+        sim.run()
+    assert y[0] == X[:5].sum()
+
+
 def counter(kernel: str, seed: int) -> None:
     y = np.zeros(1, np.int32)
     with Simulator(seed=seed) as sim:
@@ -150,6 +158,7 @@ CASES: dict[str, tuple[Case, str, dict[str, str]]] = {
         dict.fromkeys(["message_gpu_release", "message_gpu_acquire", "message_gpu_scope"], "GLOBAL_RACE"),
     ),
     "fences_between_ranks": (message_between_ranks, "message_fences", {}),
+    "total": (total, "total_clean", {"total_fault": "GLOBAL_RACE"}),
     "counter": (counter, "counter_clean", {"counter_fault": "GLOBAL_RACE"}),
     "non_coherent": (non_coherent, "non_coherent_clean", {"non_coherent_fault": "NON_COHERENT"}),
     "in_place": (in_place, "in_place_clean", {"in_place_fault": "NON_COHERENT"}),

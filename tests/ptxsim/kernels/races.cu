@@ -237,6 +237,19 @@ MESSAGE(message_gpu_scope, kGpuScope)
 MESSAGE(message_no_warp_sync_before, kNoWarpSyncBefore)
 MESSAGE(message_no_warp_sync_after, kNoWarpSyncAfter)
 
+// Every CTA adds to one total and then says so; two CTAs of the fault forget the fence, so that whoever reads
+// the total at the end knows only of its own addition and of those of CTAs that came with a fence.
+template <bool kFault>
+__device__ void total(const int* x, int* sum, unsigned* ticket, int* y) {
+    if (threadIdx.x) return;
+    atomicAdd(sum, x[blockIdx.x]);
+    if (!kFault || blockIdx.x % 2 == 0) __threadfence();
+    if (atomicAdd(ticket, 1u) != gridDim.x - 1) return;
+    __threadfence();
+    y[0] = *sum;
+}
+PAIR(total, (const int* x, int* sum, unsigned* ticket, int* y), x, sum, ticket, y)
+
 // A counter of the whole grid; the fault narrows the atomic's scope to the CTA.
 template <bool kFault>
 __device__ void counter(int* y) {
