@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <bit>
 #include <cstring>
+#include <numeric>
 
 #if defined(__SSE2__)
 #include <xmmintrin.h>
@@ -155,6 +156,12 @@ void Machine::start_clusters() {
                        agents.launch_ordered(other.index, state.index);
             });
             if (alone) state.floor = agents.next();
+            if (options.chaos && state.total > 1) {  // hardware promises no order
+                do {
+                    state.stride = 1 + random(state.total - 1);
+                } while (std::gcd(state.stride, state.total) != 1);
+                state.offset = random(state.total);
+            }
         }
         const auto& shape = state.launch->cluster;
         const uint32_t ctas = shape[0] * shape[1] * shape[2];
@@ -173,7 +180,8 @@ std::unique_ptr<Cluster> Machine::make_cluster(LaunchState& state) {
     const uint32_t warps = (threads + kLanes - 1) / kLanes;
     std::array<uint64_t, 3> clusters;
     for (int axis = 0; axis < 3; ++axis) clusters[axis] = launch.grid[axis] / shape[axis];
-    const uint64_t index = state.next++;
+    const auto place = static_cast<unsigned __int128>(state.next++) * state.stride + state.offset;
+    const auto index = static_cast<uint64_t>(place % state.total);
     const std::array<uint64_t, 3> at = {index % clusters[0], index / clusters[0] % clusters[1],
                                         index / clusters[0] / clusters[1]};
     auto cluster = std::make_unique<Cluster>();

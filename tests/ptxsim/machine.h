@@ -97,7 +97,9 @@ struct LaunchState {
     uint32_t index = 0;
     const PreparedKernel* code = nullptr;
     uint64_t next = 0, total = 0;  // clusters
-    uint32_t live = 0;             // clusters
+    // The order in which clusters start, a permutation: the i-th is (i * stride + offset) % total.
+    uint64_t stride = 1, offset = 0;
+    uint32_t live = 0;  // clusters
     Agent floor = 0;
     bool ended() const { return next == total && live == 0; }
 };

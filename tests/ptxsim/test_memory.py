@@ -114,6 +114,16 @@ def test_the_order_of_atomics_depends_on_the_seed() -> None:
     assert len(orders) == len(SEEDS)
 
 
+def test_ctas_start_in_any_order() -> None:
+    first = set()
+    for seed in SEEDS:
+        y, counter = np.zeros(200, np.int32), np.zeros(1, np.int32)
+        launch("cta_tickets", [InOut(counter), Out(y)], grid=200, seed=seed)
+        assert sorted(y) == list(range(200))
+        first.add(int(y.argmin()))
+    assert max(first) > 32
+
+
 def test_the_same_seed_gives_the_same_run() -> None:
     runs = []
     for _ in range(2):
@@ -154,6 +164,7 @@ WRONG = {
     "register_uninitialised": (lambda: [Out(ints(32))], "UNINIT", "never wrote"),
     "divide_by_zero": (lambda: [In(ints(1)), Out(ints(1))], "UNINIT", "never wrote"),
     "endless": (lambda: [In(ints(1)), Out(ints(1))], "TIMEOUT", "endless"),
+    "assertion": (lambda: [In(np.eye(32, dtype=np.int32)[7]), Out(ints(32))], "ASSERT", "x must be zero"),
     "trap": (lambda: [Out(ints(32))], "TRAP", ""),
 }
 

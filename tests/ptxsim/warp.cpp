@@ -9,14 +9,15 @@ void Warp::publish(Clock& target, uint32_t mask) const {
     for (uint32_t rest = mask & more_lanes; rest; rest &= rest - 1) {
         target.join(*more[std::countr_zero(rest)]);
     }
-    // Lanes that have exited made their last access before this: the whole warp counts as present.
-    if ((alive & ~mask) == 0) {
+    publish_accesses(target, mask);
+}
+
+void Warp::publish_accesses(Clock& target, uint32_t mask) const {
+    if (mask == initial) {
         target.raise(agent, now);
-    } else {
-        for (uint32_t rest = mask; rest; rest &= rest - 1) {
-            target.raise_lane(agent, std::countr_zero(rest), now);
-        }
+        return;
     }
+    for (uint32_t rest = mask; rest; rest &= rest - 1) target.raise_lane(agent, std::countr_zero(rest), now);
 }
 
 void Warp::learn(const Clock& clock, uint32_t mask) {
@@ -43,7 +44,7 @@ void Warp::synchronise_lanes(uint32_t mask) {
             known.join(*more[std::countr_zero(rest)]);
         }
         forget_differences();
-        known.raise(agent, now);
+        publish_accesses(known, mask);
     } else {
         Clock together;
         for (uint32_t rest = mask; rest; rest &= rest - 1) {

@@ -72,6 +72,8 @@ struct Warp {
 
     // Joins into `target` all that the lanes of `mask` know and have done.
     void publish(Clock& target, uint32_t mask) const;
+    // Only what they have done. Lanes that have exited publish nothing any more.
+    void publish_accesses(Clock& target, uint32_t mask) const;
     // The lanes of `mask` learn `clock`.
     void learn(const Clock& clock, uint32_t mask);
     // The lanes of `mask` learn from each other.

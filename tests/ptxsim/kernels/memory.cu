@@ -1,6 +1,7 @@
 // Accesses of memory: what must work, and one kernel for each access that must be refused.
 #include <cuda_runtime.h>
 
+#include <cassert>
 #include <cstdint>
 
 // ---- right
@@ -73,6 +74,11 @@ extern "C" __global__ void atomics(const int* x, int* y, float* z, unsigned long
         seen = old;
         old = atomicCAS(&y[7], seen, seen + 2);
     } while (old != seen);
+}
+
+// The order in which CTAs come to an atomic.
+extern "C" __global__ void cta_tickets(int* counter, int* y) {
+    if (threadIdx.x == 0) y[blockIdx.x] = atomicAdd(counter, 1);
 }
 
 // The order in which lanes come to an atomic, which nothing may depend on.
@@ -152,6 +158,10 @@ extern "C" __global__ void endless(const int* x, int* y) {
     while (*reinterpret_cast<const volatile int*>(x) == 0) {
     }
     y[0] = 1;
+}
+extern "C" __global__ void assertion(const int* x, int* y) {
+    assert(x[threadIdx.x] == 0 && "x must be zero");
+    y[threadIdx.x] = 1;
 }
 extern "C" __global__ void trap(int* y) {
     if (threadIdx.x == 3) __trap();
