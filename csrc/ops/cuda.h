@@ -15,19 +15,28 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
+#include <cstdlib>
+#include <string>
 #include <vector>
 
 #include "ops/check.h"
 #include "ops/describe.h"
+
+namespace dse {
+
+// Whether values are to be checked too.
+inline bool is_checking() {
+    const char* text = std::getenv("DSE_CHECK");
+    return text != nullptr && std::string(text) == "1";
+}
+
+}  // namespace dse
 
 #ifdef DSE_SIMULATOR
 #include "simulated_call.h"
 #else
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/accelerator.h>
-
-#include <cstdlib>
-#include <string>
 
 // Registers a family's kernels: DSE_CUDA_KERNELS(m) { m.impl("name", TORCH_BOX(&function)); }
 #define DSE_CUDA_KERNELS(m) STABLE_TORCH_LIBRARY_IMPL(deepseek_ext, CUDA, m)
@@ -71,14 +80,7 @@ class CudaCall {
         return static_cast<T*>(scratch(x).mutable_data_ptr());
     }
 
-    // Whether values are to be checked too.
-    static bool checking() {
-        static const bool on = [] {
-            const char* text = std::getenv("DSE_CHECK");
-            return text != nullptr && std::string(text) == "1";
-        }();
-        return on;
-    }
+    static bool checking() { return is_checking(); }
 
     // The values of a contiguous tensor; waits for the device, so only where checking().
     template <class T>

@@ -4,7 +4,6 @@
 // Bounds are those of the view: of a matrix with gaps between its rows, the gaps are out of bounds.
 #pragma once
 #include <algorithm>
-#include <cstdlib>
 #include <stdexcept>
 #include <string>
 #include <utility>
@@ -48,10 +47,7 @@ class CudaCall {
         return static_cast<T*>(scratch(x).mutable_data_ptr());
     }
 
-    static bool checking() {
-        const char* text = std::getenv("DSE_CHECK");
-        return text != nullptr && std::string(text) == "1";
-    }
+    static bool checking() { return is_checking(); }
 
     template <class T>
     std::vector<T> values(const Tensor& x) {
