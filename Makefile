@@ -1,6 +1,7 @@
 # make setup      .venv with torch and what the tests need, package installed, C++ built (incrementally)
 # make pretrain   trains a small DeepSeek-V3 on real text; flags: make pretrain ARGS="--tokens 500000"
 # make test       every test that needs no GPU
+# make test-sim   the CUDA kernels without a GPU: the simulator's own tests, then operators on it; needs nvcc
 # make test-kills training killed 20 times at random moments goes on bit for bit; KILLS=100 for more
 #
 # SYSTEM=1        use the active Python environment instead of .venv (torch is then yours to install)
@@ -19,7 +20,7 @@ STAMPS := .venv/stamps
 BIN := .venv/bin/
 endif
 
-.PHONY: setup build pretrain test test-kills test-sanitized docs lint format bench bench-compare bench-step wheel clean
+.PHONY: setup build pretrain test test-sim test-kills test-sanitized docs lint format bench bench-compare bench-step wheel clean
 .DEFAULT_GOAL := setup
 
 setup: build
@@ -55,7 +56,14 @@ pretrain: build
 
 # Two workers of one thread each; a test about threads sets its own number.
 test: build
-	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n 2 --dist loadgroup -q $(ARGS)
+	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n 2 --dist loadgroup -q --ignore=tests/ptxsim $(ARGS)
+
+# SEED=1, 2, ... runs every kernel under another schedule.
+SEED ?= 0
+test-sim: build
+	$(MAKE) -s -j 2 -f tests/ptxsim/extension.mk PYTHON=$(PYTHON)
+	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n 2 -q tests/ptxsim $(ARGS)
+	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n 2 -q tests/ops --backend simulator --simulator-seed $(SEED) $(ARGS)
 
 # Training killed at random moments, more often than in `make test`; for the night.
 test-kills: build

@@ -33,11 +33,16 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if config.getoption("--backend") == "cpu":
-        return
-    others = [item for item in items if "backend" not in getattr(item, "fixturenames", ())]
+    on_cpu = config.getoption("--backend") == "cpu"
+
+    def runs(item: pytest.Item) -> bool:
+        if item.get_closest_marker("gpu_backends"):
+            return not on_cpu
+        return on_cpu or "backend" in getattr(item, "fixturenames", ())
+
+    others = [item for item in items if not runs(item)]
     config.hook.pytest_deselected(items=others)
-    items[:] = [item for item in items if item not in others]
+    items[:] = [item for item in items if runs(item)]
 
 
 @pytest.fixture(scope="session")

@@ -118,6 +118,30 @@ def test_both_is_the_two_directions(backend, rng):
     assert_same_bits(ops.quantize_tiles_both(x), (*ops.quantize_tiles(x), *ops.quantize_tiles_transposed(x)))
 
 
+@pytest.mark.parametrize("groups", [31, 32, 70])
+def test_many_groups(backend, rng, groups):
+    """More than a warp has lanes, most of them empty, one of exactly 128 rows."""
+    x = adversarial(rng, 300, 9)
+    offs = random_offs(rng, 160, groups) + 12
+    offs[-3:] = torch.tensor([172, 300, 300])
+    both("quantize_tiles_transposed", x, offs)
+    both("retile", *reference.quantize_tiles(x), offs)
+
+
+@pytest.mark.gpu_backends
+@pytest.mark.parametrize("ends", [(-5, 200), (90, 30), (2**31 - 1, 7), (-(2**31),)], ids=str)
+def test_bad_offsets_touch_no_other_memory(backend, monkeypatch, ends):
+    """Without DSE_CHECK=1 nobody reads them before the kernel does, which keeps within its arguments."""
+    monkeypatch.delenv("DSE_CHECK")
+    x, offs = torch.ones(150, 20), torch.tensor(ends, dtype=torch.int32)
+    for result in (
+        ops.quantize_tiles_transposed(x, offs),
+        ops.quantize_tiles_both(x, offs)[2:],
+        ops.retile(*ops.quantize_tiles(x), offs, power_of_2=False),
+    ):
+        assert set(result[0].float().unique().tolist()) <= {0.0, 448.0}
+
+
 @pytest.mark.parametrize("shape", [(127, 129), (64, 1000), (300, 64)], ids=str)
 def test_transposed_blocks_are_the_blocks_of_the_transpose(backend, rng, shape):
     w = adversarial(rng, *shape)
@@ -146,7 +170,7 @@ def calls(rng: torch.Generator) -> dict[str, Callable[[], Tensor | tuple[Tensor,
     }
 
 
-def test_bits_do_not_depend_on_threads(backend, rng):
+def test_bits_do_not_depend_on_threads(cpu_tier, rng):
     before = torch.get_num_threads()
     try:
         for call in calls(rng).values():
@@ -159,9 +183,9 @@ def test_bits_do_not_depend_on_threads(backend, rng):
         torch.set_num_threads(before)
 
 
-def test_beyond_the_cache(backend, rng):
+def test_beyond_the_cache(cpu_tier, rng):
     """Large enough for non-temporal stores wherever the last-level cache is below 100 MB."""
-    if backend in {"generic", "avx512_bf16-novbmi", "avx512_bf16"}:
+    if cpu_tier in {"generic", "avx512_bf16-novbmi", "avx512_bf16"}:
         pytest.skip("the generic tier has no such stores; the BF16 tiers run the same code as avx512 here")
     x = adversarial(rng, 256, 384, torch.bfloat16).repeat(90, 4)
     small = ops.quantize_tiles(x[:256])

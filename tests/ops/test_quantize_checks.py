@@ -133,7 +133,7 @@ def test_argument_errors_real_and_fake(name: str, args: tuple[object, ...], text
     ("ends", "got"),
     [((2, 1), "offs[1] = 1 after 2"), ((-1,), "offs[0] = -1"), ((3, 5), "offs[1] = 5 after 3")],
 )
-def test_values_of_offs(name: str, ends: tuple[int, ...], got: str) -> None:
+def test_values_of_offs(backend: str, name: str, ends: tuple[int, ...], got: str) -> None:
     args = ops.quantize_tiles(MATRIX) if name == "retile" else (MATRIX,)
     with pytest.raises(ValueError) as error:  # noqa: PT011
         getattr(ops, name)(*args, int32(*ends))
