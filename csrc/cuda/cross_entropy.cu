@@ -10,7 +10,9 @@ namespace dse::cuda {
 namespace {
 
 constexpr int kThreads = 1024;
-constexpr int kHeld = 2;
+// Single elements have addresses of their own, which leave room for fewer values in 64 registers.
+template <bool kVector>
+constexpr int kHeld = kVector ? 2 : 1;
 
 // The largest number that a thread has met, and where it was first.
 struct Largest {
@@ -33,7 +35,7 @@ __global__ void __launch_bounds__(kThreads)
         const int64_t columns = logits.columns, given = present ? targets[row] : kIgnoredTarget;
         const bool ignored = given == kIgnoredTarget;
         const int64_t target = given < 0 ? 0 : given < columns ? given : columns - 1;
-        RowShare<T, kVector, kHeld> share(data, present ? columns : 0);
+        RowShare<T, kVector, kHeld<kVector>> share(data, present ? columns : 0);
 
         Largest mine{-infinity, INT64_MAX};
         float logit = 0.0f;  // the target's, in the thread that has it
@@ -62,12 +64,12 @@ __global__ void __launch_bounds__(kThreads)
         });
         const float sum = exponentials.total(shared), portion = divide(1.0f, sum);
         share.each([&](int64_t c, int held, float* values) {
+            const int at = c <= target && target < c + kVectorLength ? static_cast<int>(target - c) : -1;
             float result[kVectorLength];
 #pragma unroll
             for (int i = 0; i < kVectorLength; ++i) {
-                const float e = held < kHeld ? values[i] : exp(values[i] - largest);
-                const float one = c + i == target ? 1.0f : 0.0f;
-                result[i] = ignored ? 0.0f : e * portion - one;
+                const float e = held < kHeld<kVector> ? values[i] : exp(values[i] - largest);
+                result[i] = ignored ? 0.0f : e * portion - (i == at ? 1.0f : 0.0f);
             }
             store_part<kVector>(result, columns - c, data + c);
         });

@@ -8,6 +8,9 @@ namespace dse::cuda {
 namespace {
 
 constexpr int kHeld = 4;
+// The backward holds three rows instead of one: in more threads, since a thread has 255 registers at most.
+constexpr int kBackwardThreads = 512;
+constexpr int kBackwardHeld = 2;
 constexpr int kMostBlocks = 512;  // of the backward, where rows allow: some three or four for each SM
 constexpr int kLeastRows = 4;     // of a run
 constexpr int kSumColumns = 32;   // of a block that adds up runs
@@ -74,18 +77,19 @@ struct Backward {
 
 // One run of rows for each group of threads: what it adds up stays in registers too.
 template <class T, bool kVector>
-__global__ void __launch_bounds__(kRowThreads, 2) rms_norm_backward_kernel(Backward given) {
+__global__ void __launch_bounds__(kBackwardThreads) rms_norm_backward_kernel(Backward given) {
     __shared__ float shared[kMaxWarps];
     const FloatMatrix& x = given.x;
     const int64_t run = static_cast<int64_t>(blockIdx.x) * blockDim.y + threadIdx.y;
     float* const run_sums = given.sums + run * x.columns;
-    float sums[kHeld * kVectorLength] = {};
+    float sums[kBackwardHeld * kVectorLength] = {};
     for (int64_t i = 0; i < given.rows_per_run; ++i) {
         const int64_t row = run * given.rows_per_run + i;
         const bool present = row < x.rows;
         const int64_t columns = present ? x.columns : 0;
-        RowShare<T, kVector, kHeld> share(static_cast<const T*>(x.data) + row * x.row_stride, columns);
-        RowShare<T, kVector, kHeld> grads(
+        RowShare<T, kVector, kBackwardHeld> share(static_cast<const T*>(x.data) + row * x.row_stride,
+                                                  columns);
+        RowShare<T, kVector, kBackwardHeld> grads(
             static_cast<const T*>(given.grad.data) + row * given.grad.row_stride, columns);
         const float factor = present ? given.rstd[row] : 0.0f;
         RowSum products;
@@ -96,7 +100,7 @@ __global__ void __launch_bounds__(kRowThreads, 2) rms_norm_backward_kernel(Backw
             for (int j = 0; j < kVectorLength; ++j) {
                 const float product = grad[j] * (values[j] * factor);
                 products.add_product(j, product, weights[j]);
-                if (held < kHeld)
+                if (held < kBackwardHeld)
                     sums[held * kVectorLength + j] += product;
                 else if (j < columns - c)
                     run_sums[c + j] = (i == 0 ? 0.0f : run_sums[c + j]) + product;
@@ -114,8 +118,8 @@ __global__ void __launch_bounds__(kRowThreads, 2) rms_norm_backward_kernel(Backw
     }
     if (run >= given.runs) return;
 #pragma unroll
-    for (int i = 0; i < kHeld; ++i) {
-        const int64_t c = RowShare<T, kVector, kHeld>::column(i);
+    for (int i = 0; i < kBackwardHeld; ++i) {
+        const int64_t c = RowShare<T, kVector, kBackwardHeld>::column(i);
         if (c < x.columns) store_part<kVector>(sums + i * kVectorLength, x.columns - c, run_sums + c);
     }
 }
@@ -140,6 +144,8 @@ __global__ void __launch_bounds__(kSumColumns * 32)
         __syncthreads();
     }
 }
+
+RowPlan plan_backward(int64_t rows, int64_t columns) { return plan_rows(rows, columns, kBackwardThreads); }
 
 int64_t rows_per_run(int64_t rows, const RowPlan& plan) {
     const int64_t spread = ceil_div(rows, static_cast<int64_t>(kMostBlocks) * plan.block.y);
@@ -179,12 +185,12 @@ void rms_norm_again(const FloatMatrix& x, const float* weight, const float* rstd
 }
 
 int64_t rms_norm_runs(int64_t rows, int64_t columns) {
-    return ceil_div(rows, rows_per_run(rows, plan_rows(rows, columns, kRowThreads)));
+    return ceil_div(rows, rows_per_run(rows, plan_backward(rows, columns)));
 }
 
 void rms_norm_backward(const FloatMatrix& grad, const FloatMatrix& x, const float* weight, const float* rstd,
                        void* grad_x, float* grad_weight, float* sums, cudaStream_t stream) {
-    const RowPlan plan = plan_rows(x.rows, x.columns, kRowThreads);
+    const RowPlan plan = plan_backward(x.rows, x.columns);
     const int64_t runs = rms_norm_runs(x.rows, x.columns);
     const Backward given{grad, x, weight, rstd, grad_x, sums, runs, rows_per_run(x.rows, plan)};
     if (runs > 0) {

@@ -1,5 +1,6 @@
-// Root-mean-square norm on CUDA: the functions of cpu/norm.h, with a stream. The sums of a row have the order
-// of reduce.cuh, so no result has the CPU's bits; each lies within the CPU's bounds.
+// Root-mean-square norm on CUDA: the functions of cpu/norm.h, with a stream. rms_norm_again, which adds nothing
+// up, has the CPU's bits. Elsewhere the sums of a row have the order of reduce.cuh, and rows are added up to
+// grad_weight run by run, then every 32nd run, then those by halves; results lie within the CPU's bounds.
 //
 // Launchers neither allocate nor wait.
 #pragma once
@@ -17,7 +18,7 @@ void rms_norm(const FloatMatrix& x, const float* weight, float eps, void* out, f
 void rms_norm_again(const FloatMatrix& x, const float* weight, const float* rstd, void* out,
                     cudaStream_t stream);
 
-// The runs of rows that are added up to a weight's gradient before their sums are; depends on nothing else.
+// How many runs of rows are added up before their sums are.
 int64_t rms_norm_runs(int64_t rows, int64_t columns);
 
 // grad [M, K] of x's type; grad_x [M, K] of that type, grad_weight [K]; sums [rms_norm_runs(M, K), K] is

@@ -206,7 +206,6 @@ void swiglu_quantize(const FloatMatrix& gate_up, const RowWeights& weights, bool
                      : swiglu_quantize_kernel<T, false, false>;
         kernel<<<grid, kRowThreads, 0, stream>>>(gate_up, weights, power_of_2, output, cache);
     });
-    // A tile that spans gate and up belongs to no tile of the product.
     if (cache.codes != nullptr && !together)
         quantize_tiles(gate_up, power_of_2, cache.codes, cache.scales, stream);
 }

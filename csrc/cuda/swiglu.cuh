@@ -18,7 +18,8 @@ struct TileOutput {
 // out [M, I], of gate_up's type.
 void swiglu(const FloatMatrix& gate_up, const RowWeights& weights, void* out, cudaStream_t stream);
 
-// The tiles of swiglu's FP32 output and, if wanted, those of gate_up.
+// The tiles of swiglu's FP32 output and, if wanted, those of gate_up: in one read of it where I is a multiple
+// of 128, in two elsewhere, since then a tile of gate_up spans gate and up.
 void swiglu_quantize(const FloatMatrix& gate_up, const RowWeights& weights, bool power_of_2,
                      const TileOutput& output, const TileOutput& cache, cudaStream_t stream);
 

@@ -15,7 +15,9 @@ from deepseek_ext.reference import cross_entropy as reference
 U = 2.0**-24
 STORED = {torch.float32: 2.0**-24, torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11}
 each_dtype = pytest.mark.parametrize("dtype", STORED, ids=lambda d: str(d).removeprefix("torch."))
-each_shape = pytest.mark.parametrize("shape", [(1, 1), (3, 5), (9, 64), (40, 130), (70, 1000)], ids=str)
+# The last two are longer than what a block of CUDA threads keeps in registers.
+SHAPES = [(1, 1), (3, 5), (9, 64), (40, 130), (70, 1000), (3, 16640), (2, 16391)]
+each_shape = pytest.mark.parametrize("shape", SHAPES, ids=str)
 
 
 def inputs(shape: tuple[int, int], dtype: torch.dtype, rng: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -70,6 +72,37 @@ def test_same_bits_on_every_tier_number_of_threads_and_layout(
             assert torch.equal(chosen, choices), tier
             assert (wide[:, :20] == 7).all()
             assert (wide[:, 353:] == 7).all()
+
+
+@each_dtype
+@pytest.mark.parametrize("columns", [333, 336])
+def test_only_the_logits_are_written(
+    columns: int, dtype: torch.dtype, backend: str, rng: torch.Generator
+) -> None:
+    logits, targets = inputs((13, columns), dtype, rng)
+    wide = torch.full((13, 400), 7.0, dtype=dtype)
+    rows = wide[:, 16 : 16 + columns].copy_(logits)
+    found, chosen = ops.cross_entropy_(rows, targets.repeat(2, 1).t()[:, 0])
+    losses, choices = ops.cross_entropy_(logits, targets)
+    assert same_bits(rows, logits)
+    assert same_bits(found, losses)
+    assert torch.equal(chosen, choices)
+    assert (wide[:, :16] == 7).all()
+    assert (wide[:, 16 + columns :] == 7).all()
+
+
+def test_wrong_targets(backend: str, monkeypatch: pytest.MonkeyPatch, rng: torch.Generator) -> None:
+    """A kernel that is not checked takes the nearest class for them, and reads and writes nothing else."""
+    logits, targets = inputs((4, 24), torch.float32, rng)
+    with pytest.raises(ValueError, match=r"targets\[0\] must be between 0 and V - 1 = 23, or -100, got 24"):
+        ops.cross_entropy_(logits.clone(), targets + 24 - targets[0])
+    if backend == "simulator":
+        monkeypatch.setenv("DSE_CHECK", "0")
+        grads = logits.clone()
+        losses, _ = ops.cross_entropy_(grads, torch.tensor([24, -1, 2**62, -(2**63)]))
+        wanted, _ = ops.cross_entropy_(logits, torch.tensor([23, 0, 23, 0]))
+        assert same_bits(losses, wanted)
+        assert same_bits(grads, logits)
 
 
 def test_reference_is_autograds(rng: torch.Generator) -> None:

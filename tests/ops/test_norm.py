@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+import backends
 import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
 from cpu_tiers import CPU_TIERS, host_has
@@ -16,6 +18,7 @@ from deepseek_ext.reference import norm as reference
 U = 2.0**-24
 STORED = {torch.float32: 2.0**-24, torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11}
 SHAPES = [(1, 1), (3, 5), (2, 7, 64), (70, 100), (130, 448), (5, 1000)]
+LONG_ROWS = [(5, 8200), (2, 8207)]  # longer than what a block of CUDA threads keeps in registers
 each_dtype = pytest.mark.parametrize("dtype", STORED, ids=lambda d: str(d).removeprefix("torch."))
 each_shape = pytest.mark.parametrize("shape", SHAPES, ids=str)
 
@@ -35,7 +38,7 @@ def same_bits(a: Tensor, b: Tensor) -> bool:
 
 
 @each_dtype
-@each_shape
+@pytest.mark.parametrize("shape", [*SHAPES, *LONG_ROWS], ids=str)
 def test_within_bounds(
     shape: tuple[int, ...], dtype: torch.dtype, backend: str, rng: torch.Generator
 ) -> None:
@@ -75,17 +78,58 @@ def test_same_bits_on_every_tier_and_number_of_threads(
 
 
 def test_sum_of_a_row_has_the_order_that_is_stated(backend: str, rng: torch.Generator) -> None:
-    """Of sixteen sums, each over every sixteenth number by fused multiply-add, halves are added to halves."""
-    x = torch.randn(3, 77, generator=rng)
-    _, rstd = ops.rms_norm(x, torch.ones(77), 1e-5)
-    for row, got in zip(x.numpy(), rstd.numpy(), strict=True):
-        lanes = np.zeros(16, dtype=np.float32)
-        for i, value in enumerate(row):  # FP64 holds the product exactly, and rounds the sum far below FP32
-            lanes[i % 16] = np.float32(np.float64(value) * np.float64(value) + np.float64(lanes[i % 16]))
-        for half in (8, 4, 2, 1):
-            lanes = lanes[:half] + lanes[half : 2 * half]
-        mean = lanes[0] / np.float32(77) + np.float32(1e-5)
-        assert got == np.float32(1) / np.sqrt(mean, dtype=np.float32)
+    """By fused multiply-adds into several sums, of which halves are then added to halves."""
+    for columns in (5, 77, 3001):
+        x = torch.randn(3, columns, generator=rng)
+        _, rstd = ops.rms_norm(x, torch.ones(columns), 1e-5)
+        for row, got in zip(x.numpy(), rstd.numpy(), strict=True):
+            total = sum_of_squares(row) if backend in CPU_TIERS else sum_of_squares_on_cuda(row)
+            mean = total / np.float32(columns) + np.float32(1e-5)
+            assert got == np.float32(1) / np.sqrt(mean, dtype=np.float32)
+
+
+Floats = npt.NDArray[np.float32]
+
+
+def fused_squares(row: Floats, sums: int) -> Floats:
+    """[sums], the first over elements 0, sums, 2 sums, ..., and so on."""
+    lanes = np.zeros(sums, dtype=np.float32)
+    for i, value in enumerate(row):  # FP64 holds the product exactly, and rounds the sum far below FP32
+        lanes[i % sums] = np.float32(np.float64(value) * np.float64(value) + np.float64(lanes[i % sums]))
+    return lanes
+
+
+def by_halves(sums: Floats) -> Floats:
+    """The sum over the last dimension, whose size is a power of two."""
+    while sums.shape[-1] > 1:
+        half = sums.shape[-1] // 2
+        sums = sums[..., :half] + sums[..., half:]
+    return sums[..., 0]
+
+
+def sum_of_squares(row: Floats) -> np.float32:
+    return np.float32(by_halves(fused_squares(row, 16)))
+
+
+def sum_of_squares_on_cuda(row: Floats) -> np.float32:
+    """Eight sums a thread; then places, the threads of a warp and the warps of a row."""
+    threads = 1
+    while threads < 256 and 8 * threads < len(row):
+        threads *= 2
+    places = fused_squares(row, 8 * threads).reshape(-1, min(threads, 32), 8)
+    return np.float32(by_halves(by_halves(by_halves(places))))
+
+
+@each_dtype
+def test_with_given_sums_every_device_has_the_same_bits(
+    dtype: torch.dtype, backend: str, rng: torch.Generator
+) -> None:
+    for shape in SHAPES:
+        x, weight, _ = inputs(shape, dtype, rng)
+        rstd = torch.rand(shape[:-1], generator=rng)
+        with backends.on_cpu(), ops.using_cpu_capability("generic"):
+            wanted = ops.rms_norm_again(x, weight, rstd)
+        assert same_bits(ops.rms_norm_again(x, weight, rstd), wanted)
 
 
 def test_rows_that_lie_apart(backend: str, rng: torch.Generator) -> None:

@@ -119,7 +119,7 @@ def test_any_numbers_and_options_give_the_reference_s_bits(
             assert_same_bits([got[0].nan_to_num(0.5)], [right[0].nan_to_num(0.5)])
 
 
-def test_denormals_survive_where_the_caller_flushes_them(backend: str, rng: torch.Generator) -> None:
+def test_denormals_survive_where_the_caller_flushes_them(cpu_tier: str, rng: torch.Generator) -> None:
     lists: Lists = tuple([torch.randn(1000, generator=rng) * 2.0**-130] for _ in range(4))  # type: ignore[assignment]
     lists[3][0].abs_()
     flushed, wanted = clone(lists), clone(lists)
