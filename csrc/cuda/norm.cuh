@@ -1,6 +1,7 @@
-// Root-mean-square norm on CUDA: the functions of cpu/norm.h, with a stream. rms_norm_again, which adds nothing
-// up, has the CPU's bits. Elsewhere the sums of a row have the order of reduce.cuh, and rows are added up to
-// grad_weight run by run, then every 32nd run, then those by halves; results lie within the CPU's bounds.
+// Root-mean-square norm on CUDA: the functions of cpu/norm.h, with a stream. rms_norm_again, which adds
+// nothing up, has the CPU's bits. Elsewhere the sums of a row have the order of reduce.cuh, and rows are
+// added up to grad_weight run by run, then every 32nd run, then those by halves; results lie within the CPU's
+// bounds.
 //
 // Launchers neither allocate nor wait.
 #pragma once
