@@ -33,20 +33,6 @@ int64_t grain_of_rows(int64_t elements_a_row) {
 
 namespace dse::cpu {
 
-int64_t first_outside(const int32_t* values, int64_t count, int64_t end) {
-    // Shifted by one, -1 is the smallest unsigned number and everything below it large.
-    const uint32_t limit = static_cast<uint32_t>(std::min<int64_t>(end, int64_t{1} << 31));
-    const auto outside = [limit](int32_t x) { return static_cast<uint32_t>(x) + 1u > limit; };
-    constexpr int64_t kPiece = 1024;  // looked at as a whole, without a branch for each value
-    for (int64_t begin = 0; begin < count; begin += kPiece) {
-        const int64_t stop = std::min(begin + kPiece, count);
-        uint32_t any = 0;
-        for (int64_t i = begin; i < stop; ++i) any |= outside(values[i]);
-        if (any) return std::find_if(values + begin, values + stop, outside) - values;
-    }
-    return -1;
-}
-
 void expert_order(const int32_t* indices, int64_t count, int64_t num_experts, int32_t* rows, int32_t* slots,
                   int32_t* offs, const ParallelFor& parallel) {
     // Each part of the choices counts its own; where a part's rows of an expert start then follows from the
@@ -81,16 +67,6 @@ void expert_order(const int32_t* indices, int64_t count, int64_t num_experts, in
         if (slot >= 0) rows[slot] = static_cast<int32_t>(i);
     });
     std::fill(rows + start, rows + count, -1);
-}
-
-int64_t inverse_order(const int32_t* places, int64_t count, int64_t size, int32_t* result) {
-    std::fill(result, result + size, -1);
-    for (int64_t i = 0; i < count; ++i) {
-        if (places[i] < 0) continue;
-        if (result[places[i]] >= 0) return i;
-        result[places[i]] = static_cast<int32_t>(i);
-    }
-    return -1;
 }
 
 void gather_bytes(const ByteMatrix& x, const RowOrder& order, uint8_t* out, const ParallelFor& parallel) {

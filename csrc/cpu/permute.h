@@ -5,6 +5,7 @@
 // `slots` [T, K] the row of each (token, k); -1 in either means "none". Their values must have been checked
 // with first_outside(). Strides are in elements. Results are contiguous.
 #pragma once
+#include <algorithm>
 #include <cstdint>
 
 #include "cpu/parallel.h"
@@ -13,7 +14,19 @@
 namespace dse::cpu {
 
 // The position of the first value outside [-1, end), or -1.
-int64_t first_outside(const int32_t* values, int64_t count, int64_t end);
+inline int64_t first_outside(const int32_t* values, int64_t count, int64_t end) {
+    // Shifted by one, -1 is the smallest unsigned number and everything below it large.
+    const uint32_t limit = static_cast<uint32_t>(std::min<int64_t>(end, int64_t{1} << 31));
+    const auto outside = [limit](int32_t x) { return static_cast<uint32_t>(x) + 1u > limit; };
+    constexpr int64_t kPiece = 1024;  // looked at as a whole, without a branch for each value
+    for (int64_t begin = 0; begin < count; begin += kPiece) {
+        const int64_t stop = std::min(begin + kPiece, count);
+        uint32_t any = 0;
+        for (int64_t i = begin; i < stop; ++i) any |= outside(values[i]);
+        if (any) return std::find_if(values + begin, values + stop, outside) - values;
+    }
+    return -1;
+}
 
 // The stable counting sort of `count` = T * K choices by expert: rows [count], slots [count], and the ends of
 // the experts' rows, offs [num_experts].
@@ -21,7 +34,15 @@ void expert_order(const int32_t* indices, int64_t count, int64_t num_experts, in
                   int32_t* offs, const ParallelFor& parallel);
 
 // result[places[i]] = i, and -1 where no i leads. Returns the first i whose place was taken already, or -1.
-int64_t inverse_order(const int32_t* places, int64_t count, int64_t size, int32_t* result);
+inline int64_t inverse_order(const int32_t* places, int64_t count, int64_t size, int32_t* result) {
+    std::fill(result, result + size, -1);
+    for (int64_t i = 0; i < count; ++i) {
+        if (places[i] < 0) continue;
+        if (result[places[i]] >= 0) return i;
+        result[places[i]] = static_cast<int32_t>(i);
+    }
+    return -1;
+}
 
 // out [count, width]: the rows in order, zeros for row -1.
 void gather_bytes(const ByteMatrix& x, const RowOrder& order, uint8_t* out, const ParallelFor& parallel);

@@ -4,10 +4,8 @@
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
-#include <algorithm>
 #include <tuple>
 
-#include "cpu/permute.h"
 #include "ops/matrix.h"
 #include "ops/parallel.h"
 
@@ -21,52 +19,32 @@ const float* floats_or_null(const std::optional<Tensor>& x) {
     return x ? static_cast<const float*>(x->const_data_ptr()) : nullptr;
 }
 
-ByteMatrix byte_matrix(const Tensor& x) {
-    const int64_t size = x.element_size();
-    return {static_cast<const uint8_t*>(x.const_data_ptr()), x.size(0), x.size(1) * size, x.stride(0) * size};
-}
-
-// The values of a contiguous tensor, so that no kernel leaves its memory; `remedy` says where right ones come
-// from.
-void check_values(const char* op, const char* name, const Tensor& x, int64_t end, const char* remedy) {
-    const int64_t at = cpu::first_outside(ints(x), x.numel(), end);
-    DSE_REQUIRE(at < 0, op, ": ", name, " must lie in [-1, ", end, "), got ", ints(x)[at], " at position ",
-                at, "; ", remedy);
-}
-
 RowOrder row_order(const char* op, const Tensor& rows, int64_t tokens, int64_t top_k) {
-    check_values(op, "rows", rows, tokens * std::min(top_k, kMaxChoices),
-                 "pass the rows that expert_order made for these tokens");
+    check_rows(op, ints(rows), rows.numel(), tokens, top_k);
     return {ints(rows), rows.size(0), top_k};
 }
 
 Slots token_slots(const char* op, const Tensor& slots, int64_t rows) {
-    check_values(op, "slots", slots, rows, "pass the slots that expert_order made for these rows");
+    check_slots(op, ints(slots), slots.numel(), rows);
     return {ints(slots), slots.size(0), slots.size(1)};
 }
 
 std::tuple<Tensor, Tensor, Tensor> expert_order(const Tensor& indices, int64_t num_experts) {
     check_expert_order(indices, num_experts);
     const Tensor choices = packed(indices);
-    check_values("expert_order", "indices", choices, num_experts,
-                 "pass the indices of route, or -1 for a choice that is not here");
-    const int64_t count = choices.numel();
-    Tensor rows = torch::stable::new_empty(indices, {count});
-    Tensor slots = torch::stable::new_empty(indices, shape_of(indices));
-    Tensor offs = torch::stable::new_empty(indices, {num_experts});
-    cpu::expert_order(ints(choices), count, num_experts, new_ints(rows), new_ints(slots), new_ints(offs),
-                      torch_threads());
-    return {rows, slots, offs};
+    check_indices(ints(choices), choices.numel(), num_experts);
+    const Order order = new_order(indices, num_experts);
+    cpu::expert_order(ints(choices), choices.numel(), num_experts, new_ints(order.rows),
+                      new_ints(order.slots), new_ints(order.offs), torch_threads());
+    return {order.rows, order.slots, order.offs};
 }
 
 Tensor inverse_order(const Tensor& places, int64_t size) {
     check_inverse_order(places, size);
     const Tensor list = packed(places);
-    check_values("inverse_order", "places", list, size, "pass rows or slots of expert_order");
+    check_places(ints(list), list.numel(), size);
     Tensor result = torch::stable::new_empty(places, {size});
-    const int64_t twice = cpu::inverse_order(ints(list), list.numel(), size, new_ints(result));
-    DSE_REQUIRE(twice < 0, "inverse_order: places must not name a place twice, got ", ints(list)[twice],
-                " again at position ", twice, "; pass rows or slots of expert_order");
+    check_places_differ(ints(list), cpu::inverse_order(ints(list), list.numel(), size, new_ints(result)));
     return result;
 }
 
@@ -75,8 +53,8 @@ std::tuple<Tensor, Tensor> gather_tiles(const Tensor& codes, const Tensor& scale
     check_gather_tiles(codes, scales, rows, top_k);
     const Tensor list = packed(rows), source = walkable(codes);
     const RowOrder order = row_order("gather_tiles", list, codes.size(0), top_k);
-    Tensor row_codes = torch::stable::new_empty(codes, {order.count, codes.size(1)});
-    Tensor row_scales = torch::stable::new_empty(scales, {order.count, scales.size(1)});
+    Tensor row_codes = new_rows(codes, order.count);
+    Tensor row_scales = new_scales(scales, {order.count, scales.size(1)});
     cpu::gather_bytes(byte_matrix(source), order, static_cast<uint8_t*>(row_codes.mutable_data_ptr()),
                       torch_threads());
     cpu::gather_scales(static_cast<const float*>(scales.const_data_ptr()), scales.size(1), scales.stride(0),
@@ -88,7 +66,7 @@ Tensor gather_rows(const Tensor& x, const Tensor& rows, int64_t top_k, const std
     check_gather_rows(x, rows, top_k, weights);
     const Tensor list = packed(rows), source = walkable(x);
     const RowOrder order = row_order("gather_rows", list, x.size(0), top_k);
-    Tensor out = torch::stable::new_empty(x, {order.count, x.size(1)});
+    Tensor out = new_rows(x, order.count);
     if (weights) {
         const std::optional<Tensor> factors = packed(weights);
         cpu::gather_weighted(float_matrix(source), floats_or_null(factors), order, out.mutable_data_ptr(),
@@ -112,7 +90,7 @@ Tensor combine_rows(const Tensor& rows_out, const Tensor& slots, const std::opti
         added = walkable(*residual);
         added_matrix = float_matrix(*added);
     }
-    Tensor out = torch::stable::new_empty(rows_out, {places.tokens, rows_out.size(1)});
+    Tensor out = new_rows(rows_out, places.tokens);
     cpu::combine_rows(float_matrix(source), places, floats_or_null(factors), added_matrix,
                       out.mutable_data_ptr(), torch_threads());
     return out;
@@ -122,7 +100,7 @@ Tensor row_dots(const Tensor& x, const Tensor& rows_out, const Tensor& slots) {
     check_row_dots(x, rows_out, slots);
     const Tensor table = packed(slots), tokens = walkable(x), source = walkable(rows_out);
     const Slots places = token_slots("row_dots", table, rows_out.size(0));
-    Tensor out = torch::stable::new_empty(x, shape_of(slots), ScalarType::Float);
+    Tensor out = new_dots(slots);
     cpu::row_dots(float_matrix(tokens), float_matrix(source), places, floats(out), torch_threads());
     return out;
 }

@@ -1,15 +1,21 @@
-// What the permute family requires of its arguments, on every device. The fakes in
-// deepseek_ext/ops/permute.py state the same requirements in the same words; a test compares the two.
+// What the permute family requires of its arguments and how it allocates its results, on every device. The
+// fakes in deepseek_ext/ops/permute.py state the same requirements in the same words; a test compares the
+// two.
 //
 // T tokens, K choices a token, M rows in expert order, H the width of a row.
 #pragma once
+#include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
 
+#include <algorithm>
 #include <optional>
 #include <vector>
 
+#include "cpu/permute.h"
 #include "formats/tiles.h"
+#include "formats/views.h"
+#include "ops/quantize.h"
 #include "ops/require.h"
 
 namespace dse::permute {
@@ -107,6 +113,64 @@ inline void check_row_dots(const Tensor& x, const Tensor& rows_out, const Tensor
     check_matrix("row_dots", "rows_out", "[M, H]", rows_out);
     check_choices("row_dots", "slots", slots);
     check_beside("row_dots", "x", x, "[T, H]", {slots.size(0), rows_out.size(1)}, "rows_out", rows_out);
+}
+
+// Values, where the host can read them: so no kernel leaves its memory. `remedy` says where right ones come
+// from.
+inline void check_values(const char* op, const char* name, const int32_t* values, int64_t count, int64_t end,
+                         const char* remedy) {
+    const int64_t at = cpu::first_outside(values, count, end);
+    DSE_REQUIRE(at < 0, op, ": ", name, " must lie in [-1, ", end, "), got ", values[at], " at position ", at,
+                "; ", remedy);
+}
+
+inline void check_indices(const int32_t* indices, int64_t count, int64_t num_experts) {
+    check_values("expert_order", "indices", indices, count, num_experts,
+                 "pass the indices of route, or -1 for a choice that is not here");
+}
+
+inline void check_places(const int32_t* places, int64_t count, int64_t size) {
+    check_values("inverse_order", "places", places, count, size, "pass rows or slots of expert_order");
+}
+
+// `twice`: what cpu::inverse_order returns.
+inline void check_places_differ(const int32_t* places, int64_t twice) {
+    DSE_REQUIRE(twice < 0, "inverse_order: places must not name a place twice, got ", places[twice],
+                " again at position ", twice, "; pass rows or slots of expert_order");
+}
+
+inline void check_rows(const char* op, const int32_t* rows, int64_t count, int64_t tokens, int64_t top_k) {
+    check_values(op, "rows", rows, count, tokens * std::min(top_k, kMaxChoices),
+                 "pass the rows that expert_order made for these tokens");
+}
+
+inline void check_slots(const char* op, const int32_t* slots, int64_t count, int64_t rows) {
+    check_values(op, "slots", slots, count, rows, "pass the slots that expert_order made for these rows");
+}
+
+// A walkable matrix as bytes.
+inline ByteMatrix byte_matrix(const Tensor& x) {
+    const int64_t size = x.element_size();
+    return {static_cast<const uint8_t*>(x.const_data_ptr()), x.size(0), x.size(1) * size, x.stride(0) * size};
+}
+
+struct Order {
+    Tensor rows, slots, offs;
+};
+
+inline Order new_order(const Tensor& indices, int64_t num_experts) {
+    return {torch::stable::new_empty(indices, {indices.numel()}),
+            torch::stable::new_empty(indices, shape_of(indices)),
+            torch::stable::new_empty(indices, {num_experts})};
+}
+
+// [rows, columns of x], of x's dtype.
+inline Tensor new_rows(const Tensor& x, int64_t rows) {
+    return torch::stable::new_empty(x, {rows, x.size(1)});
+}
+
+inline Tensor new_dots(const Tensor& slots) {
+    return torch::stable::new_empty(slots, shape_of(slots), ScalarType::Float);
 }
 
 }  // namespace dse::permute
