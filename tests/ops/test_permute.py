@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import itertools
 
+import backends
 import pytest
 import torch
-from hypothesis import given, settings
+from cpu_tiers import CPU_TIERS
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from permute_inputs import (
     FLOATS,
@@ -26,6 +28,8 @@ from deepseek_ext import ops
 from deepseek_ext.reference import permute as reference
 
 OPS = torch.ops.deepseek_ext
+# A backend is set once for all examples.
+BACKEND_OF_ALL = {"deadline": None, "suppress_health_check": [HealthCheck.function_scoped_fixture]}
 Case = tuple[int, list[list[int]], int]
 
 
@@ -44,9 +48,9 @@ def order_by_hand(indices: list[list[int]], experts: int) -> tuple[list[int], li
     return rows + [-1] * (total - len(rows)), slots, offs
 
 
-@settings(max_examples=150, deadline=None)
-@given(routings)
-def test_expert_order_is_the_stable_counting_sort(case: Case) -> None:
+@settings(max_examples=100, **BACKEND_OF_ALL)
+@given(case=routings)
+def test_expert_order_is_the_stable_counting_sort(backend: str, case: Case) -> None:
     experts, indices, top_k = case
     order = ops.expert_order(torch.tensor(indices, dtype=torch.int32).view(-1, top_k), experts)
     rows, slots, offs = order_by_hand(indices, experts)
@@ -56,9 +60,9 @@ def test_expert_order_is_the_stable_counting_sort(case: Case) -> None:
     assert {t.dtype for t in order} == {torch.int32}
 
 
-@settings(max_examples=50, deadline=None)
-@given(routings)
-def test_rows_and_slots_are_inverse(case: Case) -> None:
+@settings(max_examples=50, **BACKEND_OF_ALL)
+@given(case=routings)
+def test_rows_and_slots_are_inverse(backend: str, case: Case) -> None:
     experts, indices, top_k = case
     rows, slots, offs = ops.expert_order(torch.tensor(indices, dtype=torch.int32).view(-1, top_k), experts)
     used = int(offs[-1])
@@ -69,9 +73,9 @@ def test_rows_and_slots_are_inverse(case: Case) -> None:
     assert torch.equal(OPS.inverse_order(slots.flatten(), rows.numel()), rows)
 
 
-@settings(max_examples=50, deadline=None)
-@given(routings, st.integers(0, 20))
-def test_combine_undoes_gather(case: Case, width: int) -> None:
+@settings(max_examples=50, **BACKEND_OF_ALL)
+@given(case=routings, width=st.integers(0, 20))
+def test_combine_undoes_gather(backend: str, case: Case, width: int) -> None:
     """Every token comes back as often as it was sent, and weights of 1/count bring it back once."""
     experts, indices, top_k = case
     table = torch.tensor(indices, dtype=torch.int32).view(-1, top_k)
@@ -87,7 +91,7 @@ def test_combine_undoes_gather(case: Case, width: int) -> None:
 
 
 @pytest.mark.parametrize("case", ["all to one", "all absent", "last expert only"])
-def test_expert_order_extremes(case: str) -> None:
+def test_expert_order_extremes(case: str, backend: str) -> None:
     value = {"all to one": 2, "all absent": -1, "last expert only": 6}[case]
     indices = torch.full((50, 2), value, dtype=torch.int32)
     rows, slots, offs = ops.expert_order(indices, 7)
@@ -97,15 +101,44 @@ def test_expert_order_extremes(case: str) -> None:
 
 @pytest.mark.parametrize("top_k", [1, 8])
 @pytest.mark.parametrize("experts", [1, 256])
-def test_expert_order_shared_between_threads(top_k: int, experts: int, rng: torch.Generator) -> None:
-    indices = torch.randint(-1, experts, (100_001 // top_k, top_k), generator=rng, dtype=torch.int32)
+def test_expert_order_shared_between_threads(
+    top_k: int, experts: int, backend: str, rng: torch.Generator
+) -> None:
+    choices = 100_001 if backend in CPU_TIERS else 20_001  # several threads of a CPU, many warps of a GPU
+    indices = torch.randint(-1, experts, (choices // top_k, top_k), generator=rng, dtype=torch.int32)
     wanted = reference.expert_order(indices, experts)
     for got in on_one_and_two_threads(lambda: ops.expert_order(indices, experts)):
         for one, other in zip(got, wanted, strict=True):
             assert torch.equal(one, other)
 
 
-def test_expert_order_of_strided_indices(rng: torch.Generator) -> None:
+@pytest.mark.parametrize("experts", [1500, 13_000])
+def test_expert_order_of_more_experts_than_fit_in_a_block(
+    experts: int, backend: str, rng: torch.Generator
+) -> None:
+    """On a GPU: fewer warps share a block's memory, or none; and one round of 1024 experts is not enough."""
+    indices = torch.randint(-1, experts, (4001, 2), generator=rng, dtype=torch.int32)
+    wanted = reference.expert_order(indices, experts)
+    for one, other in zip(ops.expert_order(indices, experts), wanted, strict=True):
+        assert torch.equal(one, other)
+
+
+def test_rows_past_the_last_offset_are_zero(backend: str, rng: torch.Generator) -> None:
+    """What nobody wrote may be NaN, and 0 * NaN is NaN in whatever sums it."""
+    indices = torch.tensor([[0, -1], [2, -1], [-1, -1]], dtype=torch.int32)
+    rows, _, offs = ops.expert_order(indices, 3)
+    assert offs.tolist() == [1, 1, 2]
+    x, weights = torch.randn(3, 72, generator=rng), torch.full((3, 2), torch.nan)
+    weights[0, 0] = weights[1, 0] = 1.0
+    for gathered in (ops.gather_rows(x, rows, 2), ops.gather_rows(x, rows, 2, weights)):
+        assert torch.equal(gathered[:2], x[:2])
+        assert torch.equal(gathered[2:], torch.zeros(4, 72))
+    codes, scales = ops.gather_tiles(*ops.quantize_tiles(x), rows, 2)
+    assert not codes[2:].view(torch.uint8).any()
+    assert bool((scales[2:] == 1).all())
+
+
+def test_expert_order_of_strided_indices(backend: str, rng: torch.Generator) -> None:
     wide = torch.randint(0, 5, (6, 40), generator=rng, dtype=torch.int32)
     for one, other in zip(
         ops.expert_order(wide.T[:, ::2], 5), ops.expert_order(wide.T[:, ::2].contiguous(), 5), strict=True
@@ -133,7 +166,7 @@ def test_gather_rows_copies_every_bit(dtype: torch.dtype, backend: str, rng: tor
                 assert_same_bits(got, wanted)
 
 
-def test_gather_rows_by_hand(rng: torch.Generator) -> None:
+def test_gather_rows_by_hand(backend: str, rng: torch.Generator) -> None:
     rows, _, _ = ops.expert_order(some_indices(rng), 9)
     x = torch.randn(37, 40, generator=rng)
     gathered = ops.gather_rows(x, rows, 3)
@@ -141,7 +174,7 @@ def test_gather_rows_by_hand(rng: torch.Generator) -> None:
         assert torch.equal(gathered[i], torch.zeros(40) if row < 0 else x[row // 3]), f"row {i} is {row}"
 
 
-def test_past_the_cache(backend: str, rng: torch.Generator) -> None:
+def test_past_the_cache(cpu_tier: str, rng: torch.Generator) -> None:
     """40 MiB: beyond the last-level cache of many CPUs, where stores bypass it and tokens are scattered."""
     rows, slots, _ = ops.expert_order(some_indices(rng, tokens=2048, top_k=4), 9)
     x = any_bits(rng, 2048, 1024, dtype=torch.float32)
@@ -159,7 +192,7 @@ def test_past_the_cache(backend: str, rng: torch.Generator) -> None:
         assert_same_bits(got[some], few)
 
 
-def test_gather_rows_takes_rows_in_any_order_and_number(rng: torch.Generator) -> None:
+def test_gather_rows_takes_rows_in_any_order_and_number(backend: str, rng: torch.Generator) -> None:
     x = torch.randn(5, 9, generator=rng)
     rows = torch.tensor([9, 9, -1, 0, 3], dtype=torch.int32)
     assert torch.equal(ops.gather_rows(x, rows, 2), torch.stack([x[4], x[4], x[0] * 0, x[0], x[1]]))
@@ -212,7 +245,7 @@ def test_weighted_gather_bit_for_bit(dtype: torch.dtype, backend: str, rng: torc
             assert_same_numbers(got, wanted)
 
 
-def test_combine_rows_in_numpy_s_order(rng: torch.Generator) -> None:
+def test_combine_rows_in_numpy_s_order(backend: str, rng: torch.Generator) -> None:
     """The order of the FP32 sum is part of the meaning, so numpy's FP32 in that order gives the same bits."""
     _, slots, _ = ops.expert_order(some_indices(rng, top_k=5), 9)
     rows_out = torch.randn(slots.numel(), 21, generator=rng) * 1e3
@@ -239,7 +272,7 @@ def test_combine_and_dots_take_any_strides(dtype: torch.dtype, backend: str, rng
         assert_same_bits(OPS.row_dots(y, r, s), wanted[1])
 
 
-def test_a_missing_slot_adds_nothing_even_beside_nan() -> None:
+def test_a_missing_slot_adds_nothing_even_beside_nan(backend: str) -> None:
     rows_out = torch.full((2, 3), float("nan"))
     slots = torch.tensor([[-1, -1]], dtype=torch.int32)
     assert ops.combine_rows(rows_out, slots).tolist() == [[0, 0, 0]]
@@ -280,7 +313,7 @@ def dot_bound(x: Tensor, rows_out: Tensor, slots: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
-def test_row_dots_within_their_bound_and_the_same_on_every_tier(
+def test_row_dots_within_their_bound_and_the_same_everywhere(
     dtype: torch.dtype, backend: str, rng: torch.Generator
 ) -> None:
     for width in WIDTHS:
@@ -290,7 +323,7 @@ def test_row_dots_within_their_bound_and_the_same_on_every_tier(
         assert_same_bits(dots, again)
         exact = reference.row_dots(x.double(), rows_out.double(), slots)
         assert bool(((dots - exact).abs() <= dot_bound(x, rows_out, slots)).all())
-        with ops.using_cpu_capability("generic"):
+        with backends.on_cpu(), ops.using_cpu_capability("generic"):
             assert_same_bits(dots, OPS.row_dots(x, rows_out, slots))
 
 

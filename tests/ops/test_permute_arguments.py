@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from cpu_tiers import CPU_TIERS
 from torch import Tensor
 from torch._subclasses import FakeTensorMode
 
@@ -98,7 +99,9 @@ ERRORS: list[tuple[Callable[[], Any], str]] = [
 
 
 @pytest.mark.parametrize(("call", "message"), ERRORS)
-def test_argument_errors_are_the_same_from_real_and_fake(call: Callable[[], Any], message: str) -> None:
+def test_argument_errors_are_the_same_from_real_and_fake(
+    call: Callable[[], Any], message: str, backend: str
+) -> None:
     with pytest.raises(ValueError, match=message) as real:
         call()
     with FakeTensorMode(), pytest.raises(ValueError, match=message) as fake:
@@ -115,7 +118,7 @@ def ints(*values: int) -> Tensor:
 
 @pytest.mark.parametrize("bad", [LEAST, -2, 6, MOST])
 @pytest.mark.parametrize("at", [0, 5, 1023, 1024, 2999])
-def test_values_out_of_range(bad: int, at: int) -> None:
+def test_values_out_of_range(bad: int, at: int, backend: str) -> None:
     values = torch.zeros(3000, dtype=torch.int32)
     values[at] = bad
     where = rf"got {bad} at position {at}; pass"
@@ -136,16 +139,61 @@ def test_values_out_of_range(bad: int, at: int) -> None:
         OPS.row_dots(zeros(1500, 8), zeros(6, 8), values.view(-1, 2))
 
 
-def test_the_first_of_several_bad_values_is_named() -> None:
+def unchecked(backend: str, monkeypatch: pytest.MonkeyPatch, call: Callable[[], Tensor]) -> Tensor | None:
+    """What `call` gives where the values of its arguments are not read: on a GPU. The CPU refuses them."""
+    if backend in CPU_TIERS:
+        with pytest.raises(ValueError, match="must"):
+            call()
+        return None
+    with monkeypatch.context() as patch:
+        patch.delenv("DSE_CHECK")
+        return call()
+
+
+@pytest.mark.parametrize("bad", [LEAST, -2, 6, 7, MOST])
+def test_bad_values_count_as_none_and_touch_no_memory(
+    bad: int, backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Kernels that cannot refuse a value must not follow it either."""
+    table, without = (torch.tensor([[3, value], [0, 5]], dtype=torch.int32) for value in (bad, -1))
+    x, y = torch.arange(16.0).view(2, 8) + 1, torch.arange(48.0).view(6, 8) + 1
+    weights = torch.tensor([[2.0, 3.0], [4.0, 5.0]])
+    scales = torch.tensor([[2.0], [3.0]])
+    calls: list[Callable[[Tensor], Tensor]] = [
+        lambda t: ops.expert_order(t, 6).rows,
+        lambda t: ops.expert_order(t, 6).slots,
+        lambda t: ops.expert_order(t, 6).offs,
+        lambda t: OPS.inverse_order(t.flatten(), 6),
+        lambda t: ops.gather_rows(x[:, :5], t.flatten(), 3),
+        lambda t: ops.gather_rows(x, t.flatten(), 3),
+        lambda t: ops.gather_rows(x, t.flatten(), 3, torch.ones(2, 3)),
+        lambda t: ops.gather_tiles(codes(2, 8), scales, t.flatten(), 3)[1],
+        lambda t: ops.combine_rows(y, t),
+        lambda t: ops.combine_rows(y[:, :5], t, weights, x[:, :5]),
+        lambda t: OPS.row_dots(x, y, t),
+    ]
+    for call in calls:
+        got = unchecked(backend, monkeypatch, lambda call=call: call(table))
+        assert got is None or torch.equal(got, call(without))
+
+
+def test_a_place_named_twice_has_its_last_namer(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where nobody can refuse it: the same every time, whatever ran first."""
+    places = torch.zeros(300, dtype=torch.int32)
+    got = unchecked(backend, monkeypatch, lambda: OPS.inverse_order(places, 2))
+    assert got is None or got.tolist() == [299, -1]
+
+
+def test_the_first_of_several_bad_values_is_named(backend: str) -> None:
     with pytest.raises(ValueError, match=r"rows must lie in \[-1, 2\), got 7 at position 1"):
         ops.gather_rows(zeros(1, 8), ints(0, 7, -9), 2)
 
 
-def test_a_top_k_beyond_all_bounds_is_no_overflow() -> None:
+def test_a_top_k_beyond_all_bounds_is_no_overflow(backend: str) -> None:
     assert ops.gather_rows(zeros(3, 2), ints(MOST, 0), 2**62).shape == (2, 2)
 
 
-def test_inverse_order_refuses_a_place_named_twice() -> None:
+def test_inverse_order_refuses_a_place_named_twice(backend: str) -> None:
     with pytest.raises(ValueError, match="places must not name a place twice, got 2 again at position 4"):
         OPS.inverse_order(ints(2, -1, 0, -1, 2), 3)
     assert OPS.inverse_order(ints(2, -1, 0, -1, 1), 3).tolist() == [2, 4, 0]

@@ -118,7 +118,7 @@ def test_row_dots(backend: str, rng: torch.Generator) -> None:
     check(got[1], exact[1], exact[1].abs(), 1)
 
 
-def test_the_bound_bites(rng: torch.Generator) -> None:
+def test_the_bound_bites(backend: str, rng: torch.Generator) -> None:
     """A gradient that lacks one of a token's rows, or a weight, is out of bounds."""
     rows, slots = order(rng)
     x = leaves(rng, torch.bfloat16, (TOKENS, WIDTH))

@@ -1,4 +1,4 @@
-"""route and update_router_bias_, bit for bit against loops in plain Python, on every tier.
+"""route and update_router_bias_, bit for bit against loops in plain Python, wherever they run.
 
 The loops start from the operator's own sigmoids, which routing without groups, of all experts, gives back; so
 everything else is compared exactly, ties included.
@@ -9,18 +9,19 @@ from __future__ import annotations
 import math
 from typing import Any, NamedTuple
 
+import backends
 import numpy as np
 import pytest
 import torch
-from cpu_tiers import CPU_TIERS, host_has
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
 from deepseek_ext import ops
 from deepseek_ext.reference import routing as reference
 
-HOST_TIERS = [tier for tier in CPU_TIERS if host_has(tier)]
+# A backend is set once for all examples.
+BACKEND_OF_ALL = {"deadline": None, "suppress_health_check": [HealthCheck.function_scoped_fixture]}
 
 
 class Shape(NamedTuple):
@@ -136,40 +137,53 @@ def cases(draw: st.DrawFn) -> Case:
     return Case(shape, torch.tensor(x), torch.tensor(random.choice(biases, shape.experts)), valid)
 
 
-@settings(max_examples=200, deadline=None)
-@given(cases(), st.sampled_from([1.0, 2.5, -0.3]), st.booleans())
-def test_every_bit_by_hand(case: Case, factor: float, norm: bool) -> None:
+@settings(max_examples=200, **BACKEND_OF_ALL)
+@given(case=cases(), factor=st.sampled_from([1.0, 2.5, -0.3]), norm=st.booleans())
+def test_every_bit_by_hand(backend: str, case: Case, factor: float, norm: bool) -> None:
     shape, x, bias, valid = case
-    for tier in HOST_TIERS:
-        with ops.using_cpu_capability(tier):
-            routed = ops.route(
-                x, bias, **shape.options(), routed_scaling_factor=factor, norm_topk_prob=norm, valid=valid
-            )
-            assert_routed_by_hand(routed, x, bias, shape, valid, factor, norm)
+    routed = ops.route(
+        x, bias, **shape.options(), routed_scaling_factor=factor, norm_topk_prob=norm, valid=valid
+    )
+    assert_routed_by_hand(routed, x, bias, shape, valid, factor, norm)
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_every_tier_and_thread_count_equals_the_reference(shape: Shape, rng: torch.Generator) -> None:
-    """Of our own sigmoids, over enough tokens for several threads."""
+def test_every_backend_and_thread_count_equals_the_reference(
+    shape: Shape, backend: str, rng: torch.Generator
+) -> None:
+    """Of our own sigmoids, the CPU's, over enough tokens for several threads."""
     x = torch.randn(500, shape.experts, generator=rng) * 3
     x[::7] = x[::7].round()  # ties
     bias = torch.randn(shape.experts, generator=rng) * 0.1
     valid = torch.rand(500, generator=rng) < 0.7
     options = {**shape.options(), "routed_scaling_factor": 2.5}
-    expected = reference.route_scores(scores_of(x), bias, valid, **options)
+    with backends.on_cpu(), ops.using_cpu_capability("generic"):
+        scores = scores_of(x)
+    expected = reference.route_scores(scores, bias, valid, **options)
     before = torch.get_num_threads()
-    for tier in HOST_TIERS:
-        for threads in (1, 2):
-            torch.set_num_threads(threads)
-            with ops.using_cpu_capability(tier):
-                routed = ops.route(x, bias, **options, valid=valid)
-            torch.set_num_threads(before)
-            assert all(same_bits(a, b) for a, b in zip(routed, expected, strict=True)), (tier, threads)
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        routed = ops.route(x, bias, **options, valid=valid)
+        torch.set_num_threads(before)
+        assert all(same_bits(a, b) for a, b in zip(routed, expected, strict=True)), threads
+
+
+@pytest.mark.parametrize("shape", [Shape(5001, 5, 3, 2), Shape(12_600, 3, 4, 2)], ids=str)
+def test_thousands_of_experts(shape: Shape, backend: str, rng: torch.Generator) -> None:
+    """Rows of which a block of a GPU's threads has memory for one, and for none."""
+    x = torch.randn(5, shape.experts, generator=rng).round(decimals=1)
+    bias = torch.randn(shape.experts, generator=rng).round(decimals=1)
+    options = {**shape.options(), "routed_scaling_factor": 2.5}
+    with backends.on_cpu(), ops.using_cpu_capability("generic"):
+        expected = ops.route(x, bias, **options)
+    assert all(map(same_bits, ops.route(x, bias, **options), expected))
 
 
 @pytest.mark.parametrize("norm", [True, False])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_choice_and_weights_against_exact_sigmoids(shape: Shape, norm: bool, rng: torch.Generator) -> None:
+def test_choice_and_weights_against_exact_sigmoids(
+    shape: Shape, norm: bool, backend: str, rng: torch.Generator
+) -> None:
     """Where no two choices and no two groups are closer than rounding moves them, FP64 chooses the same."""
     x = torch.randn(400, shape.experts, generator=rng) * 3
     bias = torch.randn(shape.experts, generator=rng) * 0.1 - 5
@@ -194,7 +208,7 @@ def least_gap(x: Tensor) -> Tensor:
     return gaps.min(1).values if gaps.shape[1] else torch.full((x.shape[0],), torch.inf)
 
 
-def test_group_mask_is_minus_infinity_and_not_zero() -> None:
+def test_group_mask_is_minus_infinity_and_not_zero(backend: str) -> None:
     """Zero for the experts of dropped groups would win against choices that are all negative."""
     bias = torch.tensor([-9.0, -9, -9, -9, -5, -5, -9, -9])
     routed = ops.route(torch.zeros(1, 8), bias, top_k=2, n_groups=4, topk_groups=1, routed_scaling_factor=1.0)
@@ -202,7 +216,7 @@ def test_group_mask_is_minus_infinity_and_not_zero() -> None:
     assert routed.weights.tolist() == [[0.5, 0.5]]
 
 
-def test_weights_are_not_recovered_from_biased_scores() -> None:
+def test_weights_are_not_recovered_from_biased_scores(backend: str) -> None:
     """(s + b) - b is 0 for b = 1e9, where s is 0.5."""
     x = torch.tensor([[0.0, -3.0, 2.0, 0.0]])
     bias = torch.tensor([1e9, 1e9, -1e9, -1e9])
@@ -243,9 +257,9 @@ def test_fewer_finite_choices_than_top_k(backend: str) -> None:
     assert routed.weights.tolist() == [[1, 1, 1]]
 
 
-@settings(max_examples=60, deadline=None)
-@given(st.sampled_from(SHAPES), st.integers(0, 2**32 - 1))
-def test_choices_are_different_experts_of_few_groups(shape: Shape, seed: int) -> None:
+@settings(max_examples=60, **BACKEND_OF_ALL)
+@given(shape=st.sampled_from(SHAPES), seed=st.integers(0, 2**32 - 1))
+def test_choices_are_different_experts_of_few_groups(backend: str, shape: Shape, seed: int) -> None:
     random = torch.Generator().manual_seed(seed)
     x = torch.randn(20, shape.experts, generator=random).round(decimals=1)
     bias = torch.randn(shape.experts, generator=random) * 3 - 4
@@ -256,9 +270,9 @@ def test_choices_are_different_experts_of_few_groups(shape: Shape, seed: int) ->
     assert torch.equal(load, torch.bincount(indices.flatten(), minlength=shape.experts).int())
 
 
-@settings(max_examples=40, deadline=None)
-@given(st.sampled_from(SHAPES), st.integers(0, 2**32 - 1))
-def test_permuted_tokens_and_experts_are_permuted_results(shape: Shape, seed: int) -> None:
+@settings(max_examples=40, **BACKEND_OF_ALL)
+@given(shape=st.sampled_from(SHAPES), seed=st.integers(0, 2**32 - 1))
+def test_permuted_tokens_and_experts_are_permuted_results(backend: str, shape: Shape, seed: int) -> None:
     """Experts move within their group and groups among themselves; distinct choices, so that nothing ties."""
     random = torch.Generator().manual_seed(seed)
     x = torch.rand(20, shape.experts, generator=random).argsort(1) / 50
@@ -279,27 +293,27 @@ def test_permuted_tokens_and_experts_are_permuted_results(shape: Shape, seed: in
     assert torch.equal(after.load, before.load[experts])
 
 
-def test_every_token_to_one_expert(threads: int) -> None:
+def test_every_token_to_one_expert(threads: int, backend: str) -> None:
     x = torch.full((1000, 8), -4.0)
     x[:, 5] = 4
     routed = ops.route(x, torch.zeros(8), top_k=1, n_groups=4, topk_groups=2, routed_scaling_factor=1.0)
     assert routed.load.tolist() == [0, 0, 0, 0, 0, 1000, 0, 0]
 
 
-def test_scores_that_all_underflow_give_finite_weights() -> None:
+def test_scores_that_all_underflow_give_finite_weights(backend: str) -> None:
     x = torch.full((1, 4), -200.0)
     routed = ops.route(x, torch.zeros(4), top_k=2, n_groups=1, topk_groups=1, routed_scaling_factor=1.0)
     assert routed.weights.tolist() == [[0, 0]]
 
 
-def test_no_tokens() -> None:
+def test_no_tokens(backend: str) -> None:
     routed = ops.route(
         torch.empty(0, 8), torch.zeros(8), top_k=2, n_groups=4, topk_groups=2, routed_scaling_factor=1.0
     )
     assert (routed.weights.shape, routed.indices.shape, routed.load.tolist()) == ((0, 2), (0, 2), [0] * 8)
 
 
-def test_strides(rng: torch.Generator) -> None:
+def test_strides(backend: str, rng: torch.Generator) -> None:
     x, bias = torch.randn(50, 32, generator=rng), torch.randn(32, generator=rng)
     valid = torch.rand(50, generator=rng) < 0.5
     options = {"top_k": 4, "n_groups": 4, "topk_groups": 2, "routed_scaling_factor": 1.0}
@@ -315,7 +329,7 @@ def test_strides(rng: torch.Generator) -> None:
         assert all(map(torch.equal, routed, wanted))
 
 
-def test_flushing_denormals_changes_no_bit() -> None:
+def test_flushing_denormals_changes_no_bit(backend: str) -> None:
     x = torch.linspace(-103, -85, 64).view(2, 32)
     options = {"top_k": 4, "n_groups": 4, "topk_groups": 2, "routed_scaling_factor": 1.0}
     expected = ops.route(x, torch.zeros(32), **options, norm_topk_prob=False)
@@ -329,9 +343,9 @@ def test_flushing_denormals_changes_no_bit() -> None:
     assert all(map(same_bits, routed, expected))
 
 
-@settings(max_examples=100, deadline=None)
-@given(st.lists(st.integers(0, 2**31 - 1), min_size=1, max_size=40), st.booleans())
-def test_router_bias_moves_by_exact_comparison(load: list[int], wide: bool) -> None:
+@settings(max_examples=100, **BACKEND_OF_ALL)
+@given(load=st.lists(st.integers(0, 2**31 - 1), min_size=1, max_size=40), wide=st.booleans())
+def test_router_bias_moves_by_exact_comparison(backend: str, load: list[int], wide: bool) -> None:
     """Loads up to 2^31 - 1 (as int64 up to 2^49): neither FP32 means nor int32 sums could compare them."""
     load = [count << 18 for count in load] if wide else load
     bias = torch.full((len(load),), 0.5)
@@ -342,7 +356,7 @@ def test_router_bias_moves_by_exact_comparison(load: list[int], wide: bool) -> N
         assert bias[e].item() == np.float32(0.5) + sign * step
 
 
-def test_router_bias_of_several_layers_in_any_layout() -> None:
+def test_router_bias_of_several_layers_in_any_layout(backend: str) -> None:
     load = torch.tensor([[1, 2, 3], [9, 9, 9]])
     for bias in (torch.zeros(2, 3), torch.zeros(3, 2).T, torch.zeros(2, 6)[:, ::2]):
         ops.update_router_bias_(bias, load, 0.5)
@@ -353,7 +367,7 @@ def test_router_bias_of_several_layers_in_any_layout() -> None:
     ops.update_router_bias_(empty, torch.zeros(2, 0, dtype=torch.int32), 0.5)
 
 
-def test_router_bias_equals_the_reference(rng: torch.Generator) -> None:
+def test_router_bias_equals_the_reference(backend: str, rng: torch.Generator) -> None:
     load = torch.randint(0, 100, (4, 64), generator=rng, dtype=torch.int32)
     bias = torch.randn(4, 64, generator=rng)
     expected = bias.clone()

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from cpu_tiers import CPU_TIERS
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -173,7 +174,7 @@ BAD_CALLS: list[tuple[str, tuple[Any, ...], dict[str, Any], str]] = [
     ("name", "args", "options", "text"), BAD_CALLS, ids=lambda v: v if isinstance(v, str) else ""
 )
 def test_argument_errors_real_and_fake(
-    name: str, args: tuple[Any, ...], options: dict[str, Any], text: str
+    name: str, args: tuple[Any, ...], options: dict[str, Any], text: str, backend: str
 ) -> None:
     call = getattr(OPS, name).default
     with pytest.raises(ValueError) as real:  # noqa: PT011  the whole text is compared below
@@ -185,7 +186,7 @@ def test_argument_errors_real_and_fake(
 
 
 @pytest.mark.parametrize("expert", [-1, 8, 2**31 - 1])
-def test_values_of_indices(expert: int) -> None:
+def test_values_of_indices(expert: int, backend: str) -> None:
     indices = I.clone()
     indices[3, 1] = expert
     for name, args, options in (
@@ -198,3 +199,28 @@ def test_values_of_indices(expert: int) -> None:
         assert str(error.value) == (
             f"{name}: indices must lie in [0, E = 8), got {expert}; pass the indices of route"
         )
+
+
+@pytest.mark.parametrize("expert", [-1, 8, 2**31 - 1, -(2**31)])
+def test_bad_indices_are_passed_over_and_touch_no_memory(
+    expert: int, backend: str, monkeypatch: pytest.MonkeyPatch, rng: torch.Generator
+) -> None:
+    """Kernels that cannot refuse an index must not follow it either."""
+    if backend in CPU_TIERS:
+        pytest.skip("the CPU refuses them")
+    monkeypatch.delenv("DSE_CHECK")
+    x, grads = torch.randn(6, 8, generator=rng), torch.randn(6, 2, generator=rng)
+    indices = torch.tensor([[1, 2]] * 6, dtype=torch.int32)
+    without = OPS.route_backward.default(grads[:, :1], x, indices[:, :1].contiguous(), **SCALE)
+    good = OPS.route_backward.default(grads, x, indices, **SCALE)
+    indices[3, 1] = expert
+    got = OPS.route_backward.default(grads, x, indices, **SCALE)
+    others = [0, 1, 2, 4, 5]
+    assert torch.equal(got[others], good[others])
+    assert torch.equal(got[3], without[3])
+    loss = OPS.sequence_balance_loss.default(x, indices, **BALANCE)
+    indices[3, 1] = 2
+    assert 0 < loss < OPS.sequence_balance_loss.default(x, indices, **BALANCE)
+    indices[3, 1] = expert
+    grad = OPS.sequence_balance_loss_backward.default(G, x, indices, **BALANCE)
+    assert bool(grad.isfinite().all())
