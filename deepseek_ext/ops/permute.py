@@ -18,6 +18,7 @@ from torch import Tensor
 from ._checks import dtype_of, num_tiles, require, require_float, require_float32, require_int32, shape_of
 from ._kinds import explained, register_fake
 from ._library import NAMESPACE, _fragment
+from .quantize import _new_scales
 
 _ops = torch.ops.deepseek_ext
 
@@ -172,7 +173,7 @@ def _gather_tiles_fake(codes: Tensor, scales: Tensor, rows: Tensor, top_k: int) 
     )
     _check_list(op, "rows", "[M]", rows)
     _check_top_k(op, top_k)
-    return codes.new_empty(rows.shape[0], codes.shape[1]), scales.new_empty(rows.shape[0], wanted[1])
+    return codes.new_empty(rows.shape[0], codes.shape[1]), _new_scales(scales, rows.shape[0], wanted[1])
 
 
 def _gather_rows_fake(x: Tensor, rows: Tensor, top_k: int, weights: Tensor | None = None) -> Tensor:
