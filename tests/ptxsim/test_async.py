@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from ptxsim import Simulator, SimulatorError, compile, tensor_map
 
-# Products are summed exactly and rounded to FP32 4 times a k-block; then come two products with scales and a sum over
-# at most 8 k-blocks.
+# Products are summed exactly and rounded to FP32 4 times a k-block; then come two products with scales and a
+# sum over at most 8 k-blocks.
 EXACT_BOUND = (4 + 3 + 8) * 2.0**-24
 # 32 products and the running sum are cut to 13 bits below the largest, 4 times a k-block.
 TRUNCATED_BOUND = 4 * 34 * 2.0**-13 + EXACT_BOUND
