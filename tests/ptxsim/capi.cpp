@@ -39,10 +39,10 @@ Stream& numbered_stream(Runtime& runtime, int stream, int rank) {
 std::string describe(const Module& module) {
     std::string json = "{";
     for (const auto& [name, kernel] : module.kernels) {
-        json += text("%s\"%s\": [", json.size() > 1 ? ", " : "", name.c_str());
+        json += format("%s\"%s\": [", json.size() > 1 ? ", " : "", name.c_str());
         for (size_t i = 0; i < kernel->parameters.size(); ++i)
-            json +=
-                text("%s[%u, %u]", i ? ", " : "", kernel->parameters[i].offset, kernel->parameters[i].bytes);
+            json += format("%s[%u, %u]", i ? ", " : "", kernel->parameters[i].offset,
+                           kernel->parameters[i].bytes);
         json += "]";
     }
     return json + "}";
@@ -145,10 +145,10 @@ int ptxsim_launch(void* module, const char* kernel, const uint32_t* dims, uint32
         function.max_dynamic_shared = most_dynamic_shared(found);
         if (param_bytes != found.parameter_bytes)
             throw CudaError(cudaErrorInvalidValue,
-                            text("LAUNCH: kernel %s takes %u bytes of parameters, not %zu", kernel,
-                                 found.parameter_bytes, param_bytes));
+                            format("LAUNCH: kernel %s takes %u bytes of parameters, not %zu", kernel,
+                                   found.parameter_bytes, param_bytes));
         if (rank < 0 || rank >= runtime.device.count)
-            throw CudaError(cudaErrorInvalidDevice, text("LAUNCH: there is no rank %d", rank));
+            throw CudaError(cudaErrorInvalidDevice, format("LAUNCH: there is no rank %d", rank));
         std::vector<const void*> arguments;
         for (const Parameter& parameter : found.parameters)
             arguments.push_back(static_cast<const uint8_t*>(params) + parameter.offset);

@@ -134,8 +134,8 @@ PTXSIM_EXPORT cudaError_t cudaFuncSetAttribute(const void* host_function, cudaFu
                 if (value < 0 || static_cast<uint32_t>(value) > most_dynamic_shared(kernel))
                     throw CudaError(
                         cudaErrorInvalidValue,
-                        text("LAUNCH: kernel %s cannot have %d bytes of dynamic shared memory: at most %u",
-                             kernel.name.c_str(), value, most_dynamic_shared(kernel)));
+                        format("LAUNCH: kernel %s cannot have %d bytes of dynamic shared memory: at most %u",
+                               kernel.name.c_str(), value, most_dynamic_shared(kernel)));
                 function.max_dynamic_shared = static_cast<uint32_t>(value);
                 break;
             case cudaFuncAttributeNonPortableClusterSizeAllowed:
@@ -144,8 +144,9 @@ PTXSIM_EXPORT cudaError_t cudaFuncSetAttribute(const void* host_function, cudaFu
             case cudaFuncAttributePreferredSharedMemoryCarveout:
                 break;  // a hint
             default:
-                throw CudaError(cudaErrorInvalidValue, text("LAUNCH: function attribute %d is not simulated",
-                                                            static_cast<int>(attribute)));
+                throw CudaError(
+                    cudaErrorInvalidValue,
+                    format("LAUNCH: function attribute %d is not simulated", static_cast<int>(attribute)));
         }
     });
 }
@@ -176,8 +177,9 @@ PTXSIM_EXPORT cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessorWithFlags
         const Function& function = runtime.function(host_function);
         const Kernel& kernel = kernel_of(function, runtime.module(*function.image));
         if (threads <= 0 || static_cast<uint32_t>(threads) > most_threads(kernel))
-            throw CudaError(cudaErrorInvalidValue, text("LAUNCH: %d threads a block of kernel %s: at most %u",
-                                                        threads, kernel.name.c_str(), most_threads(kernel)));
+            throw CudaError(cudaErrorInvalidValue,
+                            format("LAUNCH: %d threads a block of kernel %s: at most %u", threads,
+                                   kernel.name.c_str(), most_threads(kernel)));
         *blocks = resident_blocks(static_cast<uint32_t>(threads), most_registers(kernel),
                                   static_shared(kernel) + static_cast<uint32_t>(dynamic_shared));
     });
@@ -202,7 +204,7 @@ PTXSIM_EXPORT cudaError_t cudaGetDevice(int* device) {
 PTXSIM_EXPORT cudaError_t cudaSetDevice(int device) {
     return guarded([&](Runtime& runtime) {
         if (device < 0 || device >= runtime.device.count)
-            throw CudaError(cudaErrorInvalidDevice, text("DEVICE: there is no device %d", device));
+            throw CudaError(cudaErrorInvalidDevice, format("DEVICE: there is no device %d", device));
         runtime.current_device = device;
     });
 }
@@ -210,9 +212,9 @@ PTXSIM_EXPORT cudaError_t cudaSetDevice(int device) {
 PTXSIM_EXPORT cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
     return guarded([&](Runtime& runtime) {
         if (device_attribute(runtime.device, attribute, value) != cudaSuccess)
-            throw CudaError(
-                cudaErrorInvalidValue,
-                text("DEVICE: the simulated device does not know attribute %d", static_cast<int>(attribute)));
+            throw CudaError(cudaErrorInvalidValue,
+                            format("DEVICE: the simulated device does not know attribute %d",
+                                   static_cast<int>(attribute)));
     });
 }
 

@@ -106,13 +106,13 @@ Module& Image::module(int64_t capability) {
         }
         if (best == nullptr)
             throw Fault("IMAGE",
-                        text("the fat binary holds no PTX for sm_%d (%zu PTX images inside): compile with "
-                             "-gencode 'arch=compute_80,code=[compute_80,sm_80]'",
-                             static_cast<int>(capability), all.size()));
+                        format("the fat binary holds no PTX for sm_%d (%zu PTX images inside): compile with "
+                               "-gencode 'arch=compute_80,code=[compute_80,sm_80]'",
+                               static_cast<int>(capability), all.size()));
         text_ = best->text;
     }
     if (!runs_on(text_, capability))
-        throw Fault("IMAGE", text("the PTX is not for sm_%d", static_cast<int>(capability)));
+        throw Fault("IMAGE", format("the PTX is not for sm_%d", static_cast<int>(capability)));
     module_ = parse_module(text_);
     return *module_;
 }

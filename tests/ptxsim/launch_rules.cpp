@@ -12,7 +12,7 @@ using Dim = std::array<uint32_t, 3>;
 
 Dim to_dim(dim3 d) { return {d.x, d.y, d.z}; }
 uint64_t product(const Dim& d) { return uint64_t{d[0]} * d[1] * d[2]; }
-std::string shown(const Dim& d) { return text("(%u, %u, %u)", d[0], d[1], d[2]); }
+std::string shown(const Dim& d) { return format("(%u, %u, %u)", d[0], d[1], d[2]); }
 
 Dim to_dim(const std::array<int32_t, 3>& d) {  // a directive may leave out trailing numbers
     const auto at_least_one = [](int32_t n) { return static_cast<uint32_t>(std::max(n, 1)); };
@@ -23,28 +23,28 @@ void check_grid(const Kernel& kernel, const Dim& grid) {
     for (int i = 0; i < 3; ++i)
         if (grid[i] == 0 || grid[i] > kMaxGrid[i])
             throw CudaError(cudaErrorInvalidConfiguration,
-                            text("LAUNCH: grid %s of kernel %s: dimension %d must be in 1 .. %u",
-                                 shown(grid).c_str(), kernel.name.c_str(), i, kMaxGrid[i]));
+                            format("LAUNCH: grid %s of kernel %s: dimension %d must be in 1 .. %u",
+                                   shown(grid).c_str(), kernel.name.c_str(), i, kMaxGrid[i]));
 }
 
 void check_block(const Kernel& kernel, const Dim& block) {
     for (int i = 0; i < 3; ++i)
         if (block[i] == 0 || block[i] > kMaxBlock[i])
             throw CudaError(cudaErrorInvalidConfiguration,
-                            text("LAUNCH: block %s of kernel %s: dimension %d must be in 1 .. %u",
-                                 shown(block).c_str(), kernel.name.c_str(), i, kMaxBlock[i]));
+                            format("LAUNCH: block %s of kernel %s: dimension %d must be in 1 .. %u",
+                                   shown(block).c_str(), kernel.name.c_str(), i, kMaxBlock[i]));
     if (product(block) > kMaxThreadsPerBlock)
         throw CudaError(cudaErrorInvalidConfiguration,
-                        text("LAUNCH: block %s of kernel %s has more than %u threads", shown(block).c_str(),
-                             kernel.name.c_str(), kMaxThreadsPerBlock));
+                        format("LAUNCH: block %s of kernel %s has more than %u threads", shown(block).c_str(),
+                               kernel.name.c_str(), kMaxThreadsPerBlock));
     if (kernel.required_threads[0] != 0 && block != to_dim(kernel.required_threads))
         throw CudaError(cudaErrorInvalidValue,
-                        text("LAUNCH: block %s of kernel %s: it requires %s", shown(block).c_str(),
-                             kernel.name.c_str(), shown(to_dim(kernel.required_threads)).c_str()));
+                        format("LAUNCH: block %s of kernel %s: it requires %s", shown(block).c_str(),
+                               kernel.name.c_str(), shown(to_dim(kernel.required_threads)).c_str()));
     if (product(block) > most_threads(kernel))
         throw CudaError(cudaErrorInvalidValue,
-                        text("LAUNCH: block %s of kernel %s has more threads than its launch bounds, %u",
-                             shown(block).c_str(), kernel.name.c_str(), most_threads(kernel)));
+                        format("LAUNCH: block %s of kernel %s has more threads than its launch bounds, %u",
+                               shown(block).c_str(), kernel.name.c_str(), most_threads(kernel)));
 }
 
 void check_shared(const Function& function, const Kernel& kernel, size_t dynamic_shared) {
@@ -54,14 +54,15 @@ void check_shared(const Function& function, const Kernel& kernel, size_t dynamic
     if (total > kSharedPerBlockOptIn)
         throw CudaError(
             cudaErrorInvalidValue,
-            text("LAUNCH: kernel %s asks for %zu bytes of shared memory, more than the device's %u",
-                 kernel.name.c_str(), total, kSharedPerBlockOptIn));
+            format("LAUNCH: kernel %s asks for %zu bytes of shared memory, more than the device's %u",
+                   kernel.name.c_str(), total, kSharedPerBlockOptIn));
     if (dynamic_shared > allowed)
         throw CudaError(
             cudaErrorInvalidValue,
-            text("LAUNCH: kernel %s asks for %zu bytes of dynamic shared memory, more than the %zu allowed: "
-                 "set cudaFuncAttributeMaxDynamicSharedMemorySize first",
-                 kernel.name.c_str(), dynamic_shared, allowed));
+            format(
+                "LAUNCH: kernel %s asks for %zu bytes of dynamic shared memory, more than the %zu allowed: "
+                "set cudaFuncAttributeMaxDynamicSharedMemorySize first",
+                kernel.name.c_str(), dynamic_shared, allowed));
 }
 
 Dim cluster_of(const Kernel& kernel, const LaunchRequest& request) {
@@ -69,11 +70,11 @@ Dim cluster_of(const Kernel& kernel, const LaunchRequest& request) {
     if (declared && asked && to_dim(kernel.cluster) != to_dim(request.cluster))
         throw CudaError(
             cudaErrorInvalidClusterSize,
-            text("LAUNCH: cluster %s of kernel %s: it declares %s", shown(to_dim(request.cluster)).c_str(),
-                 kernel.name.c_str(), shown(to_dim(kernel.cluster)).c_str()));
+            format("LAUNCH: cluster %s of kernel %s: it declares %s", shown(to_dim(request.cluster)).c_str(),
+                   kernel.name.c_str(), shown(to_dim(kernel.cluster)).c_str()));
     if (!declared && !asked && kernel.explicit_cluster)
         throw CudaError(cudaErrorInvalidClusterSize,
-                        text("LAUNCH: kernel %s needs a cluster size at launch", kernel.name.c_str()));
+                        format("LAUNCH: kernel %s needs a cluster size at launch", kernel.name.c_str()));
     return asked ? to_dim(request.cluster) : declared ? to_dim(kernel.cluster) : Dim{1, 1, 1};
 }
 
@@ -82,19 +83,20 @@ void check_cluster(const Function& function, const Kernel& kernel, const Dim& cl
     const uint64_t size = product(cluster);
     if (size == 1) return;
     if (device.capability < 90)
-        throw CudaError(cudaErrorInvalidClusterSize,
-                        text("LAUNCH: kernel %s: clusters need compute capability 9.0", kernel.name.c_str()));
+        throw CudaError(
+            cudaErrorInvalidClusterSize,
+            format("LAUNCH: kernel %s: clusters need compute capability 9.0", kernel.name.c_str()));
     const uint32_t limit = function.non_portable_cluster ? kMaxClusterSize : kPortableClusterSize;
     if (size == 0 || size > limit ||
         (kernel.max_cluster_rank > 0 && size > static_cast<uint64_t>(kernel.max_cluster_rank)))
         throw CudaError(cudaErrorInvalidClusterSize,
-                        text("LAUNCH: cluster %s of kernel %s has more than %u blocks",
-                             shown(cluster).c_str(), kernel.name.c_str(), limit));
+                        format("LAUNCH: cluster %s of kernel %s has more than %u blocks",
+                               shown(cluster).c_str(), kernel.name.c_str(), limit));
     for (int i = 0; i < 3; ++i)
         if (grid[i] % cluster[i] != 0)
             throw CudaError(cudaErrorInvalidClusterSize,
-                            text("LAUNCH: grid %s of kernel %s is not a multiple of its cluster %s",
-                                 shown(grid).c_str(), kernel.name.c_str(), shown(cluster).c_str()));
+                            format("LAUNCH: grid %s of kernel %s is not a multiple of its cluster %s",
+                                   shown(grid).c_str(), kernel.name.c_str(), shown(cluster).c_str()));
 }
 
 }  // namespace
@@ -121,7 +123,7 @@ const Kernel& kernel_of(const Function& function, Module& module) {
     const auto found = module.kernels.find(function.name);
     if (found == module.kernels.end())
         throw CudaError(cudaErrorInvalidDeviceFunction,
-                        text("IMAGE: the PTX holds no kernel %s", function.name.c_str()));
+                        format("IMAGE: the PTX holds no kernel %s", function.name.c_str()));
     return *found->second;
 }
 
@@ -143,8 +145,8 @@ void read_attributes(const cudaLaunchConfig_t& config, LaunchRequest& request) {
                     cudaErrorNotSupported,
                     "LAUNCH: programmatic dependent launch is not simulated: launch without the attribute");
             default:
-                throw CudaError(cudaErrorNotSupported, text("LAUNCH: launch attribute %d is not simulated",
-                                                            static_cast<int>(attribute.id)));
+                throw CudaError(cudaErrorNotSupported, format("LAUNCH: launch attribute %d is not simulated",
+                                                              static_cast<int>(attribute.id)));
         }
     }
 }

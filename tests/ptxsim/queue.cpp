@@ -201,17 +201,17 @@ void Queue::launch_graph(const Graph& graph, Stream& stream) {
 void Queue::forbid_in_capture(const char* what) {
     for (const auto& capture : captures_) {
         if (capture->mode == cudaStreamCaptureModeRelaxed) continue;
-        capture->fault = text("%s was called", what);
+        capture->fault = format("%s was called", what);
         throw CudaError(cudaErrorStreamCaptureUnsupported,
-                        text("CAPTURE: %s must not be called while a stream is being captured", what));
+                        format("CAPTURE: %s must not be called while a stream is being captured", what));
     }
 }
 
 void Queue::forbid_in_capture(const char* what, Stream& stream) {
     if (!stream.capture) return;
-    stream.capture->fault = text("%s was called", what);
+    stream.capture->fault = format("%s was called", what);
     throw CudaError(cudaErrorStreamCaptureUnsupported,
-                    text("CAPTURE: %s must not be called for a stream that is being captured", what));
+                    format("CAPTURE: %s must not be called for a stream that is being captured", what));
 }
 
 std::vector<Queue::Pending> Queue::take() {

@@ -5,10 +5,9 @@
 #include "async.h"
 #include "fault.h"
 #include "shadow.h"
+#include "text.h"
 
 namespace ptxsim {
-
-[[gnu::format(printf, 1, 2)]] std::string format(const char* pattern, ...);
 
 // "[kernel k cta (0,0,0) warp 1 lanes 0000ffff] at PTX line 12: st.global..."
 std::string where(const Machine& machine);

@@ -70,7 +70,7 @@ void* Runtime::symbol_address(const void* host_variable, uint64_t* bytes) {
     const auto variable = loaded.variables.find(found->second.name);
     if (variable == loaded.variables.end())
         throw CudaError(cudaErrorInvalidSymbol,
-                        text("IMAGE: the PTX holds no variable %s", found->second.name.c_str()));
+                        format("IMAGE: the PTX holds no variable %s", found->second.name.c_str()));
     *bytes = found->second.bytes;
     return variable->second->data;
 }
@@ -138,7 +138,7 @@ void* Runtime::allocate(size_t bytes) {
     if (bytes == 0) return nullptr;
     void* pointer = std::aligned_alloc(256, (bytes + 255) / 256 * 256);
     if (pointer == nullptr)
-        throw CudaError(cudaErrorMemoryAllocation, text("MEMORY: no room for %zu bytes", bytes));
+        throw CudaError(cudaErrorMemoryAllocation, format("MEMORY: no room for %zu bytes", bytes));
     std::memset(pointer, 0xcd, bytes);
     allocations_[pointer] = bytes;
     memory.add(pointer, bytes, true, true, true);

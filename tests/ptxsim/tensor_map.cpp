@@ -47,17 +47,17 @@ bool is_float(CUtensorMapDataType type) {
 
 std::string check_modes(const TensorMapArguments& a) {
     if (element_bytes(a.data_type) == 0 || alters_elements(a.data_type))
-        return text("data type %d is not one the simulator copies", static_cast<int>(a.data_type));
+        return format("data type %d is not one the simulator copies", static_cast<int>(a.data_type));
     if (a.interleave != CU_TENSOR_MAP_INTERLEAVE_NONE)
         return "interleaved layouts are not simulated: use CU_TENSOR_MAP_INTERLEAVE_NONE";
     if (a.swizzle < CU_TENSOR_MAP_SWIZZLE_NONE || a.swizzle > CU_TENSOR_MAP_SWIZZLE_128B)
-        return text("swizzle %d is not simulated: use none, 32B, 64B or 128B", static_cast<int>(a.swizzle));
+        return format("swizzle %d is not simulated: use none, 32B, 64B or 128B", static_cast<int>(a.swizzle));
     if (a.l2_promotion < CU_TENSOR_MAP_L2_PROMOTION_NONE ||
         a.l2_promotion > CU_TENSOR_MAP_L2_PROMOTION_L2_256B)
-        return text("L2 promotion %d does not exist", static_cast<int>(a.l2_promotion));
+        return format("L2 promotion %d does not exist", static_cast<int>(a.l2_promotion));
     if (a.fill < CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE ||
         a.fill > CU_TENSOR_MAP_FLOAT_OOB_FILL_NAN_REQUEST_ZERO_FMA)
-        return text("out-of-bounds fill %d does not exist", static_cast<int>(a.fill));
+        return format("out-of-bounds fill %d does not exist", static_cast<int>(a.fill));
     if (a.fill == CU_TENSOR_MAP_FLOAT_OOB_FILL_NAN_REQUEST_ZERO_FMA && !is_float(a.data_type))
         return "NaN fill needs a floating-point data type";
     return {};
@@ -66,29 +66,29 @@ std::string check_modes(const TensorMapArguments& a) {
 std::string check_dimensions(const TensorMapArguments& a) {
     for (uint32_t i = 0; i < a.rank; ++i) {
         if (a.size[i] == 0 || a.size[i] > (1ull << 32))
-            return text("size of dimension %u is %llu, not in 1 .. 2^32", i,
-                        static_cast<unsigned long long>(a.size[i]));
-        if (a.size[i] == 1ull << 32) return text("dimension %u of 2^32 elements is not simulated", i);
+            return format("size of dimension %u is %llu, not in 1 .. 2^32", i,
+                          static_cast<unsigned long long>(a.size[i]));
+        if (a.size[i] == 1ull << 32) return format("dimension %u of 2^32 elements is not simulated", i);
         if (a.box[i] == 0 || a.box[i] > 256)
-            return text("box of dimension %u is %u, not in 1 .. 256", i, a.box[i]);
+            return format("box of dimension %u is %u, not in 1 .. 256", i, a.box[i]);
         if (a.element_stride[i] == 0 || a.element_stride[i] > 8)
-            return text("element stride of dimension %u is %u, not in 1 .. 8", i, a.element_stride[i]);
+            return format("element stride of dimension %u is %u, not in 1 .. 8", i, a.element_stride[i]);
         if (a.element_stride[i] != 1) return "element strides other than 1 are not simulated";
         if (i == 0) continue;
         const uint64_t stride = a.stride[i - 1];
         if (stride % 16 != 0 || stride >= 1ull << 40)
-            return text("stride of dimension %u is %llu bytes, not a multiple of 16 below 2^40", i,
-                        static_cast<unsigned long long>(stride));
+            return format("stride of dimension %u is %llu bytes, not a multiple of 16 below 2^40", i,
+                          static_cast<unsigned long long>(stride));
     }
     return {};
 }
 
 std::string check_inner_box(const TensorMapArguments& a) {
     const uint32_t bytes = a.box[0] * element_bytes(a.data_type);
-    if (bytes % 16 != 0) return text("the box's inner dimension is %u bytes, not a multiple of 16", bytes);
+    if (bytes % 16 != 0) return format("the box's inner dimension is %u bytes, not a multiple of 16", bytes);
     if (a.swizzle != CU_TENSOR_MAP_SWIZZLE_NONE && bytes > 16u << a.swizzle)
-        return text("the box's inner dimension is %u bytes, more than the swizzle's %u", bytes,
-                    16u << a.swizzle);
+        return format("the box's inner dimension is %u bytes, more than the swizzle's %u", bytes,
+                      16u << a.swizzle);
     return {};
 }
 
@@ -111,7 +111,7 @@ uint64_t TensorMap::hash() const {
 
 std::string encode_tiled(const TensorMapArguments& a, void* map) {
     if (reinterpret_cast<uintptr_t>(map) % 64 != 0) return "the CUtensorMap is not aligned to 64 bytes";
-    if (a.rank == 0 || a.rank > kMaxTensorRank) return text("rank %u is not in 1 .. 5", a.rank);
+    if (a.rank == 0 || a.rank > kMaxTensorRank) return format("rank %u is not in 1 .. 5", a.rank);
     if (reinterpret_cast<uintptr_t>(a.address) % 16 != 0)
         return "the global address is not aligned to 16 bytes";
     if (a.address == nullptr) return "the global address is null";

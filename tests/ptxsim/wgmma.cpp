@@ -57,6 +57,21 @@ std::vector<double> decode(Type type, const std::vector<uint8_t>& bytes) {
     return values;
 }
 
+// a b' of the warp's rows, exact as far as FP64 goes: [16, columns].
+std::vector<double> sums_of_products(const std::vector<double>& a, const std::vector<double>& b,
+                                     uint32_t columns, uint32_t k) {
+    std::vector<double> transposed(b.size()), sums(kRowsPerWarp * columns, 0.0);
+    for (uint32_t column = 0; column < columns; ++column)
+        for (uint32_t j = 0; j < k; ++j) transposed[j * columns + column] = b[column * k + j];
+    for (uint32_t row = 0; row < kRowsPerWarp; ++row)
+        for (uint32_t j = 0; j < k; ++j) {
+            const double factor = a[row * k + j];
+            for (uint32_t column = 0; column < columns; ++column)
+                sums[row * columns + column] += factor * transposed[j * columns + column];
+        }
+    return sums;
+}
+
 std::vector<uint8_t> read_matrix(const Cta& cta, const MatrixDescriptor& descriptor, uint32_t first_row,
                                  uint32_t rows) {
     std::vector<uint8_t> bytes(rows * kDepthBytes);
@@ -146,14 +161,8 @@ void retire(Warp& warp, const std::vector<std::shared_ptr<WgmmaOp>>& group, Mach
 }  // namespace
 
 double operand_element(Type type, const uint8_t* bytes, uint32_t index) {
-    switch (type) {
-        case Type::kE4M3:
-            return e4m3_to_float(bytes[index]);
-        case Type::kE5M2:
-            return e5m2_to_float(bytes[index]);
-        default:
-            break;
-    }
+    if (type == Type::kE4M3) return e4m3_to_float(bytes[index]);
+    if (type == Type::kE5M2) return e5m2_to_float(bytes[index]);
     uint16_t half;
     std::memcpy(&half, bytes + 2 * index, 2);
     return type == Type::kBF16 ? bf16_to_float(half) : half_to_float(half);
@@ -178,16 +187,23 @@ void WgmmaOp::complete(Machine& machine) {
                                  : read_matrix(*warp.cta, MatrixDescriptor(a),
                                                warp.index % kWarpgroup * kRowsPerWarp, kRowsPerWarp));
     const std::vector<double> b_values = decode(wgmma.b_type, read_matrix(*warp.cta, b_at, 0, columns));
+    std::vector<double> sums;
+    if (machine.options.hwacc == 0) sums = sums_of_products(a_values, b_values, columns, k);
     std::array<double, kDepthBytes> products;
     for (uint32_t i = 0; i < wgmma.outputs.size(); ++i) {
         uint64_t* accumulator = warp.lanes(wgmma.outputs[i]);
         for (uint32_t lane = 0; lane < kLanes; ++lane) {
-            const double* row = &a_values[fragment_row(i, lane) * k];
-            const double* column = &b_values[fragment_column(i, lane) * k];
-            for (uint32_t j = 0; j < k; ++j) products[j] = sign * row[j] * column[j];
+            const uint32_t row = fragment_row(i, lane), column = fragment_column(i, lane);
             const double c = accumulate ? bits_to_float(accumulator[lane]) : 0.0;
-            accumulator[lane] =
-                float_to_bits(tensor_sum(c, products.data(), static_cast<int>(k), machine.options.hwacc));
+            float result;
+            if (machine.options.hwacc == 0) {
+                result = static_cast<float>(c + sign * sums[row * columns + column]);
+            } else {
+                for (uint32_t j = 0; j < k; ++j)
+                    products[j] = sign * a_values[row * k + j] * b_values[column * k + j];
+                result = tensor_sum(c, products.data(), static_cast<int>(k), machine.options.hwacc);
+            }
+            accumulator[lane] = float_to_bits(result);
         }
     }
     machine.counters(warp).multiply_adds += uint64_t{kRowsPerWarp} * columns * k;
