@@ -55,13 +55,23 @@ uint64_t funnel_shift(const Instruction& instruction, uint64_t a, uint64_t b, ui
     return instruction.right ? static_cast<uint32_t>(pair >> n) : static_cast<uint32_t>((pair << n) >> 32);
 }
 
-uint64_t lookup3(const Instruction& instruction, uint64_t a, uint64_t b, uint64_t c) {
-    const auto table = static_cast<uint32_t>(instruction.immediates[0]);
-    uint64_t result = 0;
-    for (uint32_t row_index = 0; row_index < 8; ++row_index)
-        if (table >> row_index & 1)
-            result |= (row_index & 4 ? a : ~a) & (row_index & 2 ? b : ~b) & (row_index & 1 ? c : ~c);
-    return static_cast<uint32_t>(result);
+// Bit k of the table is the result where the three operands' bits spell k.
+void lookup3(const Instruction& instruction, uint64_t* registers, uint32_t mask) {
+    const uint64_t* a = row(registers, instruction.inputs[0]);
+    const uint64_t* b = row(registers, instruction.inputs[1]);
+    const uint64_t* c = row(registers, instruction.inputs[2]);
+    uint64_t* result = row(registers, instruction.outputs[0]);
+    uint32_t chosen[8];
+    for (int k = 0; k < 8; ++k) chosen[k] = instruction.immediates[0] >> k & 1 ? ~0u : 0;
+    for_lanes(mask, [=](int lane) {
+        const auto x = static_cast<uint32_t>(a[lane]), y = static_cast<uint32_t>(b[lane]);
+        const auto z = static_cast<uint32_t>(c[lane]);
+        const uint32_t without_x =
+            (chosen[0] & ~y & ~z) | (chosen[1] & ~y & z) | (chosen[2] & y & ~z) | (chosen[3] & y & z);
+        const uint32_t with_x =
+            (chosen[4] & ~y & ~z) | (chosen[5] & ~y & z) | (chosen[6] & y & ~z) | (chosen[7] & y & z);
+        result[lane] = (x & with_x) | (~x & without_x);
+    });
 }
 
 // The selector of each result byte in the six special modes: byte numbers 0 to 7 over b:a, for c's two low
@@ -191,7 +201,7 @@ PlainFunction select_shr(const Instruction& instruction) {
 }
 
 PlainFunction select_shf(const Instruction&) { return &ternary_cells<funnel_shift>; }
-PlainFunction select_lop3(const Instruction&) { return &ternary_cells<lookup3>; }
+PlainFunction select_lop3(const Instruction&) { return &lookup3; }
 PlainFunction select_prmt(const Instruction&) { return &ternary_cells<permute_bytes>; }
 
 PlainFunction select_popc(const Instruction& instruction) {

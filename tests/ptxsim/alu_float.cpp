@@ -36,36 +36,6 @@ void nearest_ternary(const Instruction& instruction, uint64_t* registers, uint32
     });
 }
 
-template <class T, auto operation>
-void qualified_binary(const Instruction& instruction, uint64_t* registers, uint32_t mask) {
-    const uint64_t* a = row(registers, instruction.inputs[0]);
-    const uint64_t* b = row(registers, instruction.inputs[1]);
-    uint64_t* result = row(registers, instruction.outputs[0]);
-    const bool ftz = instruction.flush_subnormals;
-    const RoundingScope scope(instruction.rounding);
-    for_lanes(mask, [&](int lane) {
-        const volatile T x = flush_if(ftz, from_cell<T>(a[lane])), y = flush_if(ftz, from_cell<T>(b[lane]));
-        const volatile T value = operation(T{x}, T{y});
-        result[lane] = finish(instruction, T{value});
-    });
-}
-
-template <class T, auto operation>
-void qualified_ternary(const Instruction& instruction, uint64_t* registers, uint32_t mask) {
-    const uint64_t* a = row(registers, instruction.inputs[0]);
-    const uint64_t* b = row(registers, instruction.inputs[1]);
-    const uint64_t* c = row(registers, instruction.inputs[2]);
-    uint64_t* result = row(registers, instruction.outputs[0]);
-    const bool ftz = instruction.flush_subnormals;
-    const RoundingScope scope(instruction.rounding);
-    for_lanes(mask, [&](int lane) {
-        const volatile T x = flush_if(ftz, from_cell<T>(a[lane])), y = flush_if(ftz, from_cell<T>(b[lane]));
-        const volatile T z = flush_if(ftz, from_cell<T>(c[lane]));
-        const volatile T value = operation(T{x}, T{y}, T{z});
-        result[lane] = finish(instruction, T{value});
-    });
-}
-
 bool is_plain_nearest(const Instruction& instruction) {
     return !is_directed(instruction.rounding) && !instruction.flush_subnormals && !instruction.saturate;
 }
@@ -74,8 +44,8 @@ template <auto operation>
 PlainFunction arithmetic(const Instruction& instruction) {
     const bool nearest = is_plain_nearest(instruction);
     if (instruction.type == Type::kF32)
-        return nearest ? &nearest_binary<float, operation> : &qualified_binary<float, operation>;
-    return nearest ? &nearest_binary<double, operation> : &qualified_binary<double, operation>;
+        return nearest ? &nearest_binary<float, operation> : &qualified<float, operation, 2>;
+    return nearest ? &nearest_binary<double, operation> : &qualified<double, operation, 2>;
 }
 
 // div.approx: within 2 ulp on the device, here the rounded quotient; but 0 (or NaN for an infinite a) for a
@@ -113,6 +83,18 @@ uint64_t extreme(const Instruction& instruction, uint64_t a, uint64_t b) {
     return result_cell(value);
 }
 
+// The same without qualifiers, as a vector loop: of equal operands +0 has the sign bit clear, -0 set.
+constexpr auto bits_and = [](auto a, auto b) { return from_cell<decltype(a)>(to_cell(a) & to_cell(b)); };
+constexpr auto bits_or = [](auto a, auto b) { return from_cell<decltype(a)>(to_cell(a) | to_cell(b)); };
+constexpr auto larger = [](auto a, auto b) {
+    const auto value = std::isnan(b) || a > b ? a : b;
+    return a == b ? bits_and(a, b) : value;
+};
+constexpr auto smaller = [](auto a, auto b) {
+    const auto value = std::isnan(b) || a < b ? a : b;
+    return a == b ? bits_or(a, b) : value;
+};
+
 template <class T>
 uint64_t sign_cleared(const Instruction& instruction, uint64_t a) {
     return to_cell(std::fabs(flush_if(instruction.flush_subnormals, from_cell<T>(a))));
@@ -147,6 +129,10 @@ uint64_t has_property(const Instruction& instruction, uint64_t a) {
 
 bool is_f32(const Instruction& instruction) { return instruction.type == Type::kF32; }
 
+bool is_unqualified_extreme(const Instruction& instruction) {
+    return !instruction.flush_subnormals && !instruction.nan && !instruction.xorsign_abs;
+}
+
 }  // namespace
 
 PlainFunction select_float_add(const Instruction& instruction) { return arithmetic<sum>(instruction); }
@@ -155,9 +141,8 @@ PlainFunction select_float_mul(const Instruction& instruction) { return arithmet
 
 PlainFunction select_float_fma(const Instruction& instruction) {
     const bool nearest = is_plain_nearest(instruction);
-    if (is_f32(instruction))
-        return nearest ? &nearest_ternary<float, fused> : &qualified_ternary<float, fused>;
-    return nearest ? &nearest_ternary<double, fused> : &qualified_ternary<double, fused>;
+    if (is_f32(instruction)) return nearest ? &nearest_ternary<float, fused> : &qualified<float, fused, 3>;
+    return nearest ? &nearest_ternary<double, fused> : &qualified<double, fused, 3>;
 }
 
 // div.full: within 2 ulp on the device, here the rounded quotient.
@@ -167,10 +152,14 @@ PlainFunction select_float_div(const Instruction& instruction) {
 }
 
 PlainFunction select_float_min(const Instruction& instruction) {
-    return is_f32(instruction) ? &binary_cells<extreme<float, false>> : &binary_cells<extreme<double, false>>;
+    if (!is_f32(instruction)) return &nearest_binary<double, smaller>;
+    return is_unqualified_extreme(instruction) ? &nearest_binary<float, smaller>
+                                               : &binary_cells<extreme<float, false>>;
 }
 PlainFunction select_float_max(const Instruction& instruction) {
-    return is_f32(instruction) ? &binary_cells<extreme<float, true>> : &binary_cells<extreme<double, true>>;
+    if (!is_f32(instruction)) return &nearest_binary<double, larger>;
+    return is_unqualified_extreme(instruction) ? &nearest_binary<float, larger>
+                                               : &binary_cells<extreme<float, true>>;
 }
 PlainFunction select_float_abs(const Instruction& instruction) {
     return is_f32(instruction) ? &unary_cells<sign_cleared<float>> : &unary_cells<sign_cleared<double>>;

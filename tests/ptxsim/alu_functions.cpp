@@ -12,18 +12,6 @@ namespace {
 constexpr auto reciprocal = [](auto a) { return 1 / a; };
 constexpr auto square_root = [](auto a) { return std::sqrt(a); };
 
-template <class T, auto operation>
-void rounded(const Instruction& instruction, uint64_t* registers, uint32_t mask) {
-    const uint64_t* a = row(registers, instruction.inputs[0]);
-    uint64_t* result = row(registers, instruction.outputs[0]);
-    const RoundingScope scope(instruction.rounding);
-    for_lanes(mask, [&](int lane) {
-        const volatile T x = flush_if(instruction.flush_subnormals, from_cell<T>(a[lane]));
-        const volatile T value = operation(T{x});
-        result[lane] = finish(instruction, T{value});
-    });
-}
-
 // f32 of a double-precision function of the operand.
 template <auto function>
 uint64_t approximate(const Instruction& instruction, uint64_t a) {
@@ -71,13 +59,14 @@ uint64_t upper_word(const Instruction&, uint64_t a) {
 }  // namespace
 
 PlainFunction select_rcp(const Instruction& instruction) {
-    if (instruction.type == Type::kF32) return &rounded<float, reciprocal>;
+    if (instruction.type == Type::kF32) return &qualified<float, reciprocal, 1>;
     if (instruction.approximate) return &unary_cells<upper_word<reciprocal, true>>;
-    return &rounded<double, reciprocal>;
+    return &qualified<double, reciprocal, 1>;
 }
 
 PlainFunction select_sqrt(const Instruction& instruction) {
-    return instruction.type == Type::kF32 ? &rounded<float, square_root> : &rounded<double, square_root>;
+    return instruction.type == Type::kF32 ? &qualified<float, square_root, 1>
+                                          : &qualified<double, square_root, 1>;
 }
 
 PlainFunction select_rsqrt(const Instruction& instruction) {

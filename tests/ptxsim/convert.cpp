@@ -99,14 +99,14 @@ uint64_t float_to_integer(const Instruction& instruction, uint64_t cell) {
     }
     const double whole = round_integral(value, instruction.rounding);
     if (type_is_signed(to)) {
-        const double limit = std::ldexp(1.0, bits - 1);
+        const double limit = static_cast<double>(1ull << (bits - 1));
         if (whole >= limit) return low_bits(bits - 1);
         const int64_t smallest = static_cast<int64_t>(~low_bits(bits - 1));
         const int64_t result = whole < -limit ? smallest : static_cast<int64_t>(whole);
         return static_cast<uint64_t>(result) & register_mask;
     }
     if (whole <= 0) return 0;
-    if (whole >= std::ldexp(1.0, bits)) return low_bits(bits);
+    if (whole >= 2 * static_cast<double>(1ull << (bits - 1))) return low_bits(bits);
     return static_cast<uint64_t>(whole);
 }
 
@@ -213,6 +213,26 @@ void bf16_to_f32(const Instruction& instruction, uint64_t* registers, uint32_t m
     });
 }
 
+// To nearest even: half of the discarded part, less a bit if the kept part is even, carries into it.
+uint64_t nearest_bf16(uint64_t cell) {
+    const auto bits = static_cast<uint32_t>(cell);
+    const uint32_t rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+    return (bits & 0x7fffffff) > 0x7f800000 ? kCanonicalHalfNaN : rounded;
+}
+
+void f32_to_bf16(const Instruction& instruction, uint64_t* registers, uint32_t mask) {
+    const uint64_t* a = row(registers, instruction.inputs[0]);
+    uint64_t* result = row(registers, instruction.outputs[0]);
+    for_lanes(mask, [=](int lane) { result[lane] = nearest_bf16(a[lane]); });
+}
+
+void f32_pair_to_bf16x2(const Instruction& instruction, uint64_t* registers, uint32_t mask) {
+    const uint64_t* a = row(registers, instruction.inputs[0]);
+    const uint64_t* b = row(registers, instruction.inputs[1]);
+    uint64_t* result = row(registers, instruction.outputs[0]);
+    for_lanes(mask, [=](int lane) { result[lane] = nearest_bf16(a[lane]) << 16 | nearest_bf16(b[lane]); });
+}
+
 bool is_integer(Type type) { return type >= Type::kU8 && type <= Type::kS64; }
 
 PlainFunction select_resize(Type source) {
@@ -242,6 +262,8 @@ PlainFunction select_cvt(const Instruction& instruction) {
         return instruction.saturate ? &unary_cells<clamp_integer> : select_resize(from);
     if (is_integer(to)) return &unary_cells<float_to_integer>;
     const bool nearest = instruction.rounding == Rounding::kNearest && !instruction.saturate;
+    const bool only_nearest =
+        nearest && !instruction.flush_subnormals && !instruction.relu && !instruction.saturate_finite;
     if (is_integer(from)) {
         if (to == Type::kF32 && nearest && from == Type::kS32) return &unary<int32_t, signed_to_float>;
         if (to == Type::kF32 && nearest && from == Type::kU32) return &unary<uint32_t, unsigned_to_float>;
@@ -251,7 +273,9 @@ PlainFunction select_cvt(const Instruction& instruction) {
     if (from == Type::kE4M3x2 || from == Type::kE5M2x2) return &unary_cells<bytes_to_halves>;
     if (to == Type::kE4M3x2 || to == Type::kE5M2x2)
         return from == Type::kF32 ? &binary_cells<floats_to_pair> : &unary_cells<halves_to_bytes>;
+    if (to == Type::kBF16x2 && only_nearest) return &f32_pair_to_bf16x2;
     if (to == Type::kF16x2 || to == Type::kBF16x2) return &binary_cells<floats_to_pair>;
+    if (to == Type::kBF16 && from == Type::kF32 && only_nearest) return &f32_to_bf16;
     if (to == Type::kF32 && from == Type::kBF16 && !instruction.saturate && !instruction.flush_subnormals)
         return &bf16_to_f32;
     return &unary_cells<float_to_float>;

@@ -162,14 +162,11 @@ void Decoder::decode_address(const Operand& operand) {
         symbol->kind == Symbol::Kind::kParameter || symbol->kind == Symbol::Kind::kCallParameter;
     if (of_parameter && instruction_.space != Space::kParam) fail(base.name + " is in .param space");
     switch (symbol->kind) {
-        case Symbol::Kind::kRegister: {
-            Operand plain = base;
-            plain.offset = 0;
+        case Symbol::Kind::kRegister:
             address.base = static_cast<Slot>(symbol->value);
             if (builder_.slot_bits(address.base) < 32) fail(base.name + " is too narrow for an address");
             address.offset = base.offset;
             break;
-        }
         case Symbol::Kind::kCallParameter:
             instruction_.space = Space::kLocal;
             address.base = builder_.constant(symbol->value);

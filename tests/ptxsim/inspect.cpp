@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "fault.h"
+#include "opcodes.h"
 #include "parser.h"
 
 namespace ptxsim {
@@ -150,6 +151,27 @@ const char* ptxsim_inspect(const char* text) {
         last_error = error.what();
         return nullptr;
     }
+}
+
+const char* ptxsim_inspect_forms() {
+    using namespace ptxsim;
+    std::ostringstream out;
+    write_list(out, all_forms(), [&](const Form* form) {
+        const std::string pattern = form->text->pattern;
+        out << '[' << quoted(pattern.substr(0, pattern.find(' '))) << ", ";
+        write_list(out, form->qualifiers, [&](const QualifierSlot& slot) {
+            out << '[' << (slot.optional ? "true" : "false");
+            for (const std::string& choice : slot.choices) out << ", " << quoted(choice);
+            out << ']';
+        });
+        out << ", ";
+        write_list(out, form->operands, [&](const std::vector<std::string>& kinds) {
+            write_list(out, kinds, [&](const std::string& kind) { out << quoted(kind); });
+        });
+        out << ']';
+    });
+    description = out.str();
+    return description.c_str();
 }
 
 int ptxsim_inspect_alu(const char* body, const char* const* names, uint64_t* const* columns, int inputs,

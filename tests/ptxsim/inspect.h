@@ -9,6 +9,9 @@ extern "C" {
 // Parses a module; a JSON text that describes it, or nullptr after an error.
 PTXSIM_EXPORT const char* ptxsim_inspect(const char* text);
 
+// All forms of the opcode tables: a JSON list of [opcode, [[optional, choice, ...], ...], [operands, ...]].
+PTXSIM_EXPORT const char* ptxsim_inspect_forms();
+
 // Runs the statements of `body` (declarations and lane-wise instructions) on vectors of n values: before
 // them, column i is loaded into the register names[i] for i < inputs, afterwards the others receive theirs.
 // 0, or 1 after an error.

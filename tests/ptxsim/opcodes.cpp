@@ -79,6 +79,11 @@ struct Tables {
     }
 };
 
+const Tables& tables() {
+    static const Tables kTables;
+    return kTables;
+}
+
 bool is_wgmma_shape(const std::string& choice, const std::string& qualifier) {
     int n = 0, k = 0, length = 0;
     if (choice.rfind(".m64nN", 0) != 0) return false;
@@ -116,10 +121,16 @@ long count_scopes(const std::vector<std::string>& qualifiers) {
 }  // namespace
 
 const std::vector<Form>& forms_of(const std::string& opcode) {
-    static const Tables kTables;
     static const std::vector<Form> kNone;
-    const auto found = kTables.forms.find(opcode);
-    return found == kTables.forms.end() ? kNone : found->second;
+    const auto found = tables().forms.find(opcode);
+    return found == tables().forms.end() ? kNone : found->second;
+}
+
+std::vector<const Form*> all_forms() {
+    std::vector<const Form*> all;
+    for (const auto& [opcode, forms] : tables().forms)
+        for (const Form& form : forms) all.push_back(&form);
+    return all;
 }
 
 std::vector<std::string> split_qualifiers(const std::string& written) {

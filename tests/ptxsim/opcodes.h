@@ -50,6 +50,9 @@ struct Form {
 // All forms of an opcode ("ld"), empty if it is unknown.
 const std::vector<Form>& forms_of(const std::string& opcode);
 
+// Every form of every opcode.
+std::vector<const Form*> all_forms();
+
 // Qualifiers of a written opcode: "ld.global.v4.b32" gives {".global", ".v4", ".b32"}.
 std::vector<std::string> split_qualifiers(const std::string& written);
 
