@@ -35,6 +35,12 @@ View Machine::view(const Warp& warp, int lane) const {
     return view;
 }
 
+// The access with the line of the instruction that makes it.
+Access Machine::stamped(Access access) const {
+    access.line = current ? current->line : 0;
+    return access;
+}
+
 // ---- shared memory
 
 void Machine::check_shared_bounds(const Cta& cta, uint64_t offset, uint64_t bytes) const {
@@ -95,7 +101,7 @@ void Machine::shared_read(Cta& cta, uint32_t offset, uint32_t bytes, const Acces
     }
     if (!cta.shadow) return;
     Conflict conflict;
-    if (cta.shadow->read(offset, bytes, access, view, conflict)) return;
+    if (cta.shadow->read(offset, bytes, stamped(access), view, conflict)) return;
     fail(conflict.kind == Conflict::Kind::kProxy ? "PROXY" : "RACE",
          describe_conflict(*this, format("shared offset %u", offset - kSharedReserved), false, access,
                            conflict));
@@ -120,7 +126,7 @@ bool Machine::shared_write(Cta& cta, uint32_t offset, uint32_t bytes, const Acce
     }
     if (!cta.shadow) return true;
     Conflict conflict;
-    if (cta.shadow->write(offset, bytes, access, view, conflict)) return true;
+    if (cta.shadow->write(offset, bytes, stamped(access), view, conflict)) return true;
     if (forgive_own_warp && conflict.was_write && conflict.agent == access.agent) return false;
     fail("RACE", describe_conflict(*this, format("shared offset %u", offset - kSharedReserved), true, access,
                                    conflict));
@@ -152,8 +158,8 @@ Buffer& Machine::global_touch(uint64_t address, uint32_t bytes, bool write, cons
     if (!buffer->shadow) return *buffer;
     Conflict conflict;
     const uint64_t offset = address - buffer->region_base;
-    const bool fine = write ? buffer->shadow->write(offset, bytes, access, view, conflict)
-                            : buffer->shadow->read(offset, bytes, access, view, conflict);
+    const bool fine = write ? buffer->shadow->write(offset, bytes, stamped(access), view, conflict)
+                            : buffer->shadow->read(offset, bytes, stamped(access), view, conflict);
     if (fine) return *buffer;
     const bool same_value = write && value && conflict.was_write && conflict.agent == access.agent &&
                             std::memcmp(reinterpret_cast<const void*>(address), value, bytes) == 0;

@@ -69,7 +69,7 @@ std::string AgentTable::describe(Agent agent, uint32_t lanes, Agent seen_from) c
         " of cta (" + std::to_string(id[0]) + "," + std::to_string(id[1]) + "," + std::to_string(id[2]) + ")";
     const AgentGroup& viewer = group(seen_from);
     if (viewer.launch != owner.launch) {
-        text += " of launch " + std::to_string(owner.launch) + " (" + owner.kernel + ")";
+        text += " of launch " + std::to_string(owner.launch) + " (" + *owner.kernel + ")";
         if (viewer.rank != owner.rank) text += " on rank " + std::to_string(owner.rank);
     }
     return text;

@@ -46,7 +46,7 @@ struct AgentGroup {  // the agents of one cluster
     AgentLayout layout;
     uint32_t ctas = 1, launch = 0, cluster = 0;
     int rank = 0;
-    std::string kernel;
+    const std::string* kernel = nullptr;  // its name
     std::vector<std::array<uint32_t, 3>> cta_ids;
 };
 

@@ -193,7 +193,7 @@ std::unique_ptr<Cluster> Machine::make_cluster(LaunchState& state) {
     group.ctas = shape[0] * shape[1] * shape[2];
     group.launch = state.index;
     group.rank = launch.rank;
-    group.kernel = launch.kernel->name;
+    group.kernel = &launch.kernel->name;
     for (uint32_t rank = 0; rank < group.ctas; ++rank) {
         const std::array<uint32_t, 3> inside = {rank % shape[0], rank / shape[0] % shape[1],
                                                 rank / shape[0] / shape[1]};
@@ -315,21 +315,38 @@ void Machine::lane_set_exited(Warp& warp, uint32_t mask) {
     if (warp.converging) converge(warp);
 }
 
+// Reports lanes that wait for lanes of their warp which stand at another such instruction or have exited;
+// returns if what they wait for is itself waiting for something else.
+void Machine::report_divergence(Warp& warp) {
+    const int lane = std::countr_zero(warp.converging);
+    const int32_t pc = warp.pc[lane];
+    current_warp = &warp;
+    current = &warp.cta->launch->launch->kernel->code[pc];
+    const uint32_t needed = needed_lanes(warp, *current, lane);
+    uint32_t present = 0;
+    for (uint32_t rest = warp.converging & needed; rest; rest &= rest - 1) {
+        const int other = std::countr_zero(rest);
+        if (warp.pc[other] == pc && needed_lanes(warp, *current, other) == needed) present |= 1u << other;
+    }
+    current_mask = present;
+    const uint32_t missing = needed & warp.alive & ~present;
+    if (missing & (warp.blocked | warp.at_barrier)) {
+        current_warp = nullptr;
+        current = nullptr;
+        return;
+    }
+    throw Fault("DIVERGED",
+                format("lanes %08x wait for lanes %08x, which must execute this with them but cannot "
+                       "reach it",
+                       present, missing) +
+                    where(*this) + describe_waiting(*this));
+}
+
 void Machine::deadlock() {
     for (const auto& cluster : live) {
         for (const auto& cta : cluster->ctas) {
             for (const auto& warp : cta->warps) {
-                if (!warp->converging) continue;
-                current_warp = warp.get();
-                const int lane = std::countr_zero(warp->converging);
-                current = &cta->launch->launch->kernel->code[warp->pc[lane]];
-                current_mask = warp->converging;
-                const uint32_t absent = warp->alive & ~warp->converging;
-                throw Fault("DIVERGED",
-                            format("lanes %08x wait for lanes %08x, which must execute this with them "
-                                   "but cannot reach it",
-                                   warp->converging, absent ? absent : warp->alive) +
-                                where(*this) + describe_waiting(*this));
+                if (warp->converging) report_divergence(*warp);
             }
             uint32_t exited = 0;
             for (const auto& warp : cta->warps) {

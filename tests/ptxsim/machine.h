@@ -215,6 +215,8 @@ class Machine {
     Outcome execute_converged(Warp& warp, const Instruction& instruction, uint32_t mask);
     uint32_t guard_lanes(const Warp& warp, const Prepared& prepared, uint32_t mask) const;
     [[noreturn]] void deadlock();
+    void report_divergence(Warp& warp);
+    Access stamped(Access access) const;
     std::string assertion_text(Warp& warp, const Instruction& instruction, int lane);
 
     std::mt19937_64 rng_;

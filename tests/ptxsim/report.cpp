@@ -82,8 +82,10 @@ std::string describe_conflict(const Machine& machine, const std::string& what, b
         case Conflict::Kind::kRace:
             break;
     }
-    text += format(" (%s), not ordered after the %s (%s) by %s", scope_text(access.scope), verb,
-                   scope_text(conflict.scope), other.c_str());
+    text += format(" (%s), not ordered after the %s (%s", scope_text(access.scope), verb,
+                   scope_text(conflict.scope));
+    if (conflict.line) text += format(", PTX line %d", conflict.line);
+    text += ") by " + other;
     const bool both_strong = access.scope != Scope::kNone && conflict.scope != Scope::kNone;
     if (both_strong) return text + "; the scopes do not hold both threads";
     if (access.agent == conflict.agent)

@@ -26,7 +26,7 @@ uint32_t View::missing_slow(Agent agent, uint32_t lanes, Tick tick) const {
 // calloc maps large ranges lazily, so shadow of memory that is never touched costs nothing.
 Shadow::Shadow(uint64_t bytes)
     : cells_(static_cast<Cell*>(std::calloc(bytes / 4 + 1, sizeof(Cell)))), count_(bytes / 4 + 1) {
-    static_assert(sizeof(Cell) == 24);
+    static_assert(sizeof(Cell) == 32);
     if (!cells_) throw std::bad_alloc();
 }
 
@@ -124,11 +124,10 @@ void Shadow::split(Cell& cell) {
         }
     }
     drop_past(cell);
-    const uint8_t kept = cell.flags & Cell::kSynchronises;
     cell = Cell{};
     cell.writer = index;
     cell.bytes = 0xf;
-    cell.flags = Cell::kSplit | kept;
+    cell.flags = Cell::kSplit;
 }
 
 bool Shadow::read_unit(Cell& cell, const Access& access, const View& view, Conflict& conflict) {
@@ -138,6 +137,7 @@ bool Shadow::read_unit(Cell& cell, const Access& access, const View& view, Confl
         conflict.agent = cell.writer;
         conflict.lanes = lanes;
         conflict.was_write = true;
+        conflict.line = cell.write_line;
         conflict.scope = static_cast<Scope>(scope);
         if (access.non_coherent && view.agents->group(cell.writer).launch == view.launch) {
             conflict.kind = Conflict::Kind::kNonCoherent;
@@ -159,7 +159,8 @@ bool Shadow::read_unit(Cell& cell, const Access& access, const View& view, Confl
             if (!old.wrote) continue;
             const uint32_t unknown = view.missing(old.agent, old.lanes, old.tick);
             if (!unknown || strong_pair(access, old.scope, old.agent, view)) continue;
-            conflict = {Conflict::Kind::kRace, old.agent, unknown, true, static_cast<Scope>(old.scope), 0};
+            conflict = {Conflict::Kind::kRace,         old.agent, unknown, true,
+                        static_cast<Scope>(old.scope), old.line};
             return false;
         }
     }
@@ -177,6 +178,7 @@ bool Shadow::read_unit(Cell& cell, const Access& access, const View& view, Confl
             cell.reader = access.agent;
             cell.read_tick = access.tick;
             cell.read_lanes = 1u << access.lane;
+            cell.read_line = access.line;
             cell.scopes = static_cast<uint8_t>((cell.scopes & 15) | scope << 4);
             return true;
         }
@@ -201,7 +203,8 @@ std::vector<Shadow::Past>& Shadow::past(Cell& cell) {
         pasts_[list].clear();
         if (cell.read_tick) {
             const auto scope = static_cast<uint8_t>(cell.scopes >> 4);
-            pasts_[list].push_back({cell.reader, cell.read_tick, cell.read_lanes, scope, false});
+            pasts_[list].push_back(
+                {cell.reader, cell.read_tick, cell.read_lanes, cell.read_line, scope, false});
         }
         cell.reader = list;
         cell.flags |= Cell::kMany;
@@ -222,7 +225,7 @@ void Shadow::add_reader(Cell& cell, const Access& access, const View& view) {
     std::erase_if(
         list, [&](const Past& old) { return !old.wrote && !view.missing(old.agent, old.lanes, old.tick); });
     if (list.size() >= kMostPast) list.erase(list.begin());
-    list.push_back({access.agent, access.tick, 1u << access.lane, scope, false});
+    list.push_back({access.agent, access.tick, 1u << access.lane, access.line, scope, false});
 }
 
 void Shadow::drop_past(Cell& cell) {
@@ -236,14 +239,15 @@ bool Shadow::write_unit(Cell& cell, const Access& access, const View& view, Conf
     const uint32_t write_lanes = 1u << cell.write_lane;
     const bool write_unordered = cell.write_tick && view.missing(cell.writer, write_lanes, cell.write_tick);
     if (write_unordered && !strong_pair(access, write_scope, cell.writer, view)) {
-        conflict = {
-            Conflict::Kind::kRace, cell.writer, write_lanes, true, static_cast<Scope>(write_scope), 0};
+        conflict = {Conflict::Kind::kRace,           cell.writer,    write_lanes, true,
+                    static_cast<Scope>(write_scope), cell.write_line};
         return false;
     }
     // False if the access `old` races with this one. Sets `unordered`.
     bool unordered = false;
     auto check = [&](const Past& old) {
-        conflict = {Conflict::Kind::kRace, old.agent, old.lanes, old.wrote, static_cast<Scope>(old.scope), 0};
+        conflict = {Conflict::Kind::kRace,         old.agent, old.lanes, old.wrote,
+                    static_cast<Scope>(old.scope), old.line};
         if (!old.wrote && cell.flags & Cell::kReadNonCoherent &&
             view.agents->group(old.agent).launch == view.launch) {
             conflict.kind = Conflict::Kind::kNonCoherent;
@@ -266,7 +270,8 @@ bool Shadow::write_unit(Cell& cell, const Access& access, const View& view, Conf
         if (!kept) drop_past(cell);
     } else if (cell.read_tick) {
         const auto scope = static_cast<uint8_t>(cell.scopes >> 4);
-        if (!check({cell.reader, cell.read_tick, cell.read_lanes, scope, false})) return false;
+        if (!check({cell.reader, cell.read_tick, cell.read_lanes, cell.read_line, scope, false}))
+            return false;
         if (!unordered) drop_past(cell);
     }
     if (write_unordered) {
@@ -282,13 +287,14 @@ bool Shadow::write_unit(Cell& cell, const Access& access, const View& view, Conf
             if (std::count_if(list.begin(), list.end(), wrote) >= kMostPastWrites) {
                 list.erase(std::find_if(list.begin(), list.end(), wrote));
             }
-            list.push_back({cell.writer, cell.write_tick, write_lanes, write_scope, true});
+            list.push_back({cell.writer, cell.write_tick, write_lanes, cell.write_line, write_scope, true});
         }
         cell.flags |= Cell::kPastWrites;
     }
     cell.writer = access.agent;
     cell.write_tick = access.tick;
     cell.write_lane = access.lane;
+    cell.write_line = access.line;
     cell.scopes = static_cast<uint8_t>((cell.scopes & 0xf0) | static_cast<uint8_t>(access.scope));
     return true;
 }

@@ -17,6 +17,7 @@ namespace ptxsim {
 struct Access {
     Agent agent = 0;
     Tick tick = 0;
+    int32_t line = 0;  // of the PTX text, for reports
     uint8_t lane = 0;
     Scope scope = Scope::kNone;  // kNone: a weak access
     bool atomic = false;         // a strong read-modify-write
@@ -55,6 +56,7 @@ struct Conflict {
     uint32_t lanes = 0;
     bool was_write = false;
     Scope scope = Scope::kNone;
+    int32_t line = 0;      // of the other access
     uint64_t granule = 0;  // byte offset of the granule
 };
 
@@ -64,11 +66,12 @@ struct Cell {
     Agent reader = 0;  // index of the list of past accesses if kMany
     Tick read_tick = 0;
     uint32_t read_lanes = 0;
+    int32_t write_line = 0, read_line = 0;
     uint8_t write_lane = 0;
     uint8_t scopes = 0;  // of the write, of the read << 4
     uint8_t bytes = 0;   // which of the four bytes; 0: never accessed
     uint8_t flags = 0;
-    static constexpr uint8_t kSplit = 1, kMany = 2, kReadNonCoherent = 4, kSynchronises = 8, kPastWrites = 16;
+    static constexpr uint8_t kSplit = 1, kMany = 2, kReadNonCoherent = 4, kPastWrites = 8;
 };
 
 class Shadow {
@@ -82,9 +85,6 @@ class Shadow {
     // recorded any further.
     bool read(uint64_t offset, uint32_t bytes, const Access& access, const View& view, Conflict& conflict);
     bool write(uint64_t offset, uint32_t bytes, const Access& access, const View& view, Conflict& conflict);
-    // Marks the granule as one whose value carries a release (sync.h), until a weak write.
-    void set_synchronises(uint64_t offset) { cells_[offset >> 2].flags |= Cell::kSynchronises; }
-    bool synchronises(uint64_t offset) const { return cells_[offset >> 2].flags & Cell::kSynchronises; }
     void clear();
 
   private:
@@ -94,6 +94,7 @@ class Shadow {
         Agent agent;
         Tick tick;
         uint32_t lanes;
+        int32_t line;
         uint8_t scope;
         bool wrote;
     };

@@ -83,6 +83,19 @@ def test_generic_addresses(which: int) -> None:
     np.testing.assert_array_equal(y, [x, 100 + lane, np.where(lane & 1, which, lane)][which])
 
 
+@pytest.mark.parametrize("size", [4, 8, 16])
+def test_asynchronous_copies_fill_with_zeros(size: int) -> None:
+    x = aligned(np.random.default_rng(0).integers(1, 127, 32 * size).astype(np.int8))
+    for given in (0, 1, size - 1, size):
+        for seed in SEEDS:
+            y = np.zeros(32 * size, np.int8)
+            launch(f"copy_some_{size}", [In(x), Out(y), given], seed=seed)
+            expected = x.reshape(32, size) * (np.arange(size) < given)
+            np.testing.assert_array_equal(y.reshape(32, size), expected)
+    with pytest.raises(SimulatorError, match=r"CP_ASYNC.*exceeds the copy size"):
+        launch(f"copy_some_{size}", [In(x), Out(np.zeros(32 * size, np.int8)), size + 1])
+
+
 def test_atomics() -> None:
     x = np.random.default_rng(1).integers(-1000, 1000, 128).astype(np.int32)
     for seed in SEEDS:

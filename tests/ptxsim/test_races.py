@@ -76,6 +76,14 @@ def total(kernel: str, seed: int) -> None:
     assert y[0] == X[:5].sum()
 
 
+def lock(kernel: str, seed: int) -> None:
+    y, flag = np.zeros(1, np.int32), np.zeros(1, np.int32)
+    with Simulator(seed=seed, max_inst=1_000_000) as sim:
+        sim.launch(compile(SOURCE), kernel, 5, 32, [InOut(flag), InOut(y)])
+        sim.run()
+    assert y[0] == 5
+
+
 def counter(kernel: str, seed: int) -> None:
     y = np.zeros(1, np.int32)
     with Simulator(seed=seed) as sim:
@@ -116,6 +124,7 @@ lanes = one_cta(32, 32, lambda x: x[np.arange(32) ^ 1])
 halves = one_cta(32, 32, lambda x: x[:32] + np.concatenate([np.zeros(16, np.int32), x[:16]]))
 one_word = one_cta(32, 32, lambda x: np.full(32, x[0]))
 histogram = one_cta(128, 8, lambda x: np.bincount(x[:128] & 7, minlength=8))
+shared_flag = one_cta(64, 32, lambda x: x[:32])
 byte_exact = one_cta(128, 128, bytes_of)
 named = one_cta(128, 64, lambda x: x[:64])
 
@@ -159,6 +168,8 @@ CASES: dict[str, tuple[Case, str, dict[str, str]]] = {
     ),
     "fences_between_ranks": (message_between_ranks, "message_fences", {}),
     "total": (total, "total_clean", {"total_fault": "GLOBAL_RACE"}),
+    "lock": (lock, "lock_clean", {"lock_fault": "GLOBAL_RACE"}),
+    "shared_flag": (shared_flag, "shared_flag_clean", {"shared_flag_fault": "RACE"}),
     "counter": (counter, "counter_clean", {"counter_fault": "GLOBAL_RACE"}),
     "non_coherent": (non_coherent, "non_coherent_clean", {"non_coherent_fault": "NON_COHERENT"}),
     "in_place": (in_place, "in_place_clean", {"in_place_fault": "NON_COHERENT"}),

@@ -84,6 +84,22 @@ extern "C" __global__ void cta_tickets(int* counter, int* y) {
 // The order in which lanes come to an atomic, which nothing may depend on.
 extern "C" __global__ void tickets(int* counter, int* y) { y[threadIdx.x] = atomicAdd(counter, 1); }
 
+// cp.async of 4, 8 and 16 bytes, of which only the first `bytes` are copied and the rest are zeros.
+template <int kBytes>
+__device__ void copy_some(const char* x, char* y, int bytes) {
+    __shared__ __align__(16) char tile[32 * kBytes];
+    const auto to = static_cast<uint32_t>(__cvta_generic_to_shared(tile + threadIdx.x * kBytes));
+    const char* from = x + threadIdx.x * kBytes;
+    asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;" ::"r"(to), "l"(from), "n"(kBytes), "r"(bytes)
+                 : "memory");
+    asm volatile("cp.async.commit_group;\ncp.async.wait_group 0;" ::: "memory");
+    __syncwarp();
+    for (int i = 0; i < kBytes; ++i) y[threadIdx.x * kBytes + i] = tile[threadIdx.x * kBytes + i];
+}
+extern "C" __global__ void copy_some_4(const char* x, char* y, int bytes) { copy_some<4>(x, y, bytes); }
+extern "C" __global__ void copy_some_8(const char* x, char* y, int bytes) { copy_some<8>(x, y, bytes); }
+extern "C" __global__ void copy_some_16(const char* x, char* y, int bytes) { copy_some<16>(x, y, bytes); }
+
 // ---- wrong
 
 extern "C" __global__ void read_past_end(const int* x, int* y, int n) {

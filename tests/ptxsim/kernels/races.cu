@@ -250,6 +250,55 @@ __device__ void total(const int* x, int* sum, unsigned* ticket, int* y) {
 }
 PAIR(total, (const int* x, int* sum, unsigned* ticket, int* y), x, sum, ticket, y)
 
+// A lock around a counter that is not atomic: taking it must acquire, giving it back must release.
+template <bool kFault>
+__device__ void lock(int* flag, int* y) {
+    if (threadIdx.x) return;
+    int taken = 1;
+    while (taken) {
+        if (kFault) {
+            asm volatile("atom.relaxed.gpu.global.cas.b32 %0, [%1], 0, 1;"
+                         : "=r"(taken)
+                         : "l"(flag)
+                         : "memory");
+        } else {
+            asm volatile("atom.acquire.gpu.global.cas.b32 %0, [%1], 0, 1;"
+                         : "=r"(taken)
+                         : "l"(flag)
+                         : "memory");
+        }
+    }
+    y[0] = y[0] + 1;
+    asm volatile("atom.release.gpu.global.exch.b32 %0, [%1], 0;" : "=r"(taken) : "l"(flag) : "memory");
+}
+PAIR(lock, (int* flag, int* y), flag, y)
+
+// One warp tells another through a flag in shared memory.
+template <bool kFault>
+__device__ void shared_flag(const int* x, int* y) {
+    __shared__ int tile[32], flag;
+    if (threadIdx.x == 0) flag = 0;
+    __syncthreads();
+    const auto at = static_cast<uint32_t>(__cvta_generic_to_shared(&flag));
+    const int lane = threadIdx.x % 32;
+    if (threadIdx.x < 32) {
+        tile[lane] = x[lane];
+        __syncwarp();
+        if (lane == 0) asm volatile("st.release.cta.shared.u32 [%0], 1;" ::"r"(at) : "memory");
+    } else {
+        unsigned seen = 0;
+        while (!seen) {
+            if (kFault) {
+                asm volatile("ld.relaxed.cta.shared.u32 %0, [%1];" : "=r"(seen) : "r"(at) : "memory");
+            } else {
+                asm volatile("ld.acquire.cta.shared.u32 %0, [%1];" : "=r"(seen) : "r"(at) : "memory");
+            }
+        }
+        y[lane] = tile[lane];
+    }
+}
+PAIR(shared_flag, (const int* x, int* y), x, y)
+
 // A counter of the whole grid; the fault narrows the atomic's scope to the CTA.
 template <bool kFault>
 __device__ void counter(int* y) {
