@@ -54,7 +54,7 @@ __device__ inline void store_vector(const Half* values, Half* p) {
     const auto pair = [&](int i) {
         return static_cast<uint32_t>(values[i].bits) | static_cast<uint32_t>(values[i + 1].bits) << 16;
     };
-    *reinterpret_cast<uint4*>(p) = make_uint4(pair(0), pair(2), pair(4), pair(6));
+    __stwb(reinterpret_cast<uint4*>(p), make_uint4(pair(0), pair(2), pair(4), pair(6)));
 }
 
 // Four bytes as the word that holds them, the lowest address first.
