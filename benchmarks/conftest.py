@@ -6,8 +6,6 @@ pytest-benchmark's JSON (`extra_info`), which `make bench-compare` reads.
 
 from __future__ import annotations
 
-import ctypes
-import platform
 import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -19,6 +17,7 @@ import torch
 from torch import Tensor
 
 from deepseek_ext import _native, ops
+from deepseek_ext.train.environment import keep_freed_memory
 
 
 @dataclass
@@ -51,20 +50,14 @@ _rows: list[Row] = []
 
 
 @pytest.fixture(scope="session", autouse=True)
-def keep_freed_memory() -> None:
-    """Lets glibc hand freed memory out again instead of returning it to the system.
+def _keep_freed_memory() -> None:
+    """As the trainer does.
 
-    An operator allocates its results, the copy it is compared with does not. By default glibc maps
-    every allocation above 32 MiB anew, and each of its pages then costs a fault at the first write: 79 % of
-    the time of quantize_tiles for 8192 x 7168 codes, and nothing that a kernel could change. These figures
-    are without, ours and the rivals' alike; a caller who lets large results go pays for the faults besides.
+    An operator allocates its results, the copy it is compared with does not. Page faults are 79 % of the time
+    of quantize_tiles for 8192 x 7168 codes, and nothing that a kernel could change. These figures are
+    without, ours and the rivals' alike; a caller who lets large results go pays for the faults besides.
     """
-    if platform.libc_ver()[0] != "glibc":
-        return
-    mallopt = ctypes.CDLL(None).mallopt
-    trim_threshold, mmap_max = -1, -4  # M_TRIM_THRESHOLD and M_MMAP_MAX of malloc.h
-    mallopt(mmap_max, 0)
-    mallopt(trim_threshold, 2**31 - 1)
+    keep_freed_memory()
 
 
 def time_in_turns(

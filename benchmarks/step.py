@@ -4,16 +4,18 @@
     python benchmarks/step.py --shape small       one of them
     python benchmarks/step.py --profile           where our step's time goes, instead
 
-Each contestant lives in a process of its own, so that each has a peak memory of its own; they take turns. The
-same shape and tokens, cross entropy, gradient norm clipped at 1, AdamW: ours trains FP32 weights in FP8
-arithmetic, transformers' in the dtype named, with grouped_mm for the experts and torch's fused AdamW.
-Without MTP, which transformers does not have; with it ours is timed besides.
+Each contestant lives in a process of its own, which imports nothing of the other, so that each has a peak
+memory of its own; they take turns. The same shape and tokens, cross entropy, gradient norm clipped at 1,
+AdamW: ours trains FP32 weights in FP8 arithmetic, transformers' in the dtype named, with grouped_mm for the
+experts and torch's fused AdamW. Without MTP, which transformers does not have; with it ours is timed besides.
+All of them keep freed memory, as our trainer does: page faults are none of their merits.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import resource
 import statistics
 import subprocess
@@ -28,6 +30,8 @@ from torch import Tensor
 SHAPES = {"small": (4, 512), "recipe": (8, 256)}  # sequences, tokens of each
 CONTESTANTS = ("ours", "ours-mtp", "ours-bf16", "transformers-bf16", "transformers-fp32")
 ROUNDS, STEPS = 3, 2
+# What deepseek_ext.train.environment.keep_freed_memory sets.
+KEEP_FREED_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1)}
 
 
 def model_config(shape: str, mtp: int) -> Any:
@@ -61,12 +65,10 @@ def our_step(shape: str, precision: Any, mtp: int) -> Callable[[Tensor, Tensor],
     return step
 
 
-def their_step(shape: str, dtype: torch.dtype) -> Callable[[Tensor, Tensor], None]:
-    """One step of transformers' model."""
+def their_step(fields: dict[str, Any], dtype: torch.dtype) -> Callable[[Tensor, Tensor], None]:
+    """One step of transformers' model, its configuration from `fields`."""
     from transformers import DeepseekV3Config, DeepseekV3ForCausalLM
 
-    fields = model_config(shape, 0).to_hf()
-    fields.pop("quantization_config", None)
     config = DeepseekV3Config(**fields)
     config._attn_implementation, config._experts_implementation = "sdpa", "grouped_mm"
     model = DeepseekV3ForCausalLM(config).to(dtype).train()
@@ -82,29 +84,29 @@ def their_step(shape: str, dtype: torch.dtype) -> Callable[[Tensor, Tensor], Non
     return step
 
 
-def build(contestant: str, shape: str) -> Callable[[Tensor, Tensor], None]:
+def build(contestant: str, shape: str, fields: dict[str, Any]) -> Callable[[Tensor, Tensor], None]:
     library, _, variant = contestant.partition("-")
     if library == "ours":
         return our_step(shape, "bf16" if variant == "bf16" else "fp8", 1 if variant == "mtp" else 0)
-    return their_step(shape, {"bf16": torch.bfloat16, "fp32": torch.float32}[variant])
+    return their_step(fields, {"bf16": torch.bfloat16, "fp32": torch.float32}[variant])
 
 
-def batch(shape: str, step: int) -> tuple[Tensor, Tensor]:
+def batch(shape: str, step: int, vocabulary: int) -> tuple[Tensor, Tensor]:
     sequences, length = SHAPES[shape]
     generator = torch.Generator().manual_seed(step)
-    vocabulary = model_config(shape, 0).vocab_size
     rows = torch.randint(vocabulary, (sequences, length + 1), generator=generator)
     return rows[:, :-1].contiguous(), rows[:, 1:].contiguous()
 
 
 def work(contestant: str, shape: str, threads: int) -> None:
-    """A contestant's process: a line in, STEPS steps, seconds and peak memory out."""
+    """A contestant's process: transformers' configuration in, then a line in, seconds and peak memory out."""
     torch.set_num_threads(threads)
-    step = build(contestant, shape)
-    step(*batch(shape, 0))
+    fields = json.loads(sys.stdin.readline())
+    step, vocabulary = build(contestant, shape, fields), fields["vocab_size"]
+    step(*batch(shape, 0, vocabulary))
     print("ready", flush=True)
     for n, _ in enumerate(sys.stdin):
-        inputs = [batch(shape, 1 + n * STEPS + i) for i in range(STEPS)]
+        inputs = [batch(shape, 1 + n * STEPS + i, vocabulary) for i in range(STEPS)]
         started = time.perf_counter()
         for tokens, targets in inputs:
             step(tokens, targets)
@@ -115,19 +117,25 @@ def work(contestant: str, shape: str, threads: int) -> None:
 
 def race(shape: str, threads: int) -> dict[str, tuple[float, float]]:
     """Tokens a second (median of the rounds) and peak bytes of each contestant."""
+    fields = model_config(shape, 0).to_hf()
+    fields.pop("quantization_config", None)
     workers = {
         name: subprocess.Popen(
             [sys.executable, __file__, "--shape", shape, "--threads", str(threads), "--work", name],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
+            env=os.environ | KEEP_FREED_MEMORY,
         )
         for name in CONTESTANTS
     }
     try:
         samples: dict[str, list[tuple[float, float]]] = {name: [] for name in workers}
         for worker in workers.values():
+            assert worker.stdin is not None
             assert worker.stdout is not None
+            worker.stdin.write(json.dumps(fields) + "\n")
+            worker.stdin.flush()
             if worker.stdout.readline() != "ready\n":
                 raise SystemExit("a contestant could not start; its message is above")
         for _ in range(ROUNDS):
@@ -165,12 +173,12 @@ def report(shape: str, threads: int) -> None:
 def profile(shape: str, threads: int) -> None:
     """Where the time of one step goes: operators by the time they take themselves."""
     torch.set_num_threads(threads)
-    step = build("ours", shape)
+    step, vocabulary = our_step(shape, "fp8", 0), model_config(shape, 0).vocab_size
     for n in range(2):
-        step(*batch(shape, n))
+        step(*batch(shape, n, vocabulary))
     with torch.profiler.profile() as run:
         for n in range(3):
-            step(*batch(shape, 2 + n))
+            step(*batch(shape, 2 + n, vocabulary))
     print(run.key_averages().table(sort_by="self_cpu_time_total", row_limit=40, max_name_column_width=60))
 
 

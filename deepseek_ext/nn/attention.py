@@ -216,7 +216,9 @@ class _LatentAttention(torch.autograd.Function):
         grads = ops.causal_attention_backward(
             by_head(grad_out), q, k, v, by_head(out), logsumexp, core.scale, core.starts
         )
+        del grad_out, q, k, v, out  # a third of what backward holds here
         grad_q, grad_kv, grad_k_rope = core.heads.backward(*grads)
+        del grads
         grad_q_in, grad_q_up = through(core.q_up, 3, grad_q, partial(core.q_up.transposed, q_x))
         grad_kv_in, grad_kv_up = through(core.kv_up, 4, grad_kv, partial(core.kv_up.transposed, kv_x))
         inputs = grad_q_in.unflatten(0, shape), grad_kv_in.unflatten(0, shape), grad_k_rope

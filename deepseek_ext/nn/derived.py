@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar
 
 import torch
@@ -30,6 +31,15 @@ class _Steps:
 register_optimizer_step_post_hook(_Steps.add)
 
 
+@dataclass(slots=True)
+class _Memo:
+    """What was derived, and from what. Not attributes of the module, which are slow to set."""
+
+    value: Any
+    state: tuple[Any, ...]
+    sources: tuple[weakref.ref[Tensor], ...]
+
+
 class Derived(nn.Module):
     """A module that keeps what it derives from its weights until they change.
 
@@ -39,34 +49,38 @@ class Derived(nn.Module):
     and pickles leave out what was derived.
     """
 
-    _derived: Any = None
-    _state: tuple[Any, ...] = ()
-    _sources: tuple[weakref.ref[Tensor], ...] = ()
+    _memo: _Memo | None = None
 
     def weights_changed(self) -> None:
         """Drops what was derived; the next use derives it again."""
-        self._derived = None
+        self._memo = None
 
     def derive(self, make: Callable[..., T], *weights: Tensor) -> T:
         """make(*weights), computed without gradient and kept until the weights change."""
         state = (_Steps.count, *map(_written, weights))
-        same = state == self._state and all(
-            source() is weight for source, weight in zip(self._sources, weights, strict=True)
-        )
-        if self._derived is None or not same:
-            # Out of inference mode too, whose tensors could not be saved for a later backward.
-            with torch.inference_mode(False), torch.no_grad():
-                self._derived = make(*weights)
-            self._state, self._sources = state, tuple(map(weakref.ref, weights))
-        return self._derived
+        memo = self._memo
+        if memo is not None:
+            if state == memo.state and all(
+                source() is weight for source, weight in zip(memo.sources, weights, strict=True)
+            ):
+                return memo.value
+            memo.value, memo.state = None, ()  # before the new one is made: they need not stand side by side
+        # Out of inference mode too, whose tensors could not be saved for a later backward.
+        with torch.inference_mode(False), torch.no_grad():
+            value = make(*weights)
+        sources = tuple(map(weakref.ref, weights))
+        if memo is None:
+            self._memo = _Memo(value, state, sources)
+        else:
+            memo.value, memo.state, memo.sources = value, state, sources
+        return value
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Derived:
         self.weights_changed()  # do not hold what was derived on the device that is left
         return super()._apply(fn, recurse)
 
     def __getstate__(self) -> dict[str, Any]:
-        derived = ("_derived", "_state", "_sources")
-        return {name: value for name, value in self.__dict__.items() if name not in derived}
+        return {name: value for name, value in self.__dict__.items() if name != "_memo"}
 
 
 def _written(weight: Tensor) -> tuple[int, int]:

@@ -124,7 +124,9 @@ def experts_dgrad(
         *grad, down_codes.transpose(1, 2), down_scales.transpose(1, 2), offs, out_dtype=torch.bfloat16
     )
     grad_gate_up, grad_weights, output = _ops.swiglu_backward.default(grad_product, *cache, weights)
+    del grad_product  # each of these is as large as the rows: here is the peak of a step's memory
     tiles, scales, tiles_t, scales_t = _ops.quantize_tiles_both.default(grad_gate_up, offs)
+    del grad_gate_up
     grad_rows = _ops.grouped_gemm.default(
         tiles, scales, gate_up_codes.transpose(1, 2), gate_up_scales.transpose(1, 2), offs, out_dtype=dtype
     )
@@ -240,6 +242,7 @@ def _backward(ctx: Any, grad: Tensor | None, *_: None) -> tuple[Tensor | None, .
         grad_out, (cache_codes, cache_scales), arrived.weights, offs, codes, x_dtype
     )
     grad_x, grad_weights = dispatch_backward(grad_rows, grad_row_weights, slots)
+    del grad_rows
     grad_gate_up = grad_down = None
     if ctx.needs_input_grad[3]:
 

@@ -7,6 +7,7 @@ last pair does is the noise floor that every other error is read beside.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from functools import partial
@@ -127,6 +128,10 @@ class Result:
     warmup: int
     """Steps before the learning rate's peak."""
 
+    def diverged(self, variant: str) -> int:
+        """How many of a variant's runs did not stay finite."""
+        return sum(math.isnan(curve[-1]) for curve in self.losses[variant])
+
 
 def measure(options: CompareOptions) -> Result:
     """Trains what is not on the disk yet, and compares."""
@@ -139,7 +144,7 @@ def measure(options: CompareOptions) -> Result:
         for variant in variants:
             found = runs.train(variant, seed)
             losses[variant.name].append(losses_of(found))
-            if variant.name == "fp8":
+            if variant.name == "fp8" and "gradient_costs" in found[-1]:
                 ends.append(found[-1])
     schedules = config.schedules()
     warmup = -(-schedules.lr.warmup // (schedules.sequences.end * config.seq_len))
@@ -153,7 +158,10 @@ def measure(options: CompareOptions) -> Result:
     ]
     comparisons = {f"{a} - {b}": compare_curves(losses[a], losses[b], warmup) for a, b in pairs}
     estimate = judged(comparisons["fp8 - bf16"], comparisons[f"{FLOOR} - bf16"])
-    return Result(verdict(estimate), estimate, comparisons, losses, mean_costs(ends), warmup)
+    judgement: Verdict = verdict(estimate)
+    if any(math.isnan(curve[-1]) for curve in losses["bf16"]):
+        judgement = "not resolvable"  # there is nothing to hold FP8 against
+    return Result(judgement, estimate, comparisons, losses, mean_costs(ends), warmup)
 
 
 def compare(options: CompareOptions) -> int:
@@ -199,7 +207,8 @@ def numbers(result: Result) -> dict[str, Any]:
 def sentence(result: Result, options: CompareOptions) -> str:
     """The verdict in words."""
     estimate = result.judged
-    found = f"FP8 against BF16 is {estimate}"
+    diverged = [f"{name} ({n} of {options.seeds})" for name in result.losses if (n := result.diverged(name))]
+    found = f"FP8 against BF16 is {estimate}" + (f"; diverged: {', '.join(diverged)}" if diverged else "")
     steps = len(result.losses["fp8"][0])
     where = f"{options.seeds} seeds, {steps} steps, width {options.hidden_size}"
     if result.verdict == "pass":

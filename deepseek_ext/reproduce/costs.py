@@ -64,8 +64,10 @@ def _errors(grads: dict[str, Tensor], exact: dict[str, Tensor]) -> dict[str, flo
 
 
 def mean_costs(last_rows: Sequence[Row]) -> dict[str, dict[str, float]]:
-    """The mean over seeds, from each seed's last row."""
+    """The mean over seeds, from each seed's last row; nothing where every run diverged."""
     all_costs = [row["gradient_costs"] for row in last_rows]
+    if not all_costs:
+        return {}
     return {
         name: {layer: sum(c[name][layer] for c in all_costs) / len(all_costs) for layer in layers}
         for name, layers in all_costs[0].items()
@@ -86,6 +88,8 @@ def rows(costs: dict[str, dict[str, float]]) -> list[list[str]]:
 
 def draw(costs: dict[str, dict[str, float]], axes: Axes) -> None:
     """A bar a recipe, of the whole model's gradient."""
+    if not costs:
+        return
     whole = [layers[WHOLE] for layers in costs.values()]
     colours = [GREY if name == SHIPPED else COLOURS[0] for name in costs]
     bars = axes.barh(range(len(whole)), whole, 0.65, color=colours)

@@ -20,11 +20,11 @@ from ..train import checkpoint
 from ..train.config import TrainConfig
 from ..train.corpus import load_corpus
 from ..train.data import prepare_data
-from ..train.environment import Peak, matmul_peak
+from ..train.environment import Peak, keep_freed_memory, matmul_peak
 from ..train.folder import held
 from ..train.metrics import cut_back, read_metrics
 from ..train.progress import Progress
-from ..train.trainer import Stop, Trainer
+from ..train.trainer import RunStopped, Stop, Trainer
 
 Row = dict[str, Any]
 _HELD_OUT_WINDOWS = 32
@@ -81,21 +81,29 @@ class Runs:
         self._peak: Peak | None = None
         if config.threads is not None:
             torch.set_num_threads(config.threads)
+        keep_freed_memory()
 
     def train(self, variant: Variant, seed: int) -> list[Row]:
         """One row of metrics a step, from the disk where the run was finished before.
 
-        The last row also has held_out_loss and held_out_acceptance (one a depth). Raises Interrupted after
-        SIGINT or SIGTERM, with the run's state saved, and ValueError for settings that cannot work.
+        The last row also has held_out_loss and held_out_acceptance (one a depth). A run whose numbers cease
+        to be finite is an outcome too: the steps it did not reach have loss None, and its last row no more.
+        Raises Interrupted after SIGINT or SIGTERM, with the run's state saved, and ValueError for settings
+        that cannot work.
         """
         config = self._config(variant, seed)
+        diverged = config.run_dir / "diverged"
         rows = read_metrics(path) if (path := config.run_dir / "metrics.jsonl").exists() else []
-        if not rows or rows[-1]["tokens"] < config.tokens:
+        if not diverged.exists() and (not rows or rows[-1]["tokens"] < config.tokens):
             print(f"{variant.name}, seed {seed}: training in {config.run_dir}", flush=True)
-            self._run(config, variant)
+            try:
+                self._run(config, variant)
+            except RunStopped as stopped:
+                print(f"{variant.name}, seed {seed} diverged: {stopped}", flush=True)
+                diverged.touch()
             rows = read_metrics(path)
         shutil.rmtree(config.run_dir / "checkpoints", ignore_errors=True)
-        return rows
+        return _completed(rows, config.tokens or 0)
 
     def _config(self, variant: Variant, seed: int) -> TrainConfig:
         config = replace(self.config, **variant.changes, seed=seed).derived()
@@ -135,6 +143,15 @@ class Runs:
             outcome = trainer.train(progress, stop)
         if not outcome.finished:
             raise Interrupted(f"interrupted after step {trainer.step}; the same command goes on from there")
+
+
+def _completed(rows: list[Row], tokens: int) -> list[Row]:
+    """The rows of a run, those that it did not reach because it diverged included."""
+    rows = list(rows)
+    while rows[-1]["tokens"] < tokens:
+        later = {"tokens": rows[-1]["tokens"] + rows[0]["tokens"], "step": rows[-1]["step"] + 1}
+        rows.append({"loss": None, "held_out_loss": math.nan, "held_out_acceptance": [], **later})
+    return rows
 
 
 def common(config: TrainConfig, **changes: Any) -> TrainConfig:

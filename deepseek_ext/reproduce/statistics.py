@@ -57,7 +57,7 @@ class Comparison:
     smoothed: list[list[float]]
     """Per seed the relative error of the EMA-smoothed curves, a value a step."""
     smoothed_max: float
-    """Its largest magnitude after warm-up, over all seeds."""
+    """Its largest magnitude after warm-up, over all seeds; NaN where a run diverged."""
 
 
 def ema(values: Sequence[float]) -> list[float]:
@@ -85,7 +85,8 @@ def compare_curves(
     pairs = list(zip(curves, bases, strict=True))
     means = [second_half(relative_errors(a, b)) for a, b in pairs]
     smoothed = [relative_errors(ema(a), ema(b)) for a, b in pairs]
-    largest = max(abs(error) for curve in smoothed for error in curve[warmup:])
+    after = [abs(error) for curve in smoothed for error in curve[warmup:]]
+    largest = math.nan if any(map(math.isnan, after)) else max(after)
     return Comparison(Estimate.of(means), means, smoothed, largest)
 
 

@@ -188,7 +188,7 @@ def layer_and_rival(
         return tuple(t for t in block(x, context) if t is not None)
 
     run(x)  # derives codes and copies
-    derived = [m._derived for m in block.modules() if isinstance(m, Derived)]
+    derived = [m._memo and m._memo.value for m in block.modules() if isinstance(m, Derived)]
     weights = [*block.parameters(), *block.buffers(), *tree_leaves(derived), *plain.w.values(), rotation]
     return run, plain, [w for w in weights if w is not None], x, rotation
 

@@ -9,9 +9,11 @@ import random
 import signal
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from deepseek_ext import cli, ops
 from deepseek_ext.model import DeepseekV3
@@ -257,3 +259,33 @@ def test_ablations_run(text_folder: Path, tmp_path: Path) -> None:
     assert len(names) == 5
     assert all(math.isfinite(result.comparisons[name].second_half.mean) for name in names)
     assert compare(tiny(tmp_path, text_folder, ablations=True, tokens=256)) == 3
+
+
+@pytest.mark.parametrize(("precision", "wanted"), [("fp8", "miss"), ("bf16", "not resolvable")])
+def test_a_run_that_diverges_is_an_outcome(
+    precision: str,
+    wanted: Verdict,
+    text_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The others are trained all the same, and the second call trains nothing again."""
+    whole = Trainer._forward_backward
+
+    def not_finite_from_step_3_on(self: Trainer, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        main, accepted = whole(self, *args, **kwargs)
+        return (main * math.nan if self.config.precision == precision and self.step >= 3 else main), accepted
+
+    monkeypatch.setattr(Trainer, "_forward_backward", not_finite_from_step_3_on)
+    options = tiny(tmp_path, text_folder)
+    result = measure(options)
+    assert result.verdict == wanted
+    assert [math.isfinite(loss) for loss in result.losses[precision][0]] == [True] * 3 + [False] * 5
+    assert all(map(math.isfinite, result.losses["fp32"][0]))
+    assert (result.costs == {}) == (precision == "fp8")
+    capsys.readouterr()
+    assert compare(options) == {"miss": 1, "not resolvable": 3}[wanted]
+    said = capsys.readouterr().out
+    assert "training in" not in said
+    assert f"diverged: {precision} (1 of 1)" in said
