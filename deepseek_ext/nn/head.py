@@ -15,6 +15,7 @@ from .. import ops
 from ..ops.derivatives import first_order_only
 from .derived import Derived
 from .linear import Precision, bf16_copy, stand_in
+from .matmul import factor
 
 # FP32 logits of a chunk: at 4 to 16 MB the product is efficient and what it writes stays cached.
 _CHUNK_BYTES = 8 << 20
@@ -39,18 +40,19 @@ class _CrossEntropySum(torch.autograd.Function):
         choices = torch.empty_like(targets) if choose else None
         total = scale.new_zeros(())
         step = max(1, _CHUNK_BYTES // (4 * vocabulary))
+        w = factor(values)
         for start in range(0, rows, step):
             part = slice(start, start + step)
             x = hidden[part].to(values.dtype)
-            logits = F.linear(x, values)
+            logits = F.linear(factor(x), w).to(values.dtype)
             losses, chosen = ops.cross_entropy_(logits, targets[part])  # logits are now their own gradient
             total += losses.sum()
             if choices is not None:
                 choices[part] = chosen
             if grad_hidden is not None:
-                grad_hidden[part] = logits @ values
+                grad_hidden[part] = factor(logits) @ w
             if grad_weight is not None:
-                grad_weight += logits.mT @ x
+                grad_weight += factor(logits).mT @ factor(x)
         ctx.save_for_backward(grad_hidden, grad_weight, scale)
         ctx.set_materialize_grads(False)
         if choices is not None:
@@ -84,7 +86,8 @@ class Head(Derived):
         if self.precision == "fp32":
             return F.linear(hidden.float(), self.weight)
         copy = self.derive(bf16_copy, self.weight)
-        return F.linear(hidden.to(torch.bfloat16), stand_in(copy, self.weight))
+        logits = F.linear(factor(hidden.to(torch.bfloat16)), factor(stand_in(copy, self.weight)))
+        return logits.to(torch.bfloat16)
 
     def cross_entropy(
         self, hidden: Tensor, targets: Tensor, scale: Tensor, *, choose: bool = False

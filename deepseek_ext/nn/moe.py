@@ -20,6 +20,7 @@ from ..ops.wgrad import accumulation
 from .context import Context
 from .derived import Derived
 from .linear import Linear, Precision, bf16_copy, product, project, stand_in
+from .matmul import factor
 from .product import Fp8Product, Operand, PlainProduct, Product, product_backward, weight_gradients
 from .recompute import Recomputed, save_groups, saved_groups
 
@@ -178,8 +179,10 @@ class Experts(Derived):
         rows, slots, offs = ops.expert_order(indices, gate_up.shape[0])
         x_rows = ops.gather_rows(x.to(gate_up.dtype), rows, indices.shape[1])
         weights_rows = weights.flatten().index_select(0, rows)
-        hidden = ops.swiglu(F.grouped_mm(x_rows, gate_up.mT, offs=offs), weights_rows)
-        return ops.combine_rows(F.grouped_mm(hidden, down.mT, offs=offs), slots).to(x.dtype)
+        product = F.grouped_mm(factor(x_rows), factor(gate_up).mT, offs=offs).to(x_rows.dtype)
+        hidden = ops.swiglu(product, weights_rows)
+        out = F.grouped_mm(factor(hidden), factor(down).mT, offs=offs).to(x_rows.dtype)
+        return ops.combine_rows(out, slots).to(x.dtype)
 
 
 def _fp8_codes(

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from .. import ops
 from ..ops.wgrad import weight_gradient
+from .matmul import factor
 
 Operand = tuple[Tensor, ...]
 """A matrix as a product reads it: (codes, scales) of its tiles in FP8, else the matrix alone."""
@@ -109,20 +110,20 @@ class PlainProduct:
         return (x.to(self.weight.dtype),)
 
     def fprop(self, x: Operand, dtype: torch.dtype) -> Tensor:
-        return torch.mm(x[0], self.weight.t()).to(dtype)
+        return torch.mm(factor(x[0]), factor(self.weight).t()).to(dtype)
 
     def grad_operands(self, grad: Tensor) -> tuple[Operand, Operand]:
         grad = grad.to(self.weight.dtype)
         return (grad,), (grad.t(),)
 
     def dgrad(self, grad: Operand, dtype: torch.dtype) -> Tensor:
-        return torch.mm(grad[0], self.weight).to(dtype)
+        return torch.mm(factor(grad[0]), factor(self.weight)).to(dtype)
 
     def transposed(self, x: Operand) -> Operand:
         return x
 
     def wgrad(self, grad_t: Operand, x_t: Operand, into: Tensor | None) -> Tensor:
-        return add_or_widen(torch.mm(grad_t[0], x_t[0]), into)
+        return add_or_widen(torch.mm(factor(grad_t[0]), factor(x_t[0])), into)
 
 
 def product_backward(
