@@ -7,7 +7,7 @@ namespace dse::cuda {
 namespace {
 
 constexpr int kThreads = 256;
-constexpr int64_t kBlockElements = 8 * kThreads * kVectorLength;
+constexpr int64_t kBlockElements = 64 * kThreads;
 constexpr int kTensors = 64;  // of a launch: their table, of 44 bytes each, must stay below 4 KB
 
 struct AdamwTable {
@@ -19,26 +19,69 @@ struct AdamwTable {
 };
 static_assert(sizeof(AdamwTable) <= 4096);
 
-template <bool kVector, class M, class V>
-__device__ void adamw_part(const AdamwConstants& c, const AdamwPointers& at, int64_t begin, int64_t left) {
+// Elements of a thread at a time: 16 bytes of FP32, so that the threads of a warp leave no gaps between them.
+constexpr int kQuad = 4;
+
+__device__ void load_quad(const float* p, float* out) {
+    const float4 x = *reinterpret_cast<const float4*>(p);
+    out[0] = x.x, out[1] = x.y, out[2] = x.z, out[3] = x.w;
+}
+__device__ void load_quad(const Bf16* p, float* out) {
+    const uint2 x = *reinterpret_cast<const uint2*>(p);
+    out[0] = bits_float(x.x << 16), out[1] = bits_float(x.x & 0xffff0000u);
+    out[2] = bits_float(x.y << 16), out[3] = bits_float(x.y & 0xffff0000u);
+}
+__device__ void store_quad(const float* x, float* p) {
+    __stwb(reinterpret_cast<float4*>(p), make_float4(x[0], x[1], x[2], x[3]));
+}
+__device__ void store_quad(const float* x, Bf16* p) {
+    const auto pair = [&](int i) {
+        return float_to_bf16(x[i]) | static_cast<uint32_t>(float_to_bf16(x[i + 1])) << 16;
+    };
+    __stwb(reinterpret_cast<uint2*>(p), make_uint2(pair(0), pair(2)));
+}
+
+// kQuad elements from p on, all aligned, or fewer that may lie anywhere.
+template <bool kWhole, class T>
+__device__ void load(const T* p, int64_t count, float* out) {
+    if constexpr (kWhole) {
+        load_quad(p, out);
+    } else {
+#pragma unroll
+        for (int i = 0; i < kQuad; ++i) out[i] = i < count ? to_float(p[i]) : 0.0f;
+    }
+}
+template <bool kWhole, class T>
+__device__ void store(const float* x, int64_t count, T* p) {
+    if constexpr (kWhole) {
+        store_quad(x, p);
+    } else {
+#pragma unroll
+        for (int i = 0; i < kQuad; ++i)
+            if (i < count) round_to(x[i], p + i);
+    }
+}
+
+template <bool kWhole, class M, class V>
+__device__ void adamw_quad(const AdamwConstants& c, const AdamwPointers& at, int64_t begin, int64_t count) {
     float* const params = at.param + begin;
     M* const exp_avgs = static_cast<M*>(at.exp_avg) + begin;
     V* const exp_avg_sqs = static_cast<V*>(at.exp_avg_sq) + begin;
-    float param[kVectorLength], grad[kVectorLength], m[kVectorLength], v[kVectorLength];
-    load_part<kVector>(params, left, param);
-    load_part<kVector>(at.grad + begin, left, grad);
-    load_part<kVector>(exp_avgs, left, m);
-    load_part<kVector>(exp_avg_sqs, left, v);
+    float param[kQuad], grad[kQuad], m[kQuad], v[kQuad];
+    load<kWhole>(params, count, param);
+    load<kWhole>(at.grad + begin, count, grad);
+    load<kWhole>(exp_avgs, count, m);
+    load<kWhole>(exp_avg_sqs, count, v);
 #pragma unroll
-    for (int i = 0; i < kVectorLength; ++i) {
+    for (int i = 0; i < kQuad; ++i) {
         const float g = grad[i] * c.grad_scale;
         m[i] = m[i] * c.beta1 + g * c.one_minus_beta1;
         v[i] = v[i] * c.beta2 + g * c.one_minus_beta2 * g;
         param[i] = param[i] * c.decay - divide(m[i] * c.rate, __fsqrt_rn(v[i]) * c.root_factor + c.eps);
     }
-    store_part<kVector>(param, left, params);
-    store_part<kVector>(m, left, exp_avgs);
-    store_part<kVector>(v, left, exp_avg_sqs);
+    store<kWhole>(param, count, params);
+    store<kWhole>(m, count, exp_avgs);
+    store<kWhole>(v, count, exp_avg_sqs);
 }
 
 __device__ bool all_aligned(const AdamwPointers& at) {
@@ -58,11 +101,11 @@ __global__ void __launch_bounds__(kThreads) adamw_kernel(const __grid_constant__
     const int64_t begin = (blockIdx.x - first_block) * kBlockElements;
     const int64_t rest = table.count[tensor] - begin, end = rest < kBlockElements ? rest : kBlockElements;
     const bool aligned = all_aligned(at);
-    for (int64_t i = threadIdx.x * kVectorLength; i < end; i += kThreads * kVectorLength) {
-        if (aligned && end - i >= kVectorLength)
-            adamw_part<true, M, V>(table.constants, at, begin + i, end - i);
+    for (int64_t i = threadIdx.x * kQuad; i < end; i += kThreads * kQuad) {
+        if (aligned && end - i >= kQuad)
+            adamw_quad<true, M, V>(table.constants, at, begin + i, kQuad);
         else
-            adamw_part<false, M, V>(table.constants, at, begin + i, end - i);
+            adamw_quad<false, M, V>(table.constants, at, begin + i, end - i);
     }
 }
 
