@@ -2,6 +2,8 @@
 # make pretrain   trains a small DeepSeek-V3 on real text; flags: make pretrain ARGS="--tokens 500000"
 # make test       every test that needs no GPU
 # make test-sim   the CUDA kernels without a GPU: the simulator's own tests, then operators on it; needs nvcc
+# make test-cubin the CUDA kernels' machine code: no spills, registers within a budget, tables up to date; needs nvcc
+# make gpu-check  what only a GPU can show: tests, compute-sanitizer and benchmarks on it, written to docs/gpu-report.md
 # make test-kills training killed 20 times at random moments goes on bit for bit; KILLS=100 for more
 #
 # SYSTEM=1        use the active Python environment instead of .venv (torch is then yours to install)
@@ -20,7 +22,7 @@ STAMPS := .venv/stamps
 BIN := .venv/bin/
 endif
 
-.PHONY: setup build pretrain test test-sim test-kills test-sanitized docs lint format bench bench-compare bench-step wheel clean
+.PHONY: setup build pretrain test test-sim test-cubin gpu-check test-kills test-sanitized docs docs-kernels lint format bench bench-compare bench-step wheel clean
 .DEFAULT_GOAL := setup
 
 setup: build
@@ -56,7 +58,7 @@ pretrain: build
 
 # Two workers of one thread each; a test about threads sets its own number.
 test: build
-	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n 2 --dist loadgroup -q --ignore=tests/ptxsim $(ARGS)
+	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n 2 --dist loadgroup -q --ignore=tests/ptxsim --ignore=tests/cubin $(ARGS)
 
 # SEED=1, 2, ... runs every kernel under another schedule.
 SEED ?= 0
@@ -64,6 +66,13 @@ test-sim: build
 	$(MAKE) -s -j 2 -f tests/ptxsim/extension.mk PYTHON=$(PYTHON)
 	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n 2 -q tests/ptxsim $(ARGS)
 	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n 2 -q tests/ops --backend simulator --simulator-seed $(SEED) $(ARGS)
+
+test-cubin: build
+	$(PYTHON) -m pytest -q tests/cubin $(ARGS)
+
+# ARGS="--sanitize EXPRESSION" chooses what runs under compute-sanitizer, --limit the seconds of each step.
+gpu-check: build
+	$(PYTHON) tests/gpu/check.py $(ARGS)
 
 # Training killed at random moments, more often than in `make test`; for the night.
 test-kills: build
@@ -76,6 +85,11 @@ test-sanitized:
 # docs/operators.md from the docstrings; a test holds the two together.
 docs: build
 	$(PYTHON) docs/generate_operators.py
+
+# The tables of CUDA kernels in docs/performance.md; needs nvcc.
+docs-kernels: build
+	$(MAKE) -s -j 2 -f tests/ptxsim/extension.mk PYTHON=$(PYTHON)
+	$(PYTHON) docs/generate_kernels.py
 
 lint: $(STAMPS)/dev
 	$(PYTHON) -m ruff check .

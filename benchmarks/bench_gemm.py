@@ -1,7 +1,7 @@
 """The gemm family against torch's matmuls, operands ready in the rival's dtype: dense, grouped, whole Linear.
 
 Shapes are (M, N, K). On tier avx512_bf16 the rival that a user would pick is torch's bf16 matmul, on the
-lower tiers its fp32 matmul.
+lower tiers its fp32 matmul, on a GPU (--device cuda) its bf16 matmul.
 """
 
 from __future__ import annotations
@@ -25,7 +25,10 @@ EXPERT_SHAPES = [(512, 256), (256, 512), (384, 128)]  # N, K
 
 
 @pytest.fixture(params=TIERS)
-def tier(request: pytest.FixtureRequest) -> Any:
+def tier(request: pytest.FixtureRequest, device: str) -> Any:
+    if device == "cuda":
+        yield "cuda"
+        return
     try:
         _native.check_capability(request.param)
     except ValueError:
@@ -35,7 +38,9 @@ def tier(request: pytest.FixtureRequest) -> Any:
 
 
 def dtypes_of(tier: str) -> list[torch.dtype]:
-    return [torch.bfloat16, torch.float32] if tier == "avx512_bf16" else [torch.float32]
+    return {"avx512_bf16": [torch.bfloat16, torch.float32], "cuda": [torch.bfloat16]}.get(
+        tier, [torch.float32]
+    )
 
 
 def name_of(dtype: torch.dtype) -> str:
@@ -96,7 +101,7 @@ def test_gemm_accumulate(tier: str, threads: int, versus: Callable[..., Any]) ->
 
 def expert_loads() -> list[int]:
     generator = torch.Generator().manual_seed(0)
-    share = torch.softmax(torch.randn(EXPERTS, generator=generator), 0)
+    share = torch.softmax(torch.randn(EXPERTS, generator=generator, device="cpu"), 0)
     chosen = torch.multinomial(share.expand(TOKENS, EXPERTS), TOP_K, generator=generator)
     return torch.bincount(chosen.flatten(), minlength=EXPERTS).tolist()
 

@@ -6,6 +6,7 @@ pytest-benchmark's JSON (`extra_info`), which `make bench-compare` reads.
 
 from __future__ import annotations
 
+import functools
 import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -49,6 +50,59 @@ class Row:
 _rows: list[Row] = []
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--device", choices=["cpu", "cuda"], default="cpu", help="where the operators run")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--device") == "cuda" and not torch.cuda.is_available():
+        raise pytest.UsageError("--device cuda: torch sees no GPU")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """A GPU has no tiers, and one host thread feeds it: of each benchmark one instance is left."""
+    if config.getoption("--device") == "cpu":
+        return
+    kept = {"tier": "avx512_bf16", "threads": 1}
+    others = [
+        item
+        for item in items
+        if hasattr(item, "callspec")
+        and any(item.callspec.params.get(name, value) != value for name, value in kept.items())
+    ]
+    config.hook.pytest_deselected(items=others)
+    items[:] = [item for item in items if item not in others]
+
+
+# What benchmarks make tensors with. Random numbers are drawn on the CPU, whose generators they are given.
+DRAWN = ["rand", "randn", "randint", "randperm"]
+MADE = ["arange", "empty", "full", "ones", "tensor", "zeros"]
+
+
+@pytest.fixture(autouse=True)
+def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The device of --device; tensors made without naming one are made there."""
+    chosen: str = request.config.getoption("--device")
+    if chosen == "cpu":
+        return chosen
+
+    def drawn(make: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        return lambda *args, **kwargs: make(*args, **{"device": "cpu"} | kwargs).to(
+            kwargs.get("device", chosen)
+        )
+
+    for name in DRAWN:
+        monkeypatch.setattr(torch, name, drawn(getattr(torch, name)))
+    for name in MADE:
+        make = getattr(torch, name)
+        monkeypatch.setattr(torch, name, functools.partial(_made_on, make, chosen))
+    return chosen
+
+
+def _made_on(make: Callable[..., Tensor], device: str, *args: Any, **kwargs: Any) -> Tensor:
+    return make(*args, **{"device": device} | kwargs)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _keep_freed_memory() -> None:
     """As the trainer does.
@@ -61,14 +115,22 @@ def _keep_freed_memory() -> None:
 
 
 def time_in_turns(
-    functions: dict[str, Callable[[], Any]], rounds: int = 9, seconds: float = 0.02
+    functions: dict[str, Callable[[], Any]],
+    rounds: int = 9,
+    seconds: float = 0.02,
+    wait: Callable[[], Any] = lambda: None,
 ) -> dict[str, list[float]]:
-    """Seconds per call of each function, `rounds` samples each, taken in turns: A B C A B C ..."""
+    """Seconds per call of each function, `rounds` samples each, taken in turns: A B C A B C ...
+
+    wait: called before a clock is read, until what was begun is done.
+    """
     calls = {}
     for name, function in functions.items():
         function()
+        wait()
         start = time.perf_counter()
         function()
+        wait()
         calls[name] = max(1, int(seconds / max(time.perf_counter() - start, 1e-7)))
     samples: dict[str, list[float]] = {name: [] for name in functions}
     for _ in range(rounds):
@@ -76,12 +138,13 @@ def time_in_turns(
             start = time.perf_counter()
             for _ in range(calls[name]):
                 function()
+            wait()
             samples[name].append((time.perf_counter() - start) / calls[name])
     return samples
 
 
 @pytest.fixture
-def versus(benchmark: Any, request: pytest.FixtureRequest) -> Callable[..., Row]:
+def versus(benchmark: Any, request: pytest.FixtureRequest, device: str) -> Callable[..., Row]:
     """versus(ours, rivals, flops= | bytes_moved=, goal=) -> Row.
 
     ours: the call to measure. rivals: name -> call doing the same work another way; the first is the one a
@@ -105,7 +168,13 @@ def versus(benchmark: Any, request: pytest.FixtureRequest) -> Callable[..., Row]
             source = torch.zeros(int(bytes_moved) // 2, dtype=torch.uint8)
             target = torch.empty_like(source)
             turns["copy"] = lambda: target.copy_(source)
-        samples = time_in_turns(turns, rounds)
+        if device == "cuda":
+            try:
+                ours()
+            except NotImplementedError as error:  # what a missing kernel is to torch
+                pytest.skip(f"no CUDA kernel: {str(error).splitlines()[0]}")
+        wait = torch.cuda.synchronize if device == "cuda" else lambda: None
+        samples = time_in_turns(turns, rounds, wait=wait)
         medians = {name: statistics.median(s) for name, s in samples.items()}
         row = Row(
             case=request.node.name,
@@ -127,7 +196,7 @@ def versus(benchmark: Any, request: pytest.FixtureRequest) -> Callable[..., Row]
             unit=unit,
             share_of_copy_bandwidth=row.share(),
             goal=goal,
-            capability=ops.cpu_capability(),
+            capability=ops.cpu_capability() if device == "cpu" else torch.cuda.get_device_name(),
             threads=torch.get_num_threads(),
             **notes,
         )
@@ -171,7 +240,9 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
         return
     write = terminalreporter.write_line
     write("")
-    write(f"CPU tier of this host: {_native.host_capability()}; times are medians of calls taken in turns")
+    on_cpu = terminalreporter.config.getoption("--device") == "cpu"
+    where = f"CPU tier of this host: {_native.host_capability()}" if on_cpu else torch.cuda.get_device_name()
+    write(f"{where}; times are medians of calls taken in turns")
     write(f"{'case':58} {'ours':>10} {'rate':>16} {'share':>24}  ratio to rivals (above 1: ours is faster)")
     for row in _rows:
         rate, unit = row.rate()
