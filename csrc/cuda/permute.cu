@@ -81,7 +81,7 @@ __global__ void __launch_bounds__(kRowThreads)
 template <class T, bool kVector, bool kWeighted>
 __global__ void __launch_bounds__(kRowThreads)
     combine_kernel(FloatMatrix x, Slots slots, const float* weights, FloatMatrix residual, T* out) {
-    constexpr int kTogether = kVector ? 4 : 2;  // rows that are read before the first is added
+    constexpr int kTogether = kVector ? 4 : 1;  // rows that are read before the first is added
     each_row(slots.tokens, [&](int64_t t) {
         const int32_t* slot = slots.slots + t * slots.top_k;
         each_column(x.columns, [&](int64_t c) {
