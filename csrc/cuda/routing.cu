@@ -3,7 +3,7 @@
 // A warp takes a token. Its choices lie in shared memory as keys (formats/routing.h), expert e being lane
 // e % 32's, and K times the largest is found and struck out: a lane looks through its own E / 32 keys, two
 // warp reductions give the largest key and the lowest index that has it. Bound by the issue of instructions,
-// not by memory: 256 experts take about 1000 instructions a token and 1 KB.
+// not by memory: 256 experts of which 8 are chosen take 2400 of PTX and move 1 KB.
 #include "cuda/fill.cuh"
 #include "cuda/launch.cuh"
 #include "cuda/routing.cuh"
