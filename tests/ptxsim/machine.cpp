@@ -307,7 +307,7 @@ void Machine::retire() {
     }
 }
 
-void Machine::lane_set_exited(Warp& warp, uint32_t mask) {
+void Machine::exit_lanes(Warp& warp, uint32_t mask) {
     engine->lanes_exit(*this, warp, mask);
     for (const auto& batch : warp.copies) check_copies_at_exit(*this, *batch, mask);
     warp.alive &= ~mask;

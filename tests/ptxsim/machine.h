@@ -181,7 +181,7 @@ class Machine {
     bool converge(Warp& warp);
     // The lanes that must execute the instruction together with `lane`; 0: it may go alone.
     uint32_t needed_lanes(const Warp& warp, const Instruction& instruction, int lane) const;
-    void lane_set_exited(Warp& warp, uint32_t mask);
+    void exit_lanes(Warp& warp, uint32_t mask);
     void block(Warp& warp, int lane, std::unique_ptr<Blocker> blocker);
     void add_async(std::shared_ptr<AsyncOp> op, Warp& warp, const Instruction& instruction);
     int64_t async_delay() { return round + static_cast<int64_t>(random(options.async_delay + 1)); }
@@ -209,7 +209,18 @@ class Machine {
     void fill_registers(Warp& warp);
     void retire();
     bool round_of_turns();
+    // Lanes of a warp that stand at one instruction.
+    struct LaneGroup {
+        uint32_t mask = 0;
+        int32_t pc = 0;
+        int32_t next_group = INT32_MAX;  // the nearest instruction ahead at which other lanes stand
+        bool alone = false;              // no other lane of the warp can run
+    };
     bool run_warp(Warp& warp);
+    LaneGroup choose_group(const Warp& warp);
+    // Runs the group until it stops, taking from the budget; true if the warp gives up its turn.
+    bool run_group(Warp& warp, const LaneGroup& group, int64_t& budget);
+    void run_plain(Warp& warp, const Prepared& prepared, uint32_t mask);
     bool unblock(Warp& warp);
     Outcome execute(Warp& warp, const Instruction& instruction, uint32_t mask);
     Outcome execute_converged(Warp& warp, const Instruction& instruction, uint32_t mask);

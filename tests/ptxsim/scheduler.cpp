@@ -78,110 +78,116 @@ uint32_t Machine::guard_lanes(const Warp& warp, const Prepared& prepared, uint32
 bool Machine::run_warp(Warp& warp) {
     current_warp = &warp;
     bool progress = warp.blocked ? unblock(warp) : false;
-    const LaunchState& state = *warp.cta->launch;
-    const Prepared* const code = state.code->code.data();
-    uint64_t* const warp_counts = state.launch->counters.warp_instructions.data();
-    uint64_t* const thread_counts = state.launch->counters.thread_instructions.data();
     auto budget = static_cast<int64_t>(1 + random(2 * static_cast<uint64_t>(options.quantum)));
-    while (budget > 0) {
-        const uint32_t runnable = warp.runnable();
-        if (!runnable) return progress;
+    while (budget > 0 && warp.runnable()) {
         progress = true;
-        // The group: lanes at one instruction.
-        int32_t pc = INT32_MAX;
-        for (uint32_t rest = runnable; rest; rest &= rest - 1) {
-            pc = std::min(pc, warp.pc[std::countr_zero(rest)]);
-        }
-        if (random(8) == 0) {
-            uint32_t rest = runnable;
-            for (uint64_t skip = random(static_cast<uint64_t>(std::popcount(runnable))); skip; --skip)
-                rest &= rest - 1;
-            pc = warp.pc[std::countr_zero(rest)];
-        }
-        uint32_t mask = 0;
-        int32_t next_group = INT32_MAX;  // the nearest instruction ahead at which other lanes stand
-        for (uint32_t rest = runnable; rest; rest &= rest - 1) {
-            const int lane = std::countr_zero(rest);
-            if (warp.pc[lane] == pc) {
-                mask |= 1u << lane;
-            } else if (warp.pc[lane] > pc) {
-                next_group = std::min(next_group, warp.pc[lane]);
-            }
-        }
-        const auto lanes = static_cast<uint64_t>(std::popcount(mask));
-        const int64_t turn = budget;
-        for (;;) {
-            if (pc == next_group || budget <= 0) {
-                set_pc(warp, mask, pc);
-                break;
-            }
-            const Prepared& prepared = code[pc];
-            const Instruction& instruction = *prepared.instruction;
-            current = &instruction;
-            current_mask = mask;
-            --budget;
-            uint32_t active = mask;
-            if (prepared.guard != kNoSlot) {
-                active = guard_lanes(warp, prepared, mask);
-                current_mask = active;
-            }
-            ++warp_counts[pc];
-            thread_counts[pc] += mask == active ? lanes : static_cast<uint64_t>(std::popcount(active));
-            if (!active) {
-                ++pc;
-                continue;
-            }
-            if (prepared.plain) {
-                if (options.registers) {
-                    const Slot bad = track_definitions(prepared, warp.defined, warp.registers.data(), active);
-                    if (bad != kNoSlot) undefined_register(warp, bad, active);
-                }
-                if (warp.busy_registers) engine->plain_touches(*this, warp, instruction);
-                if (prepared.divides && options.registers) {
-                    // The compiler moves divisions above the branch that guards them: only using the quotient
-                    // is a fault.
-                    active &= ~zero_divisors(prepared, warp.defined, warp.registers.data(), active);
-                }
-                try {
-                    prepared.plain(instruction, warp.registers.data(), active);
-                } catch (const Fault& fault) {
-                    fail(fault.kind, fault.detail);
-                }
-                ++pc;
-                continue;
-            }
-            if (instruction.opcode == Opcode::kBranch) {
-                const bool alone = mask == runnable;
-                if (active == mask) {
-                    pc = instruction.target;
-                    if (alone) continue;
-                    set_pc(warp, mask, pc);
-                } else {
-                    set_pc(warp, active, instruction.target);
-                    set_pc(warp, mask & ~active, pc + 1);
-                }
-                break;
-            }
-            set_pc(warp, mask, pc);
-            const Outcome outcome = execute(warp, instruction, active);
-            if (outcome == Outcome::kAdvance) {
-                ++pc;
-                continue;
-            }
-            set_pc(warp, mask & ~active, pc + 1);
-            if (outcome == Outcome::kMoved) break;
-            budget = 0;
-            thread_instructions_ += lanes;
-            break;
-        }
-        thread_instructions_ += lanes * static_cast<uint64_t>(turn - budget);
+        const LaneGroup group = choose_group(warp);
+        const int64_t before = budget;
+        const bool yields = run_group(warp, group, budget);
+        thread_instructions_ +=
+            static_cast<uint64_t>(std::popcount(group.mask)) * static_cast<uint64_t>(before - budget);
         if (thread_instructions_ > static_cast<uint64_t>(options.max_inst)) {
             fail("TIMEOUT",
                  format("%lld thread instructions have run, the limit of this run: is this loop endless?",
                         (long long)options.max_inst));
         }
+        if (yields) break;
     }
     return progress;
+}
+
+Machine::LaneGroup Machine::choose_group(const Warp& warp) {
+    const uint32_t runnable = warp.runnable();
+    LaneGroup group;
+    group.pc = INT32_MAX;
+    for (uint32_t rest = runnable; rest; rest &= rest - 1) {
+        group.pc = std::min(group.pc, warp.pc[std::countr_zero(rest)]);
+    }
+    if (random(8) == 0) {
+        uint32_t rest = runnable;
+        auto skip = random(static_cast<uint64_t>(std::popcount(runnable)));
+        for (; skip; --skip) rest &= rest - 1;
+        group.pc = warp.pc[std::countr_zero(rest)];
+    }
+    for (uint32_t rest = runnable; rest; rest &= rest - 1) {
+        const int lane = std::countr_zero(rest);
+        if (warp.pc[lane] == group.pc) {
+            group.mask |= 1u << lane;
+        } else if (warp.pc[lane] > group.pc) {
+            group.next_group = std::min(group.next_group, warp.pc[lane]);
+        }
+    }
+    group.alone = group.mask == runnable;
+    return group;
+}
+
+bool Machine::run_group(Warp& warp, const LaneGroup& group, int64_t& budget) {
+    const LaunchState& state = *warp.cta->launch;
+    const Prepared* const code = state.code->code.data();
+    uint64_t* const warp_counts = state.launch->counters.warp_instructions.data();
+    uint64_t* const thread_counts = state.launch->counters.thread_instructions.data();
+    const uint32_t mask = group.mask;
+    // Program counters of the lanes are brought up to date when the group stops or something looks at them.
+    for (int32_t pc = group.pc;;) {
+        if (pc == group.next_group || budget <= 0) {
+            set_pc(warp, mask, pc);
+            return false;
+        }
+        const Prepared& prepared = code[pc];
+        const Instruction& instruction = *prepared.instruction;
+        current = &instruction;
+        current_mask = mask;
+        --budget;
+        const uint32_t active = prepared.guard == kNoSlot ? mask : guard_lanes(warp, prepared, mask);
+        current_mask = active;
+        ++warp_counts[pc];
+        thread_counts[pc] += static_cast<uint64_t>(std::popcount(active));
+        if (!active) {
+            ++pc;
+            continue;
+        }
+        if (prepared.plain) {
+            run_plain(warp, prepared, active);
+            ++pc;
+            continue;
+        }
+        if (instruction.opcode == Opcode::kBranch) {
+            if (active == mask) {
+                pc = instruction.target;
+                if (group.alone) continue;
+                set_pc(warp, mask, pc);
+            } else {
+                set_pc(warp, active, instruction.target);
+                set_pc(warp, mask & ~active, pc + 1);
+            }
+            return false;
+        }
+        set_pc(warp, mask, pc);
+        const Outcome outcome = execute(warp, instruction, active);
+        if (outcome == Outcome::kAdvance) {
+            ++pc;
+            continue;
+        }
+        set_pc(warp, mask & ~active, pc + 1);
+        return outcome == Outcome::kYield;
+    }
+}
+
+void Machine::run_plain(Warp& warp, const Prepared& prepared, uint32_t mask) {
+    if (options.registers) {
+        const Slot bad = track_definitions(prepared, warp.defined, warp.registers.data(), mask);
+        if (bad != kNoSlot) undefined_register(warp, bad, mask);
+        if (prepared.divides) {
+            // Compilers move divisions above the branch that guards them: only using the quotient is a fault.
+            mask &= ~zero_divisors(prepared, warp.defined, warp.registers.data(), mask);
+        }
+    }
+    if (warp.busy_registers) engine->plain_touches(*this, warp, *prepared.instruction);
+    try {
+        prepared.plain(*prepared.instruction, warp.registers.data(), mask);
+    } catch (const Fault& fault) {
+        fail(fault.kind, fault.detail);
+    }
 }
 
 Outcome Machine::execute(Warp& warp, const Instruction& instruction, uint32_t mask) {
@@ -218,7 +224,7 @@ Outcome Machine::execute(Warp& warp, const Instruction& instruction, uint32_t ma
             return Outcome::kMoved;
         }
         case Opcode::kReturn:
-            lane_set_exited(warp, mask);
+            exit_lanes(warp, mask);
             return Outcome::kMoved;
         case Opcode::kTrap:
             fail("TRAP", "trap executed");
