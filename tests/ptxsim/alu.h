@@ -22,6 +22,11 @@ PlainFunction select_integer_neg(const Instruction& instruction);
 PlainFunction select_sad(const Instruction& instruction);
 PlainFunction select_dp4a(const Instruction& instruction);
 
+// alu_carry.cpp: .cc, addc, subc, madc
+PlainFunction select_carry_add(const Instruction& instruction);
+PlainFunction select_carry_sub(const Instruction& instruction);
+PlainFunction select_carry_mad(const Instruction& instruction);
+
 // alu_bits.cpp
 PlainFunction select_and(const Instruction& instruction);
 PlainFunction select_or(const Instruction& instruction);

@@ -20,11 +20,11 @@ bool is_discarded(const Operand& operand) {
     return operand.kind == Operand::Kind::kName && operand.name == "_";
 }
 
-// "x" and "h" are there only with their qualifier.
+// Whether an operand is written: "x" and "h" only with their qualifier, the carry flag never.
 bool is_present(const std::string& kind, const Instruction& instruction) {
     if (kind == "x") return instruction.multicast;
     if (kind == "h") return instruction.cache_hint;
-    return true;
+    return kind != "ci" && kind != "co";
 }
 
 // Register widths are multiples of 16: an 8-bit type lives in a wider register.
@@ -299,6 +299,8 @@ bool Decoder::decode_operands(const std::vector<std::string>& kinds, const std::
     for (const std::string& kind : kinds) expected += is_present(kind, instruction_);
     if (expected != operands.size()) return false;
     for (const std::string& kind : kinds) {
+        if (kind == "ci") instruction_.inputs.push_back(builder_.carry());
+        if (kind == "co") instruction_.outputs.push_back(builder_.carry());
         if (!is_present(kind, instruction_)) continue;
         decode_operand(kind, operands[decoded_operands_]);
         ++decoded_operands_;

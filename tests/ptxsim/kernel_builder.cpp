@@ -139,6 +139,11 @@ Slot KernelBuilder::special(SpecialRegister which) {
     return specials_[which] = slot;
 }
 
+Slot KernelBuilder::carry() {
+    if (carry_ == kNoSlot) carry_ = new_slot(1, "CC.CF");
+    return carry_;
+}
+
 void KernelBuilder::define_label(const std::string& name) {
     if (!scopes_[current_].labels.emplace(name, next_instruction()).second)
         throw Fault("PARSE", "label " + name + " is defined twice");

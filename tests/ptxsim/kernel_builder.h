@@ -55,6 +55,7 @@ class KernelBuilder {
     Slot dynamic_shared(
         int64_t offset);  // the address of extern shared memory, known when the kernel is complete
     Slot special(SpecialRegister which);
+    Slot carry();  // the flag of .cc, addc, subc, madc
     int slot_bits(Slot slot) const { return kernel_.slot_bits[static_cast<size_t>(slot)]; }
 
     // Labels. References may come first; finish() resolves them.
@@ -95,6 +96,7 @@ class KernelBuilder {
     std::map<SpecialRegister, Slot> specials_;
     std::map<int64_t, Slot> dynamic_shared_;
     std::vector<Reference> references_;
+    Slot carry_ = kNoSlot;
     uint64_t dynamic_alignment_ = 16;  // at least; more if the extern declaration asks
 };
 

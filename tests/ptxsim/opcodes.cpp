@@ -15,6 +15,7 @@ const std::map<std::string, std::string>& named_lists() {
     static const std::map<std::string, std::string> kLists = {
         {"$int", ".u8|.u16|.u32|.u64|.s8|.s16|.s32|.s64"},
         {"$int16up", ".u16|.u32|.u64|.s16|.s32|.s64"},
+        {"$carry", ".u32|.s32|.u64|.s64"},
         {"$memory_type", ".b8|.b16|.b32|.b64|.u8|.u16|.u32|.u64|.s8|.s16|.s32|.s64|.f32|.f64"},
         {"$frnd", ".rn|.rz|.rm|.rp"},
         {"$irnd", ".rni|.rzi|.rmi|.rpi"},

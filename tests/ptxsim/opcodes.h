@@ -16,24 +16,30 @@ namespace ptxsim {
 // of 8 up to 256.
 //
 // `operands`: alternatives separated by " / ", each a list of
-//   d   register of the type's width        d+  register of at least it      dw  register of twice it
-//   d32 d64 d1  register of 32, 64 bits, predicate        d_  as d64, or "_"     d32_ as d32, or "_"
-//   p   predicate      p|p  two predicates (either may be "_")                d|p  d, then a predicate
-//   ds  one register, or a vector of as many as .v2, .v4 say, of at least the type's width ("_" allowed)
-//   dV  vector of 32-bit registers
-//   a   source of the type's width        a+  of at least it        w   of twice it
-//   s   source of the second type's width s+  of at least it        u   32 bits        b64  64 bits     b16
-//   16 bits q   predicate, may be written !p      f   f32 as  as ds, for reading                aV  vector of
-//   32-bit registers k   member mask   i  integer literal   m  address   t  tensor map and coordinates   l
-//   label D A mov's destination and source, with packing and unpacking x   CTA mask, present exactly with
-//   .multicast::cluster h   cache policy, present exactly with .L2::cache_hint
+//   d     register of the type's width          dw  of twice it            d+  of at least it
+//   d32   register of 32 bits                   d_  of 64 bits, or "_"     p   predicate
+//   d|p   as d, then a predicate; so d32|p, and d32_|p where the first may be "_"
+//   p|p   two predicates, either of which may be "_"
+//   ds    register of at least the type's width, or with .v2 and so on a vector; "_" discards
+//   dV    vector of 32-bit registers
+//   a     source of the type's width            w   of twice it            s   of the second type's width
+//   s+    source of at least the second type's width
+//   u     source of 32 bits                     b64 of 64 bits             f   f32
+//   q     predicate, may be written !p
+//   as    as ds, to be read                     aV  as dV, to be read
+//   D     mov's destination and                 A   its source, with packing and unpacking
+//   k     member mask                           i   integer literal        l   label
+//   m     address                               t   tensor map and coordinates
+//   x     CTA mask, present exactly with .multicast::cluster
+//   h     cache policy, present exactly with .L2::cache_hint
+//   ci    the carry flag as an input            co  as an output           (not written)
 struct FormText {
     const char* pattern;
     const char* operands;
     Opcode opcode = Opcode::kPlain;
     Selector select = nullptr;  // for kPlain
-    const char* (*check)(Instruction& instruction) =
-        nullptr;  // completes the instruction; an error text or nullptr
+    // Completes the instruction; the text of an error, or nullptr.
+    const char* (*check)(Instruction& instruction) = nullptr;
 };
 
 struct QualifierSlot {

@@ -35,6 +35,15 @@ std::vector<FormText> arithmetic_forms() {
         {"neg .s16|.s32|.s64", "d a", kPlain, select_integer_neg},
         {"min $int16up", "d a a", kPlain, select_integer_min},
         {"max $int16up", "d a a", kPlain, select_integer_max},
+        {"add .cc $carry", "d a a co", kPlain, select_carry_add},
+        {"addc $carry", "d a a ci", kPlain, select_carry_add},
+        {"addc .cc $carry", "d a a ci co", kPlain, select_carry_add},
+        {"sub .cc $carry", "d a a co", kPlain, select_carry_sub},
+        {"subc $carry", "d a a ci", kPlain, select_carry_sub},
+        {"subc .cc $carry", "d a a ci co", kPlain, select_carry_sub},
+        {"mad .lo|.hi .cc $carry", "d a a a co", kPlain, select_carry_mad},
+        {"madc .lo|.hi $carry", "d a a a ci", kPlain, select_carry_mad},
+        {"madc .lo|.hi .cc $carry", "d a a a ci co", kPlain, select_carry_mad},
         {"dp4a .u32|.s32 .u32|.s32", "d a a a", kPlain, select_dp4a},
 
         // f32 and f64.

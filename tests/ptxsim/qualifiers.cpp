@@ -178,6 +178,7 @@ const std::map<std::string, Setter>& setters() {
 // Words that only tell one form from another, and hints without effect on results.
 const std::set<std::string>& silent_words() {
     static const std::set<std::string> kWords = {
+        ".cc",
         ".weak",
         ".ca",
         ".cg",

@@ -132,6 +132,41 @@ def test_dp4a():
         np.testing.assert_array_equal(got, expected)
 
 
+@pytest.mark.parametrize("ptx_type", ["u32", "s32", "u64", "s64"])
+def test_carries_chain(ptx_type):
+    """Sums, differences and products of two-word numbers, word by word."""
+    rng = np.random.default_rng(15)
+    bits = width(ptx_type)
+    words = [rng.permutation(integers(bits, rng)) for _ in range(6)]
+    words[1][:40] = words[0][:40]  # equal low words: no borrow
+    a0, b0, a1, b1, c0, c1 = words
+    names = {"a": a0, "b": b0, "x": a1, "y": b1, "u": c0, "v": c1}
+    out = dict.fromkeys("def", a0.dtype.type)
+
+    def number(*parts: np.ndarray) -> list[int]:
+        return [sum(int(w) << bits * i for i, w in enumerate(row)) for row in zip(*parts, strict=True)]
+
+    a, b = number(a0, a1), number(b0, b1)
+    text = f"add.cc.{ptx_type} d, a, b; addc.cc.{ptx_type} e, x, y; addc.{ptx_type} f, 0, 0;"
+    got = lanes(text, out, **names)
+    assert number(got["d"], got["e"], got["f"]) == [p + q for p, q in zip(a, b, strict=True)]
+    text = f"sub.cc.{ptx_type} d, a, b; subc.cc.{ptx_type} e, x, y; subc.{ptx_type} f, 0, 0;"
+    got = lanes(text, out, **names)
+    wanted = [(p - q) % (1 << 3 * bits) for p, q in zip(a, b, strict=True)]
+    assert number(got["d"], got["e"], got["f"]) == wanted
+    if ptx_type[0] == "u":
+        text = f"mad.lo.cc.{ptx_type} d, a, b, u; madc.hi.cc.{ptx_type} e, a, b, v; addc.{ptx_type} f, 0, 0;"
+        got = lanes(text, out, **names)
+        wanted = [int(p) * int(q) + r for p, q, r in zip(a0, b0, number(c0, c1), strict=True)]
+        assert number(got["d"], got["e"], got["f"]) == wanted
+    else:
+        high = [p * q >> bits for p, q in zip(numbers(a0, ptx_type), numbers(b0, ptx_type), strict=True)]
+        got = lanes(f"add.cc.{ptx_type} d, a, b; madc.hi.{ptx_type} e, a, b, v;", out, **names)
+        carry = [(int(p) + int(q)) >> bits for p, q in zip(a0, b0, strict=True)]
+        wanted = [h + int(v) + k for h, v, k in zip(high, c1, carry, strict=True)]
+        np.testing.assert_array_equal(got["e"], cells(wanted, bits))
+
+
 # ---------------------------------------------------------------- bits
 
 

@@ -1,5 +1,7 @@
 """C++ features as nvcc compiles them (kernels/features.cu), parsed and run on the whole simulator."""
 
+import math
+
 import ml_dtypes
 import numpy as np
 import pytest
@@ -87,3 +89,78 @@ def test_packed_halves(arch):
     np.testing.assert_array_equal(d.view(ml_dtypes.bfloat16), fused)
     expected = np.clip(fused.astype(np.float32), -448, 448).astype(ml_dtypes.float8_e4m3fn)
     np.testing.assert_array_equal(codes.view(np.uint8), expected.view(np.uint8))
+
+
+MATHEMATICS = "tests/ptxsim/kernels/mathematics.cu"
+# Function, range of its argument, largest error in ulp by the CUDA C++ programming guide.
+FLOAT_FUNCTIONS = [
+    (np.exp, -87, 88, 2),
+    (lambda x: np.log(np.abs(x)), -5, 5, 1),
+    (np.sin, -20, 20, 2),
+    (lambda x: np.cos((x.astype(np.float32) * np.float32(1e6)).astype(np.float64)), -20, 20, 2),
+    (np.tanh, -10, 10, 2),
+    (np.vectorize(math.erf), -4, 4, 2),
+    (np.cbrt, -100, 100, 1),
+    (lambda x: np.fmod(x, np.float64(np.float32(0.3))), -100, 100, 0),
+    (lambda x: np.abs(x) ** np.float64(np.float32(1.7)), -100, 100, 4),
+    (lambda x: np.log1p(np.abs(x)), -5, 5, 1),
+    (np.expm1, -5, 5, 1),
+    (lambda x: np.rint(x) + np.floor(x) * 16 + np.trunc(x) * 256, -100, 100, 0),
+]
+DOUBLE_FUNCTIONS = [
+    (np.exp, -700, 700, 1),
+    (lambda x: np.log(np.abs(x)), -5, 5, 1),
+    (np.sin, -20, 20, 2),
+    (lambda x: 1 / x, -5, 5, 0),
+    (lambda x: np.sqrt(np.abs(x)), -5, 5, 0),
+    (np.tanh, -10, 10, 2),
+]
+
+
+def mathematics(kernel: str, function: int, x: np.ndarray) -> np.ndarray:
+    y = np.zeros_like(x)
+    with Simulator() as sim:
+        sim.launch(compile(MATHEMATICS), kernel, x.size // 128, 128, [In(x), Out(y), function])
+        sim.run()
+    return y
+
+
+@pytest.mark.parametrize("function", range(len(FLOAT_FUNCTIONS)))
+def test_mathematics_in_single_precision(function):
+    reference, low, high, ulps = FLOAT_FUNCTIONS[function]
+    x = np.random.default_rng(function).uniform(low, high, 2048).astype(np.float32)
+    got, wanted = mathematics("functions", function, x), reference(x.astype(np.float64))
+    # The guide counts from the rounded result: half an ulp more from the exact one.
+    error = np.abs(got - wanted) / np.spacing(np.abs(wanted).astype(np.float32))
+    assert error.max() <= (ulps + 0.5 if ulps else 0), f"{error.max()} ulp at {x[error.argmax()]!r}"
+
+
+@pytest.mark.parametrize("function", range(len(DOUBLE_FUNCTIONS)))
+def test_mathematics_in_double_precision(function):
+    reference, low, high, ulps = DOUBLE_FUNCTIONS[function]
+    x = np.random.default_rng(function).uniform(low, high, 2048)
+    got, wanted = mathematics("doubles", function, x), reference(x)
+    error = np.abs(got - wanted) / np.spacing(np.abs(wanted))
+    assert error.max() <= (ulps + 1 if ulps else 0), (
+        f"{error.max()} ulp at {x[error.argmax()]!r}"
+    )  # numpy's own: 1
+
+
+def test_integer_idioms():
+    rng = np.random.default_rng(3)
+    a = rng.integers(-(2**63), 2**63, 1024) >> rng.integers(0, 63, 1024)
+    b = rng.integers(-(2**63), 2**63, 1024) >> rng.integers(0, 63, 1024)
+    b[b == 0] = 5
+    y, low, high = (np.zeros(1024, np.int64) for _ in range(3))
+    with Simulator() as sim:
+        sim.launch(compile(MATHEMATICS), "integers", 8, 128, [In(a), In(b), Out(y), Out(low), Out(high)])
+        sim.run()
+    for i, (p, q) in enumerate(zip(a.tolist(), b.tolist(), strict=True)):
+        quotient = abs(p) // abs(q) * (1 if (p < 0) == (q < 0) else -1)
+        p64, q32 = p % 2**64, q % 2**32
+        p32 = (p + 2**31) % 2**32 - 2**31
+        wanted = quotient * 3 + (p - q * quotient) + p64 // 7 + int(math.fmod(p32, 10)) + q32 // 3
+        wanted += p64.bit_count() + (q & -q).bit_length() + 64 - p64.bit_length()
+        wanted += int(f"{q32:032b}"[::-1], 2) % 2**16
+        assert int(y[i]) % 2**64 == wanted % 2**64, (p, q)
+        assert (int(high[i]) << 64) + int(low[i]) % 2**64 == p * q

@@ -78,6 +78,8 @@ def operand(kind: str, index: int, opcode: str, words: list[str], matrices: list
     second = types[1] if len(types) > 1 else first
     count = next((int(w[2]) for w in words if w in (".v2", ".v4", ".v8")), 1)
     dimensions = next((int(w[1]) for w in words if re.fullmatch(r"\.\dd", w)), 0)
+    if kind in ("ci", "co"):
+        return None  # the carry flag is not written
     if kind == "x":
         return "h1" if ".multicast::cluster" in words else None
     if kind == "h":

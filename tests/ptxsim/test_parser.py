@@ -364,3 +364,9 @@ def test_recursion_is_refused():
     before = ".func f();\n.func g() { call.uni f; ret; }\n.func f() { call.uni g; ret; }\n"
     with pytest.raises(Refused, match="recursion: f calls itself"):
         decode("call.uni f;", before=before)
+
+
+def test_a_function_does_not_see_its_callers_registers():
+    before = ".func f() { add.s32 r, r, 1; ret; }\n"
+    with pytest.raises(Refused, match="unknown register r"):
+        decode(REGISTERS + "call.uni f;", before=before)

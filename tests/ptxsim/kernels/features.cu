@@ -1,10 +1,12 @@
-// What nvcc makes of C++ that the parser must read: templates, functions kept out of line, switches as branch tables,
-// local arrays, constant and global tables, static and dynamic shared memory, asserts, packed half arithmetic.
-#include <cassert>
-#include <cstdint>
+// What nvcc makes of C++ that the parser must read: templates, functions kept out of line, switches as branch
+// tables, local arrays, constant and global tables, static and dynamic shared memory, asserts, packed half
+// arithmetic.
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 #include <cuda_fp8.h>
+
+#include <cassert>
+#include <cstdint>
 
 __constant__ float kWeights[4] = {0.5f, 1.0f, 2.0f, -4.0f};
 __device__ int kSquares[8] = {0, 1, 4, 9, 16, 25, 36, 49};
@@ -35,14 +37,22 @@ extern "C" __global__ void calls(const int* x, int64_t* wide, int* narrow, int n
 
 __noinline__ __device__ float branch(int which, float x) {
     switch (which) {
-        case 0: return x + 1.0f;
-        case 1: return x * x;
-        case 2: return x - 7.0f;
-        case 3: return x / 3.0f;
-        case 4: return sqrtf(x);
-        case 5: return floorf(x);
-        case 6: return x * 0.25f + 2.0f;
-        default: return -x;
+        case 0:
+            return x + 1.0f;
+        case 1:
+            return x * x;
+        case 2:
+            return x - 7.0f;
+        case 3:
+            return x / 3.0f;
+        case 4:
+            return sqrtf(x);
+        case 5:
+            return floorf(x);
+        case 6:
+            return x * 0.25f + 2.0f;
+        default:
+            return -x;
     }
 }
 
