@@ -124,10 +124,7 @@ void* ptxsim_module(const char* ptx, size_t length) {
 }
 
 void ptxsim_unload(void* module) {
-    guarded([&](Runtime& runtime) {
-        runtime.queue.take();
-        runtime.unload(static_cast<Image*>(module));
-    });
+    guarded([&](Runtime& runtime) { runtime.unload(static_cast<Image*>(module)); });
 }
 
 const char* ptxsim_kernels(void* module) {

@@ -45,6 +45,7 @@ PTXSIM_EXPORT const char* ptxsim_counters(void);
 
 // A module's handle, or null (ptxsim_error).
 PTXSIM_EXPORT void* ptxsim_module(const char* text, size_t length);
+// Pending launches of its kernels are dropped.
 PTXSIM_EXPORT void ptxsim_unload(void* module);
 
 // JSON: {"kernel": {"params": [[offset, size], ...], ...}, ...}.

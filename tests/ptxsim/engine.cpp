@@ -55,8 +55,8 @@ class Engine : public AsyncEngine {
                 return run_mbarrier_init_fence(machine, warp, mask);
             case Opcode::kGridDepLaunch:
             case Opcode::kGridDepWait:
-                return Outcome::kAdvance;  // no launch here is a dependent one: both do nothing, as on a
-                                           // device
+                // No launch here is a dependent one: both do nothing, as on a device.
+                return Outcome::kAdvance;
             default:
                 machine.fail("UNSUPPORTED", "the simulator does not execute this instruction");
         }
@@ -70,10 +70,11 @@ class Engine : public AsyncEngine {
 
     void lanes_exit(Machine& machine, Warp& warp, uint32_t mask) override {
         check_stores_at_exit(machine, warp, mask);
+        if ((warp.alive & ~mask) == 0) check_wgmma_at_exit(machine, warp);
+        if (warp.cta->cluster->ctas.size() == 1) return;
         EngineCta& cta = engine_cta(*warp.cta);
         if (cta.exit_clock.empty()) cta.exit_clock = warp.cta->cluster->new_clock();
         warp.publish(cta.exit_clock, mask);
-        if ((warp.alive & ~mask) == 0) check_wgmma_at_exit(machine, warp);
     }
 
     void cta_exits(Machine& machine, Cta& cta) override {

@@ -74,7 +74,7 @@ struct EngineCta {
     std::map<uint32_t, std::map<uint64_t, IssuedWgmma>> issued;  // by warpgroup, by count
     std::vector<RemoteAccess> remote;  // by other CTAs of the cluster, not known at the last check
     Clock exit_clock;
-    int64_t spare_registers = -1;  // of the CTA's pool, for setmaxnreg; -1: not worked out yet
+    int64_t spare_registers = 0;  // that the CTA got at launch and its warps do not hold
 };
 
 struct EngineCluster {

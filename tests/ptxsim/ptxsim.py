@@ -22,7 +22,7 @@ import subprocess
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -274,19 +274,25 @@ def _dims(value: int | Sequence[int]) -> list[int]:
 class Simulator:
     """A fresh machine: no buffers, default options but those given (docs/simulator.md lists them)."""
 
+    _open: ClassVar[bool] = False
+
     def __init__(self, **options: int):
         self.options = options
         self.counters: list[dict[str, Any]] = []
         self._keep: list[Any] = []
 
     def __enter__(self) -> Simulator:
+        if Simulator._open:
+            raise RuntimeError("a Simulator is open already: a process has one simulated machine")
         library().ptxsim_reset()
         for name, value in self.options.items():
             if library().ptxsim_option(name.encode(), value):
                 raise ValueError(f"the simulator takes no option {name}={value!r}")
+        Simulator._open = True
         return self
 
     def __exit__(self, *exception: object) -> None:
+        Simulator._open = False
         library().ptxsim_reset()
         self._keep.clear()
 

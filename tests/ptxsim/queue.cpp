@@ -214,6 +214,12 @@ void Queue::forbid_in_capture(const char* what, Stream& stream) {
                     format("CAPTURE: %s must not be called for a stream that is being captured", what));
 }
 
+void Queue::forget(const Module* module) {
+    std::erase_if(pending_, [&](const Pending& pending) {
+        return pending.operation.launch && pending.operation.launch->module == module;
+    });
+}
+
 std::vector<Queue::Pending> Queue::take() {
     std::vector<Pending> all = std::move(pending_);
     pending_.clear();

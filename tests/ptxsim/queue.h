@@ -96,6 +96,8 @@ class Queue {
     // The same for a call that waits for one stream.
     void forbid_in_capture(const char* what, Stream& stream);
 
+    // Drops pending launches of the module's kernels.
+    void forget(const Module* module);
     // All that is pending, in the order of submission; afterwards it counts as done.
     std::vector<Pending> take();
     void reset();

@@ -47,9 +47,11 @@ Module& Runtime::module(Image& image) {
 }
 
 void Runtime::unload(Image* image) {
-    if (image->parsed())
-        for (const auto& [name, variable] : image->module(device.capability).variables)
-            memory.remove(variable->data);
+    if (image->parsed()) {
+        const Module& gone = image->module(device.capability);
+        queue.forget(&gone);
+        for (const auto& [name, variable] : gone.variables) memory.remove(variable->data);
+    }
     images.remove(image);
 }
 
@@ -192,6 +194,9 @@ cudaError_t guarded(const std::function<void(Runtime&)>& call) {
                : fault.kind == "PARSE" ? cudaErrorInvalidPtx
                                        : cudaErrorLaunchFailure;
         runtime.error = fault.what();
+    } catch (const std::exception& other) {
+        code = cudaErrorUnknown;
+        runtime.error = std::string("INTERNAL: ") + other.what();
     }
     if (code != cudaSuccess) last_error() = code;
     return code;

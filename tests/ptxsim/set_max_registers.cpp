@@ -7,13 +7,9 @@ namespace {
 
 constexpr uint32_t kWarpgroup = 4;  // warps
 
-// Registers the CTA got at launch and its warps do not hold.
-int64_t& spare(Cta& cta) {
-    EngineCta& state = engine_cta(cta);
-    if (state.spare_registers < 0) state.spare_registers = 0;
-    return state.spare_registers;
-}
+int64_t& spare(Cta& cta) { return engine_cta(cta).spare_registers; }
 
+// Registers of each of the warp's threads.
 uint32_t held(Warp& warp) {
     EngineWarp& state = engine_warp(warp);
     if (state.registers == 0)

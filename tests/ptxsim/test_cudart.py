@@ -349,3 +349,18 @@ def test_buffers_can_be_replaced(host, sim):
     sim.buffer(InOut(x))
     host.launch_add(at(x), c_float(1), 100, None)
     sim.run()
+
+
+def test_a_module_that_goes_takes_only_its_own_launches(host, sim):
+    x = np.zeros(100, np.float32)
+    sim.buffer(x)
+    assert host.launch_add(at(x), c_float(1), 100, None) == 0
+    other = Module(ptx("tests/ptxsim/kernels/runtime.cu"))
+    del other
+    sim.run()
+    assert (x == 1).all()
+
+
+def test_a_second_simulator_is_refused(sim):
+    with pytest.raises(RuntimeError, match="open already"), Simulator():
+        pass

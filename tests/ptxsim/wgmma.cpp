@@ -256,7 +256,7 @@ Outcome run_wgmma(Machine& machine, Warp& warp, const Instruction& instruction) 
     machine.add_async(op, warp, instruction);
     const int64_t mode = machine.options.wgmma_mode;
     if (mode == 0 || (mode == 2 && machine.random(2) == 0)) machine.queue.finish(machine, *op);
-    if (mode == 1) op->due = INT64_MAX - 1;  // when the warp waits for it, and not before
+    if (mode == 1) op->due = machine.round + (int64_t{1} << 40);  // when the warp waits for it
     return Outcome::kAdvance;
 }
 

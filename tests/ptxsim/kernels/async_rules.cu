@@ -11,8 +11,9 @@ using namespace hopper;
 
 #define COPY_FAULTS(X)                                                                                     \
     X(none)                                                                                                \
-    X(size_of_8) X(read_before_written) X(exit_before_load) X(init_twice) X(invalidate_in_use)             \
-        X(parity_of_2) X(bytes_left) X(count_of_0) X(barrier_misaligned) X(source_written_without_fence)   \
+    X(size_of_8)                                                                                           \
+    X(read_before_written) X(exit_before_load) X(init_twice) X(invalidate_in_use) X(parity_of_2)           \
+        X(bytes_left) X(count_of_0) X(barrier_misaligned) X(source_written_without_fence)                  \
             X(store_not_committed) X(plain_read_in_flight) X(token_of_another_phase) X(mbarrier_in_global) \
                 X(read_only_result) X(used_after_invalidate)
 
@@ -77,10 +78,10 @@ __device__ void copy(const float* x, float* y, float* z) {
 
 // ---- wgmma m64n8k16: d = a b', A from registers, B written by ordinary stores. 128 threads.
 
-#define PRODUCT_FAULTS(X)                                                                                \
-    X(none)                                                                                              \
-    X(no_proxy_fence) X(operand_changed) X(accumulator_undefined) X(descriptor_differs) X(reserved_bits) \
-        X(three_warps)
+#define PRODUCT_FAULTS(X) \
+    X(none)               \
+    X(no_proxy_fence)     \
+    X(operand_changed) X(accumulator_undefined) X(descriptor_differs) X(reserved_bits) X(three_warps)
 
 enum ProductFault {
 #define X(name) product_fault_##name,
