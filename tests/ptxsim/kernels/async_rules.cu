@@ -9,13 +9,13 @@ using namespace hopper;
 // ---- a copy through shared memory: y = x + 1, and z = y read back by another thread. 256 floats, 64
 // threads.
 
-#define COPY_FAULTS(X)                                                                                     \
-    X(none)                                                                                                \
-    X(size_of_8)                                                                                           \
-    X(read_before_written) X(exit_before_load) X(init_twice) X(invalidate_in_use) X(parity_of_2)           \
-        X(bytes_left) X(count_of_0) X(barrier_misaligned) X(source_written_without_fence)                  \
-            X(store_not_committed) X(plain_read_in_flight) X(token_of_another_phase) X(mbarrier_in_global) \
-                X(read_only_result) X(used_after_invalidate)
+// clang-format off
+#define COPY_FAULTS(X) \
+    X(none) X(size_of_8) X(read_before_written) X(exit_before_load) X(init_twice) \
+    X(invalidate_in_use) X(parity_of_2) X(bytes_left) X(count_of_0) X(barrier_misaligned) \
+    X(source_written_without_fence) X(store_not_committed) X(plain_read_in_flight) \
+    X(token_of_another_phase) X(mbarrier_in_global) X(read_only_result) X(used_after_invalidate)
+// clang-format on
 
 enum CopyFault {
 #define X(name) copy_fault_##name,
@@ -78,10 +78,11 @@ __device__ void copy(const float* x, float* y, float* z) {
 
 // ---- wgmma m64n8k16: d = a b', A from registers, B written by ordinary stores. 128 threads.
 
+// clang-format off
 #define PRODUCT_FAULTS(X) \
-    X(none)               \
-    X(no_proxy_fence)     \
-    X(operand_changed) X(accumulator_undefined) X(descriptor_differs) X(reserved_bits) X(three_warps)
+    X(none) X(no_proxy_fence) X(operand_changed) X(accumulator_undefined) X(descriptor_differs) \
+    X(reserved_bits) X(three_warps)
+// clang-format on
 
 enum ProductFault {
 #define X(name) product_fault_##name,

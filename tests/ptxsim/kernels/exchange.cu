@@ -12,11 +12,12 @@ struct Peers {
     uint32_t* flags[kMaxRanks];
 };
 
-#define EXCHANGE_FAULTS(X)                                                                            \
-    X(none)                                                                                           \
-    X(volatile_and_fences)                                                                            \
-    X(no_sync_before_flag) X(no_sync_after_wait) X(release_of_gpu) X(acquire_of_gpu) X(relaxed_store) \
-        X(relaxed_load) X(weak_store) X(no_acknowledgement)
+// clang-format off
+#define EXCHANGE_FAULTS(X) \
+    X(none) X(volatile_and_fences) X(no_sync_before_flag) X(no_sync_after_wait) \
+    X(release_of_gpu) X(acquire_of_gpu) X(relaxed_store) X(relaxed_load) X(weak_store) \
+    X(no_acknowledgement)
+// clang-format on
 
 enum Fault {
 #define X(name) name,

@@ -15,14 +15,14 @@ using namespace hopper;
 constexpr int kRows = 128, kColumns = 64, kDepth = 128, kStages = 3;
 constexpr uint32_t kBytesA = kRows * kDepth, kBytesB = kColumns * kDepth, kBytesOut = kRows * kColumns * 2;
 
-#define CLUSTER_FAULTS(X)                                                                             \
-    X(none)                                                                                           \
-    X(no_proxy_fence)                                                                                 \
-    X(no_sync_before_store) X(no_wait_read) X(no_sync_after_wait_read) X(no_final_wait)               \
-        X(no_cluster_sync_at_start) X(no_cluster_sync_at_end) X(empty_arrive_local) X(multicast_mask) \
-            X(tx_without_peer) X(same_half_twice) X(barrier_of_96) X(arrive_with_cta_scope)           \
-                X(registers_above_pool) X(store_not_committed) X(multicast_outside) X(arrive_twice)   \
-                    X(wait_without_arrive) X(mapa_outside)
+// clang-format off
+#define CLUSTER_FAULTS(X) \
+    X(none) X(no_proxy_fence) X(no_sync_before_store) X(no_wait_read) X(no_sync_after_wait_read) \
+    X(no_final_wait) X(no_cluster_sync_at_start) X(no_cluster_sync_at_end) X(empty_arrive_local) \
+    X(multicast_mask) X(tx_without_peer) X(same_half_twice) X(barrier_of_96) \
+    X(arrive_with_cta_scope) X(registers_above_pool) X(store_not_committed) X(multicast_outside) \
+    X(arrive_twice) X(wait_without_arrive) X(mapa_outside)
+// clang-format on
 
 enum Fault {
 #define X(name) name,

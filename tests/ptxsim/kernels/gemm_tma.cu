@@ -13,18 +13,18 @@ using namespace hopper;
 constexpr int kTile = 64, kDepth = 128, kStages = 3;
 constexpr uint32_t kTileBytes = kTile * kDepth;
 
-#define GEMM_FAULTS(X)                                                                                      \
-    X(none)                                                                                                 \
-    X(wrong_swizzle)                                                                                        \
-    X(no_full_wait) X(producer_parity) X(no_empty_wait) X(load_out_of_bounds) X(store_shared_out_of_bounds) \
-        X(tx_too_large) X(no_wgmma_wait) X(early_empty_arrive) X(no_sync_after_init)                        \
-            X(consumer_parity_stuck) X(consumer_parity_inverted) X(empty_count_too_small)                   \
-                X(empty_count_too_large) X(tx_too_small) X(no_wgmma_fence) X(wgmma_fence_once)              \
-                    X(tx_of_larger_box) X(group_stride_512) X(k_advance_64) X(swapped_coordinates)          \
-                        X(store_row_out_of_bounds) X(shared_not_aligned) X(scale_out_of_bounds)             \
-                            X(stages_alias) X(barrier_overwritten) X(barrier_in_one_lane) X(no_init_fence)  \
-                                X(relaxed_arrive) X(one_warp_skips) X(map_not_grid_constant) X(base_offset) \
-                                    X(exit_before_wait)
+// clang-format off
+#define GEMM_FAULTS(X) \
+    X(none) X(wrong_swizzle) X(no_full_wait) X(producer_parity) X(no_empty_wait) \
+    X(load_out_of_bounds) X(store_shared_out_of_bounds) X(tx_too_large) X(no_wgmma_wait) \
+    X(early_empty_arrive) X(no_sync_after_init) X(consumer_parity_stuck) \
+    X(consumer_parity_inverted) X(empty_count_too_small) X(empty_count_too_large) \
+    X(tx_too_small) X(no_wgmma_fence) X(wgmma_fence_once) X(tx_of_larger_box) \
+    X(group_stride_512) X(k_advance_64) X(swapped_coordinates) X(store_row_out_of_bounds) \
+    X(shared_not_aligned) X(scale_out_of_bounds) X(stages_alias) X(barrier_overwritten) \
+    X(barrier_in_one_lane) X(no_init_fence) X(relaxed_arrive) X(one_warp_skips) \
+    X(map_not_grid_constant) X(base_offset) X(exit_before_wait)
+// clang-format on
 
 enum Fault {
 #define X(name) name,
