@@ -45,9 +45,7 @@ __global__ void __launch_bounds__(kBlockThreads, 2)
     load_block(source, block.row, block.rows, block.column, block.columns, values);
     uint32_t amax = 0;
 #pragma unroll
-    for (int r = 0; r < kThreadRows; ++r)
-#pragma unroll
-        for (int i = 0; i < kVectorLength; ++i) amax = max(amax, finite_magnitude_bits(values[r][i]));
+    for (int r = 0; r < kThreadRows; ++r) amax = max(amax, finite_amax_bits<kVectorLength>(values[r]));
     amax = largest_of_lanes<32>(amax);
     if (threadIdx.x % 32 == 0) maxima[threadIdx.x / 32] = amax;
     __syncthreads();

@@ -13,12 +13,17 @@
 namespace dse::cuda {
 namespace {
 
+// Where a column's maximum and multiplier lie: threads store columns 8 apart and read neighbouring ones, both
+// without a bank conflict.
+constexpr int kSpread = 20, kSpreadColumns = 7 * kSpread + kBlockSide / kVectorLength;
+__device__ int spread(int column) { return column % kVectorLength * kSpread + column / kVectorLength; }
+
 struct Shared {
     int64_t row;  // the tile's, and its rows
     int rows;
-    alignas(16) float multipliers[kBlockSide];
+    float multipliers[kSpreadColumns];
     union {  // one after the other
-        alignas(16) uint32_t maxima[kBlockWarps][kBlockSide];
+        uint32_t maxima[kBlockWarps][kSpreadColumns];
         alignas(16) uint32_t bytes[sizeof(TransposedBytes) / 4];
     };
     __device__ TransposedBytes& transposed() { return *reinterpret_cast<TransposedBytes*>(bytes); }
@@ -44,10 +49,7 @@ __device__ void store_rows(const ThreadRows& values, const RowTile& tile, int64_
     uint32_t mine = 0;
 #pragma unroll
     for (int r = 0; r < kThreadRows; ++r) {
-        uint32_t amax = 0;
-#pragma unroll
-        for (int i = 0; i < kVectorLength; ++i) amax = max(amax, finite_magnitude_bits(values[r][i]));
-        amax = largest_of_lanes<kRowLanes>(amax);
+        const uint32_t amax = largest_of_lanes<kRowLanes>(finite_amax_bits<kVectorLength>(values[r]));
         if (lane % kThreadRows == r) mine = amax;
     }
     const Scale s = scale_of<E4M3>(bits_float(mine), results.power_of_2);
@@ -69,30 +71,27 @@ __device__ void store_rows(const ThreadRows& values, const RowTile& tile, int64_
 __device__ void store_maxima(const ThreadRows& values, Shared& shared) {
 #pragma unroll
     for (int i = 0; i < kVectorLength; ++i) {
-        uint32_t amax = 0;
-#pragma unroll
-        for (int r = 0; r < kThreadRows; ++r) amax = max(amax, finite_magnitude_bits(values[r][i]));
+        const float column[] = {values[0][i], values[1][i], values[2][i], values[3][i]};
+        uint32_t amax = finite_amax_bits<kThreadRows>(column);
         amax = max(amax, __shfl_xor_sync(kAllLanes, amax, kRowLanes));
-        if (threadIdx.x % 32 < kRowLanes) shared.maxima[threadIdx.x / 32][thread_column() + i] = amax;
+        if (threadIdx.x % 32 < kRowLanes) shared.maxima[threadIdx.x / 32][spread(thread_column() + i)] = amax;
     }
 }
 
 __device__ Scale column_scale(const Shared& shared, int column, bool power_of_2) {
     uint32_t amax = 0;
 #pragma unroll
-    for (int warp = 0; warp < kBlockWarps; ++warp) amax = max(amax, shared.maxima[warp][column]);
+    for (int warp = 0; warp < kBlockWarps; ++warp) amax = max(amax, shared.maxima[warp][spread(column)]);
     return scale_of<E4M3>(bits_float(amax), power_of_2);
 }
 
 __device__ void put_codes(const ThreadRows& values, Shared& shared) {
-    float multipliers[kVectorLength];
-    load_vector(shared.multipliers + thread_column(), multipliers);
 #pragma unroll
     for (int i = 0; i < kVectorLength; ++i) {
-        uint8_t codes[kThreadRows];
-#pragma unroll
-        for (int r = 0; r < kThreadRows; ++r) codes[r] = encode<E4M3>(values[r][i], multipliers[i]);
-        shared.transposed().put(thread_column() + i, thread_row() / kThreadRows, word_of(codes));
+        const float column[] = {values[0][i], values[1][i], values[2][i], values[3][i]};
+        static_assert(kThreadRows == 4);
+        shared.transposed().put(thread_column() + i, thread_row() / kThreadRows,
+                                encode_four(column, shared.multipliers[spread(thread_column() + i)]));
     }
 }
 
@@ -121,7 +120,7 @@ __global__ void __launch_bounds__(kBlockThreads, 2)
     __syncthreads();
     if (threadIdx.x < kBlockSide) {
         const Scale s = column_scale(shared, threadIdx.x, results.power_of_2);
-        shared.multipliers[threadIdx.x] = s.multiplier;
+        shared.multipliers[spread(threadIdx.x)] = s.multiplier;
         if (threadIdx.x < columns)
             results.scales_t.data[(column + threadIdx.x) * results.scales_t.row_stride +
                                   index * results.scales_t.column_stride] = s.scale;

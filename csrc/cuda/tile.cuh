@@ -35,18 +35,22 @@ __device__ inline void load_tile(const T* tile, int lane, int64_t left, float* v
     }
 }
 
-// |x| as bits, whose order is that of the numbers; 0 for what is not finite.
-__device__ inline uint32_t finite_magnitude_bits(float x) {
-    const uint32_t magnitude = float_bits(x) & 0x7fffffffu;
-    return magnitude < kFloatInfBits ? magnitude : 0u;
+// The largest finite magnitude of `count` numbers, as bits, whose order is that of the numbers. Two
+// instructions for each: twice its bits, without the sign, are raised so far that what is not finite wraps to
+// below all others.
+template <int count>
+__device__ inline uint32_t finite_amax_bits(const float* values) {
+    constexpr uint32_t kZero = 0u - 2 * kFloatInfBits;
+    uint32_t amax = kZero;
+#pragma unroll
+    for (int i = 0; i < count; ++i) amax = max(amax, 2 * float_bits(values[i]) + kZero);
+    return (amax - kZero) / 2;
 }
 
 // The scale of a tile for codes of `Format` (E4M3 or E5M6).
 template <class Format>
 __device__ inline Scale tile_scale(const float* values, bool power_of_2) {
-    uint32_t amax = 0;
-#pragma unroll
-    for (int i = 0; i < kLaneElements; ++i) amax = max(amax, finite_magnitude_bits(values[i]));
+    const uint32_t amax = finite_amax_bits<kLaneElements>(values);
     return scale_of<Format>(bits_float(largest_of_lanes<kTileLanes>(amax)), power_of_2);
 }
 
@@ -54,6 +58,35 @@ __device__ inline Scale tile_scale(const float* values, bool power_of_2) {
 template <class Format>
 __device__ inline auto encode(float x, float multiplier) {
     return is_finite(x) ? Format::encode(x * multiplier) : Format::kNaN;
+}
+
+// E4M3 codes of four elements, the first in the lowest byte: encode<E4M3> without branches, a third of its
+// instructions. |x * multiplier| must be below 464, as the scale rule sees to.
+//
+// With 2^e the power of two at or below |v|, and at least the smallest normal 2^-6, |v| + 2^(e + 20) has a
+// last place of 2^(e - 3): the addition rounds to the code's mantissa, which the sum's low bits then hold,
+// its leading 1 included, and a carry into the next binade too. 480, the number that 0x7f would be, makes a
+// NaN.
+__device__ inline uint32_t encode_four(const float* values, const float* multipliers) {
+    uint32_t magnitudes[4], numbers[4];
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+        const float v = is_finite(values[i]) ? values[i] * multipliers[i] : 480.0f;
+        numbers[i] = float_bits(v);
+        const float power = fmaxf(bits_float(numbers[i] & kFloatInfBits), 0x1p-6f);
+        const float sum = __fmaf_rn(power, 0x1p20f, fabsf(v));
+        magnitudes[i] = float_bits(sum) + (float_bits(power) >> 20) - (121u << 3);
+    }
+    const auto bytes = [](const uint32_t* w, unsigned byte) {
+        const unsigned pair = byte | (byte + 4) << 4;
+        return __byte_perm(__byte_perm(w[0], w[1], pair), __byte_perm(w[2], w[3], pair), 0x5410);
+    };
+    return (bytes(magnitudes, 0) & 0x7f7f7f7fu) | (bytes(numbers, 3) & 0x80808080u);
+}
+
+__device__ inline uint32_t encode_four(const float* values, float multiplier) {
+    const float multipliers[4] = {multiplier, multiplier, multiplier, multiplier};
+    return encode_four(values, multipliers);
 }
 
 // How codes lie in memory: `kBytes` a tile; a row of n codes takes row_bytes(n).
@@ -66,15 +99,13 @@ struct E4M3Codes {
     // Eight elements at `to`, of which `count` exist.
     template <bool kVector>
     static __device__ void store(const float* values, float multiplier, int64_t count, uint8_t* to) {
-        uint8_t codes[kVectorLength];
-#pragma unroll
-        for (int i = 0; i < kVectorLength; ++i) codes[i] = encode<E4M3>(values[i], multiplier);
+        const uint32_t words[2] = {encode_four(values, multiplier), encode_four(values + 4, multiplier)};
         if (kVector) {
-            *reinterpret_cast<uint2*>(to) = make_uint2(word_of(codes), word_of(codes + 4));
+            *reinterpret_cast<uint2*>(to) = make_uint2(words[0], words[1]);
         } else {
 #pragma unroll
             for (int i = 0; i < kVectorLength; ++i)
-                if (i < count) to[i] = codes[i];
+                if (i < count) to[i] = static_cast<uint8_t>(words[i / 4] >> 8 * (i % 4));
         }
     }
 
