@@ -44,8 +44,7 @@ __device__ inline void load_some(const T* p, int64_t count, float* out) {
     for (int i = 0; i < kVectorLength; ++i) out[i] = i < count ? to_float(p[i]) : 0.0f;
 }
 
-// Sixteen bytes to a 16-byte boundary of global memory, in one request: nvcc 13 splits some plain stores into
-// four.
+// To a 16-byte boundary of global memory, in one request: nvcc 13 splits some plain stores into four.
 __device__ inline void store_sixteen(uint4 bytes, void* p) { __stwb(static_cast<uint4*>(p), bytes); }
 
 __device__ inline void store_vector(const float* values, float* p) {
