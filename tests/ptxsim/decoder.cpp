@@ -92,7 +92,6 @@ Slot Decoder::symbol_address(const Operand& operand, const Symbol& symbol) {
 
 // A register, constant, special register or the address of a variable.
 Slot Decoder::source(const Operand& operand, int bits, bool at_least, Type type) {
-    if (operand.negated && bits != 1) fail("only a predicate may be negated");
     switch (operand.kind) {
         case Operand::Kind::kInteger:
             if (type == Type::kF32 || type == Type::kF64)
@@ -136,6 +135,7 @@ void Decoder::decode_vector(const Operand& operand, bool is_destination, int bit
         fail("a vector of " + count_of(elements.size(), "element") + " instead of " + std::to_string(count));
     if (elements.empty()) fail("an empty vector");
     for (const Operand& element : elements) {
+        if (element.negated) fail("an element of a vector is negated");
         if (is_destination)
             add_output(element, bits, at_least, true);
         else
@@ -221,6 +221,7 @@ void Decoder::decode_operand(const std::string& kind, const Operand& operand) {
     const Type type = instruction_.type, second = instruction_.source_type;
     const int second_bits = register_bits(second);
     const bool is_pair = operand.kind == Operand::Kind::kPair;
+    if (operand.negated && kind != "q") fail("this operand must not be negated");
     if (kind.find('|') != std::string::npos) {
         if (!is_pair) fail("expected two destinations a|b");
         const std::string first = kind.substr(0, kind.find('|'));
