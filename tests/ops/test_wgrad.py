@@ -72,7 +72,7 @@ def backward(layers: Layers, batches: list[Any], between: Callable[[], None] = l
     return inputs
 
 
-def test_the_bits_of_autograd_over_micro_batches(layers: Layers, batches: list[Any]) -> None:
+def test_the_bits_of_autograd_over_micro_batches(backend: str, layers: Layers, batches: list[Any]) -> None:
     wanted_x = backward(layers, batches)
     wanted = take_gradients(layers)
     with ops.accumulate_weight_gradients(), Calls() as calls:
@@ -87,7 +87,7 @@ def test_the_bits_of_autograd_over_micro_batches(layers: Layers, batches: list[A
     assert not {"zeros_like", "zero_", "add_"} & set(calls.names)
 
 
-def test_the_product_is_added_once_to_what_is_there(layers: Layers, batches: list[Any]) -> None:
+def test_the_product_is_added_once_to_what_is_there(backend: str, layers: Layers, batches: list[Any]) -> None:
     """`.grad` is written in place: it may be a view of a larger buffer."""
     backward(layers, batches[:1])
     product = take_gradients(layers)["linear"]
