@@ -5,6 +5,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import backends
+import gemm_inputs
 import pytest
 import torch
 from cpu_tiers import CPU_TIERS
@@ -87,6 +89,25 @@ def test_an_unknown_tile_is_refused(
     monkeypatch.setenv("DSE_GEMM_TILE", "8x8")
     with pytest.raises(ValueError, match="DSE_GEMM_TILE must be 16x64, 64x64 or 128x128, got 8x8"):
         fp32(random_operands(3, 4, 5, rng))
+
+
+def test_tensor_cores_that_cut_their_sums(
+    backend: str, tile: str | None, monkeypatch: pytest.MonkeyPatch, rng: torch.Generator
+) -> None:
+    """As devices do, to 23 bits after the largest of a step: a bound of its own, and not the exact sums."""
+    if backend != "simulator":
+        pytest.skip("the simulator's tensor cores alone can be told how to add")
+    operands = [random_operands(20, 70, 600, rng, kind=kind) for kind in ("any", "positive")]
+    rounded = [fp32(o) for o in operands]
+    monkeypatch.setattr(gemm_inputs, "PARTIAL_SUMS", gemm_inputs.CUT)
+    backends.simulator_option("hwacc", 23)
+    try:
+        cut = [fp32(o) for o in operands]
+    finally:
+        backends.simulator_option("hwacc", 0)
+    for o, result, other in zip(operands, cut, rounded, strict=True):
+        assert_within_bound(result, o)
+        assert not torch.equal(result, other)
 
 
 @pytest.mark.parametrize("loads", [[128], [128, 128], [0, 128, 1, 127, 129], [5, 0, 0, 256]], ids=str)
