@@ -27,11 +27,11 @@ View Machine::view(const Warp& warp, int lane) const {
     View view;
     view.known = &warp.known;
     view.more = warp.more_lanes >> lane & 1 ? warp.more[lane].get() : nullptr;
-    view.self = warp.agent;
+    view.self = warp.actor;
     view.lane = static_cast<uint8_t>(lane);
     view.floor = warp.cta->launch->floor;
     view.launch = warp.cta->launch->index;
-    view.agents = &agents;
+    view.actors = &actors;
     return view;
 }
 
@@ -127,7 +127,7 @@ bool Machine::shared_write(Cta& cta, uint32_t offset, uint32_t bytes, const Acce
     if (!cta.shadow) return true;
     Conflict conflict;
     if (cta.shadow->write(offset, bytes, stamped(access), view, conflict)) return true;
-    if (forgive_own_warp && conflict.was_write && conflict.agent == access.agent) return false;
+    if (forgive_own_warp && conflict.was_write && conflict.actor == access.actor) return false;
     fail("RACE", describe_conflict(*this, format("shared offset %u", offset - kSharedReserved), true, access,
                                    conflict));
 }
@@ -161,7 +161,7 @@ Buffer& Machine::global_touch(uint64_t address, uint32_t bytes, bool write, cons
     const bool fine = write ? buffer->shadow->write(offset, bytes, stamped(access), view, conflict)
                             : buffer->shadow->read(offset, bytes, stamped(access), view, conflict);
     if (fine) return *buffer;
-    const bool same_value = write && value && conflict.was_write && conflict.agent == access.agent &&
+    const bool same_value = write && value && conflict.was_write && conflict.actor == access.actor &&
                             std::memcmp(reinterpret_cast<const void*>(address), value, bytes) == 0;
     if (same_value && conflict.kind == Conflict::Kind::kRace) return *buffer;
     const std::string what =

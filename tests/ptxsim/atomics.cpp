@@ -69,7 +69,7 @@ Outcome run_atomic(Machine& machine, Warp& warp, const Instruction& instruction,
     touch.space = instruction.space;
     touch.bytes = static_cast<uint32_t>(element * vector);
     touch.write = true;
-    touch.access.agent = warp.agent;
+    touch.access.actor = warp.actor;
     touch.access.tick = warp.now;
     touch.access.atomic = true;
     touch.access.scope = instruction.scope == Scope::kNone ? Scope::kGpu : instruction.scope;

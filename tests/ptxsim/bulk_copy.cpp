@@ -30,12 +30,12 @@ void check_size(Machine& machine, int lane, uint64_t bytes, uint64_t global) {
                      format("lane %d: the global address of a bulk copy must be aligned to 16 bytes", lane));
 }
 
-uint32_t load_agent(Machine& machine, Cta& cta, Mbarrier& barrier) {
+uint32_t load_actor(Machine& machine, Cta& cta, Mbarrier& barrier) {
     if (!barrier.loads) {
-        uint32_t& used = engine_cta(cta).load_agents;
-        if (used == kMbarrierAgents)
+        uint32_t& used = engine_cta(cta).load_actors;
+        if (used == kMbarrierActors)
             machine.fail("UNSUPPORTED",
-                         format("a CTA with more than %u mbarriers that loads complete on", kMbarrierAgents));
+                         format("a CTA with more than %u mbarriers that loads complete on", kMbarrierActors));
         barrier.loads = used++;
     }
     return *barrier.loads;
@@ -62,7 +62,7 @@ void LoadOp::complete(Machine& machine) {
                          format("the mbarrier at shared offset %u was invalidated while a load was to "
                                 "complete on it",
                                 to.barrier - kSharedReserved));
-        barrier->second.arriving.raise(to.cta->agent(AgentKind::kBarrier, *barrier->second.loads), to.tick);
+        barrier->second.arriving.raise(to.cta->actor(ActorKind::kBarrier, *barrier->second.loads), to.tick);
         complete_tx(machine, barrier->second, to.barrier, bytes);
     }
 }
@@ -108,7 +108,7 @@ void prepare_load(Machine& machine, Warp& warp, const Instruction& instruction, 
                        lane, barrier_offset - kSharedReserved));
         note_remote(warp, lane, *cta);
         Access access;
-        access.agent = cta->agent(AgentKind::kBarrier, load_agent(machine, *cta, barrier));
+        access.actor = cta->actor(ActorKind::kBarrier, load_actor(machine, *cta, barrier));
         access.tick = ++barrier.load_tick;
         access.async_proxy = true;
         machine.shared_write(*cta, offset, bytes, access, view_of(machine, warp, known), false);
@@ -124,7 +124,7 @@ void prepare_load(Machine& machine, Warp& warp, const Instruction& instruction, 
 Access load_access(const LoadOp& op) {
     const LoadOp::Destination& to = op.destinations.front();
     Access access;
-    access.agent = to.cta->agent(AgentKind::kBarrier, *engine_cta(*to.cta).barriers.at(to.barrier).loads);
+    access.actor = to.cta->actor(ActorKind::kBarrier, *engine_cta(*to.cta).barriers.at(to.barrier).loads);
     access.tick = to.tick;
     access.async_proxy = true;
     return access;
@@ -185,7 +185,7 @@ void prepare_store(Machine& machine, Warp& warp, const Instruction&, int lane, c
     op.bytes = bytes;
     op.tick = ++engine_warp(warp).store_tick;
     Access access;
-    access.agent = warp.cta->agent(AgentKind::kBulk, warp.index);
+    access.actor = warp.cta->actor(ActorKind::kBulk, warp.index);
     access.tick = op.tick;
     access.lane = static_cast<uint8_t>(lane);
     access.async_proxy = true;
@@ -195,7 +195,7 @@ void prepare_store(Machine& machine, Warp& warp, const Instruction&, int lane, c
 
 Access store_access(const Warp& warp, int lane, const BulkOp& op) {
     Access access;
-    access.agent = warp.cta->agent(AgentKind::kBulkWrite, warp.index);
+    access.actor = warp.cta->actor(ActorKind::kBulkWrite, warp.index);
     access.tick = op.tick;
     access.lane = static_cast<uint8_t>(lane);
     access.async_proxy = true;
@@ -260,9 +260,9 @@ Outcome run_bulk_wait(Machine& machine, Warp& warp, const Instruction& instructi
         // Ticks of a warp's stores are shared by its lanes: one lane's wait says nothing of another's stores,
         // which have a lane of their own.
         Clock done;
-        done.raise_lane(warp.cta->agent(AgentKind::kBulk, warp.index), lane, last);
+        done.raise_lane(warp.cta->actor(ActorKind::kBulk, warp.index), lane, last);
         if (!instruction.read_only)
-            done.raise_lane(warp.cta->agent(AgentKind::kBulkWrite, warp.index), lane, last);
+            done.raise_lane(warp.cta->actor(ActorKind::kBulkWrite, warp.index), lane, last);
         warp.learn(done, 1u << lane);
     }
     return Outcome::kAdvance;

@@ -45,7 +45,7 @@ struct BulkOp : AsyncOp {
 // mbarrier's address.
 void prepare_load(Machine& machine, Warp& warp, const Instruction& instruction, int lane, uint32_t bytes,
                   uint32_t alignment, uint16_t cta_mask, LoadOp& op, const Clock& known);
-// The access by which the load's source is read: as the agent that completes on its (first) mbarrier.
+// The access by which the load's source is read: as the actor that completes on its (first) mbarrier.
 Access load_access(const LoadOp& op);
 
 // Checks and records that a store reads its source.

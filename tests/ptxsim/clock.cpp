@@ -6,10 +6,10 @@
 
 namespace ptxsim {
 
-uint32_t Clock::missing_far(Agent agent, uint32_t lanes, Tick tick) const {
-    auto it = std::lower_bound(far_.begin(), far_.end(), key(agent, 0),
+uint32_t Clock::missing_far(Actor actor, uint32_t lanes, Tick tick) const {
+    auto it = std::lower_bound(far_.begin(), far_.end(), key(actor, 0),
                                [](const Entry& entry, uint64_t wanted) { return entry.key < wanted; });
-    for (; it != far_.end() && it->key >> 6 == agent; ++it) {
+    for (; it != far_.end() && it->key >> 6 == actor; ++it) {
         if (it->tick < tick) continue;
         const uint32_t lane = it->key & 63;
         if (lane == kEvery) return 0;
@@ -18,8 +18,8 @@ uint32_t Clock::missing_far(Agent agent, uint32_t lanes, Tick tick) const {
     return lanes;
 }
 
-void Clock::raise_entry(Agent agent, uint32_t lane, Tick tick) {
-    const uint32_t index = agent - first_;
+void Clock::raise_entry(Actor actor, uint32_t lane, Tick tick) {
+    const uint32_t index = actor - first_;
     if (index < near_.size()) {
         if (near_[index] >= tick) return;
         if (lane == kEvery) {
@@ -28,7 +28,7 @@ void Clock::raise_entry(Agent agent, uint32_t lane, Tick tick) {
             return;
         }
     }
-    const uint64_t wanted = key(agent, lane);
+    const uint64_t wanted = key(actor, lane);
     auto it = std::lower_bound(far_.begin(), far_.end(), wanted,
                                [](const Entry& entry, uint64_t value) { return entry.key < value; });
     if (it != far_.end() && it->key == wanted) {
@@ -52,7 +52,7 @@ void Clock::join(const Clock& other) {
         }
     } else {
         for (size_t i = 0; i < other.near_.size(); ++i) {
-            if (other.near_[i]) raise(other.first_ + static_cast<Agent>(i), other.near_[i]);
+            if (other.near_[i]) raise(other.first_ + static_cast<Actor>(i), other.near_[i]);
         }
     }
     std::vector<Entry> merged;
@@ -75,11 +75,11 @@ void Clock::join(const Clock& other) {
 void Clock::tidy() {
     size_t kept = 0;
     for (size_t i = 0; i < far_.size();) {
-        const Agent agent = static_cast<Agent>(far_[i].key >> 6);
+        const Actor actor = static_cast<Actor>(far_[i].key >> 6);
         size_t end = i;
         Tick all = 0, least = ~0u;
         int lanes = 0;
-        for (; end < far_.size() && far_[end].key >> 6 == agent; ++end) {
+        for (; end < far_.size() && far_[end].key >> 6 == actor; ++end) {
             if ((far_[end].key & 63) == kEvery) {
                 all = far_[end].tick;
             } else {
@@ -88,31 +88,31 @@ void Clock::tidy() {
             }
         }
         if (lanes == kLanes) all = std::max(all, least);
-        const uint32_t index = agent - first_;
+        const uint32_t index = actor - first_;
         const bool dense = index < near_.size();
         if (dense) all = near_[index] = std::max(near_[index], all);
         for (; i < end; ++i) {
             const uint32_t lane = far_[i].key & 63;
             if (lane != kEvery && far_[i].tick > all) far_[kept++] = far_[i];
         }
-        // At most one entry per agent is added, and only where at least one was dropped.
-        if (!dense && all) far_[kept++] = {key(agent, kEvery), all};
+        // At most one entry per actor is added, and only where at least one was dropped.
+        if (!dense && all) far_[kept++] = {key(actor, kEvery), all};
     }
     far_.resize(kept);
 }
 
-void Clock::copy_range(Agent from, uint32_t count, uint32_t distance) {
+void Clock::copy_range(Actor from, uint32_t count, uint32_t distance) {
     for (uint32_t i = 0; i < count; ++i) {
         Tick& target = near_[from - first_ + i + distance];
         target = std::max(target, near_[from - first_ + i]);
     }
     std::vector<Entry> lanes;
     for (const Entry& entry : far_) {
-        const Agent agent = static_cast<Agent>(entry.key >> 6);
-        if (agent - from < count) lanes.push_back({entry.key + (uint64_t{distance} << 6), entry.tick});
+        const Actor actor = static_cast<Actor>(entry.key >> 6);
+        if (actor - from < count) lanes.push_back({entry.key + (uint64_t{distance} << 6), entry.tick});
     }
     for (const Entry& entry : lanes) {
-        raise_entry(static_cast<Agent>(entry.key >> 6), entry.key & 63, entry.tick);
+        raise_entry(static_cast<Actor>(entry.key >> 6), entry.key & 63, entry.tick);
     }
 }
 

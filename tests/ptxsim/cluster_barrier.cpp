@@ -113,11 +113,11 @@ void check_remote_accesses_at_exit(Machine& machine, Cta& cta) {
     if (!cta.shadow) return;  // races are not looked for
     EngineCta& state = engine_cta(cta);
     for (const RemoteAccess& access : state.remote)
-        if (state.exit_clock.missing(access.agent, 1u << access.lane, access.tick))
+        if (state.exit_clock.missing(access.actor, 1u << access.lane, access.tick))
             machine.fail(
                 "CLUSTER_EXIT",
                 "the CTA's exit is not ordered after an access to its shared memory by " +
-                    machine.agents.describe(access.agent, 1u << access.lane, cta.agent(AgentKind::kWarp, 0)));
+                    machine.actors.describe(access.actor, 1u << access.lane, cta.actor(ActorKind::kWarp, 0)));
 }
 
 }  // namespace ptxsim

@@ -35,7 +35,7 @@ Outcome run_copy(Machine& machine, Warp& warp, const Instruction& instruction, u
     batch->lanes = mask;
     batch->tick = ++warp.copy_now;
     Access access;
-    access.agent = cta.agent(AgentKind::kCopy, warp.index);
+    access.actor = cta.actor(ActorKind::kCopy, warp.index);
     access.tick = batch->tick;
     Buffer* buffer = nullptr;
     std::array<uint64_t, kLanes> addresses{};
@@ -86,7 +86,7 @@ Outcome run_copy_commit(Machine&, Warp& warp, const Instruction&, uint32_t mask)
 
 // Completes the waiting lanes' copies up to the group named; they then count as the lane's own past.
 Outcome run_copy_wait(Machine& machine, Warp& warp, const Instruction& instruction, uint32_t mask) {
-    const Agent copies = warp.cta->agent(AgentKind::kCopy, warp.index);
+    const Actor copies = warp.cta->actor(ActorKind::kCopy, warp.index);
     const uint64_t open =
         instruction.immediates.empty() ? 0 : static_cast<uint64_t>(instruction.immediates[0]);
     std::array<Tick, kLanes> known{};

@@ -122,7 +122,7 @@ View view_of(const Machine& machine, const Warp& issuer, const Clock& known) {
     view.known = &known;
     view.floor = issuer.cta->launch->floor;
     view.launch = issuer.cta->launch->index;
-    view.agents = &machine.agents;
+    view.actors = &machine.actors;
     return view;
 }
 
@@ -130,11 +130,11 @@ void note_remote(Warp& warp, int lane, Cta& target) {
     if (&target == warp.cta) return;
     auto& remote = engine_cta(target).remote;
     for (RemoteAccess& access : remote) {
-        if (access.agent != warp.agent || access.lane != lane) continue;
+        if (access.actor != warp.actor || access.lane != lane) continue;
         access.tick = warp.now;
         return;
     }
-    remote.push_back({warp.agent, static_cast<uint8_t>(lane), warp.now});
+    remote.push_back({warp.actor, static_cast<uint8_t>(lane), warp.now});
 }
 
 }  // namespace ptxsim

@@ -24,10 +24,10 @@ struct Mbarrier {
     uint64_t phase = 0;
     Clock arriving, completed;
     bool visible_to_proxy = false;  // its init is: fence.mbarrier_init or fence.proxy.async came after
-    Agent init_agent = 0;           // who initialised it
+    Actor init_actor = 0;           // who initialised it
     uint8_t init_lane = 0;
     Tick init_tick = 0;
-    std::optional<uint32_t> loads;  // index of the agent that stands for loads completing here
+    std::optional<uint32_t> loads;  // index of the actor that stands for loads completing here
     Tick load_tick = 0;
 };
 
@@ -63,14 +63,14 @@ struct IssuedWgmma {
 };
 
 struct RemoteAccess {
-    Agent agent;
+    Actor actor;
     uint8_t lane;
     Tick tick;
 };
 
 struct EngineCta {
     std::map<uint32_t, Mbarrier> barriers;  // by address
-    uint32_t load_agents = 0;
+    uint32_t load_actors = 0;
     std::map<uint32_t, std::map<uint64_t, IssuedWgmma>> issued;  // by warpgroup, by count
     std::vector<RemoteAccess> remote;  // by other CTAs of the cluster, not known at the last check
     Clock exit_clock;
@@ -89,7 +89,7 @@ EngineCluster& engine_cluster(Cluster& cluster);
 
 // All that `lane` knows and has done, as a clock of its own; accesses the lane makes later are not covered.
 Clock published(Warp& warp, uint32_t mask);
-// The view of an agent of the engine's whose knowledge is `known`.
+// The view of an actor of the engine's whose knowledge is `known`.
 View view_of(const Machine& machine, const Warp& issuer, const Clock& known);
 // Remembers that `warp` accessed shared memory of another CTA.
 void note_remote(Warp& warp, int lane, Cta& target);

@@ -24,7 +24,7 @@ Touch make_touch(const Warp& warp, const Instruction& instruction, bool write) {
     touch.space = instruction.space;
     touch.bytes = static_cast<uint32_t>(instruction.element_bytes) * instruction.vector;
     touch.write = write;
-    touch.access.agent = warp.agent;
+    touch.access.actor = warp.actor;
     touch.access.tick = warp.now;
     touch.access.scope = access_scope(instruction);
     touch.access.non_coherent = instruction.non_coherent;

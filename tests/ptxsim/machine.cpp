@@ -34,8 +34,8 @@ bool Cta::alive() const {
     return std::any_of(warps.begin(), warps.end(), [](const auto& warp) { return warp->alive != 0; });
 }
 
-Agent Cta::agent(AgentKind kind, uint32_t index) const {
-    return cluster->first_agent + rank * cluster->layout.per_cta() + cluster->layout.offset(kind) + index;
+Actor Cta::actor(ActorKind kind, uint32_t index) const {
+    return cluster->first_actor + rank * cluster->layout.per_cta() + cluster->layout.offset(kind) + index;
 }
 
 Machine::Machine(Memory& global_memory, const Options& run_options)
@@ -108,8 +108,8 @@ void Machine::run(std::span<Launch> list) {
         launches.push_back(state);
         order.push_back(launch.after);
     }
-    agents.clear();
-    agents.set_launch_order(order);
+    actors.clear();
+    actors.set_launch_order(order);
     syncs.clear();
     queue.clear();
     live.clear();
@@ -153,9 +153,9 @@ void Machine::start_clusters() {
             // What ended before this launch is ordered before it, if every launch that has started has.
             const bool alone = std::all_of(launches.begin(), launches.end(), [&](const LaunchState& other) {
                 return &other == &state || (other.next == 0 && other.total) ||
-                       agents.launch_ordered(other.index, state.index);
+                       actors.launch_ordered(other.index, state.index);
             });
-            if (alone) state.floor = agents.next();
+            if (alone) state.floor = actors.next();
             if (options.chaos && state.total > 1) {  // hardware promises no order
                 do {
                     state.stride = 1 + random(state.total - 1);
@@ -188,7 +188,7 @@ std::unique_ptr<Cluster> Machine::make_cluster(LaunchState& state) {
     cluster->launch = &state;
     cluster->layout = {warps, state.code->copies, state.code->async};
 
-    AgentGroup group;
+    ActorGroup group;
     group.layout = cluster->layout;
     group.ctas = shape[0] * shape[1] * shape[2];
     group.launch = state.index;
@@ -204,7 +204,7 @@ std::unique_ptr<Cluster> Machine::make_cluster(LaunchState& state) {
         group.cta_ids.push_back(id);
     }
     const auto ids = group.cta_ids;
-    cluster->first_agent = agents.add(std::move(group));
+    cluster->first_actor = actors.add(std::move(group));
 
     const uint32_t shared_end = launch.kernel->dynamic_shared_address + launch.dynamic_shared;
     for (uint32_t rank = 0; rank < ids.size(); ++rank) {
@@ -260,7 +260,7 @@ void Machine::make_warp(Cta& cta, uint32_t index, uint32_t threads) {
     warp = std::make_unique<Warp>();
     warp->cta = &cta;
     warp->index = index;
-    warp->agent = cta.agent(AgentKind::kWarp, index);
+    warp->actor = cta.actor(ActorKind::kWarp, index);
     const uint32_t first = index * kLanes;
     const uint32_t lanes = std::min<uint32_t>(kLanes, threads - first);
     warp->initial = warp->alive = lanes == kLanes ? 0xffffffff : (1u << lanes) - 1;

@@ -14,7 +14,7 @@
 #include <unordered_map>
 #include <vector>
 
-#include "agents.h"
+#include "actors.h"
 #include "async.h"
 #include "async_engine.h"
 #include "counters.h"
@@ -77,18 +77,18 @@ struct Cta {
     std::shared_ptr<void> async;  // what the asynchronous engine keeps for a CTA
 
     bool alive() const;
-    Agent agent(AgentKind kind, uint32_t index) const;
+    Actor actor(ActorKind kind, uint32_t index) const;
 };
 
 struct Cluster {
     LaunchState* launch = nullptr;
-    Agent first_agent = 0;
-    AgentLayout layout;
+    Actor first_actor = 0;
+    ActorLayout layout;
     std::vector<std::unique_ptr<Cta>> ctas;
     std::shared_ptr<void> async;  // what the asynchronous engine keeps for a cluster
 
     Clock new_clock() const {
-        return Clock(first_agent, layout.per_cta() * static_cast<uint32_t>(ctas.size()));
+        return Clock(first_actor, layout.per_cta() * static_cast<uint32_t>(ctas.size()));
     }
 };
 
@@ -100,7 +100,7 @@ struct LaunchState {
     // The order in which clusters start, a permutation: the i-th is (i * stride + offset) % total.
     uint64_t stride = 1, offset = 0;
     uint32_t live = 0;  // clusters
-    Agent floor = 0;
+    Actor floor = 0;
     bool ended() const { return next == total && live == 0; }
 };
 
@@ -189,7 +189,7 @@ class Machine {
 
     Memory& memory;
     Options options;
-    AgentTable agents;
+    ActorTable actors;
     AsyncQueue queue;
     std::unique_ptr<AsyncEngine> engine;
     std::vector<std::unique_ptr<Cluster>> live;

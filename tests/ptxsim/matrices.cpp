@@ -35,7 +35,7 @@ Rows touch_rows(Machine& machine, Warp& warp, const Instruction& instruction, bo
     touch.space = instruction.space == Space::kGeneric ? Space::kGeneric : instruction.space;
     touch.bytes = kRowBytes;
     touch.write = write;
-    touch.access.agent = warp.agent;
+    touch.access.actor = warp.actor;
     touch.access.tick = warp.now;
     Rows result;
     Buffer* buffer = nullptr;

@@ -14,7 +14,7 @@ constexpr uint32_t kMaxCount = (1u << 20) - 1;
 void touch_object(Machine& machine, Warp& warp, int lane, Cta& cta, uint32_t offset, bool ordinary) {
     if (!cta.shadow) return;
     Access access;
-    access.agent = warp.agent;
+    access.actor = warp.actor;
     access.tick = warp.now;
     access.lane = static_cast<uint8_t>(lane);
     if (!ordinary) {
@@ -104,13 +104,13 @@ Mbarrier& find_mbarrier(Machine& machine, Warp& warp, int lane, Cta& cta, uint32
                                            offset - kSharedReserved));
     const Mbarrier& barrier = found->second;
     if (cta.shadow &&
-        machine.view(warp, lane).missing(barrier.init_agent, 1u << barrier.init_lane, barrier.init_tick))
+        machine.view(warp, lane).missing(barrier.init_actor, 1u << barrier.init_lane, barrier.init_tick))
         machine.fail(
             "RACE",
             format("lane %d uses the mbarrier at shared offset %u, whose initialisation by %s is not "
                    "ordered before",
                    lane, offset - kSharedReserved,
-                   machine.agents.describe(barrier.init_agent, 1u << barrier.init_lane, warp.agent).c_str()));
+                   machine.actors.describe(barrier.init_actor, 1u << barrier.init_lane, warp.actor).c_str()));
     touch_object(machine, warp, lane, cta, offset, false);
     return found->second;
 }
@@ -134,7 +134,7 @@ Outcome run_mbarrier_init(Machine& machine, Warp& warp, const Instruction& instr
         barrier.expected = count;
         barrier.pending = count;
         barrier.arriving = barrier.completed = cta.cluster->new_clock();
-        barrier.init_agent = warp.agent;
+        barrier.init_actor = warp.actor;
         barrier.init_lane = static_cast<uint8_t>(lane);
         barrier.init_tick = warp.now;
         barriers[offset] = std::move(barrier);

@@ -1,7 +1,7 @@
 // Fences between the generic proxy (ordinary loads and stores) and the async proxy (TMA, bulk copies, wgmma).
 //
 // That an access of the async proxy comes after an ordinary write is not enough: a proxy fence must lie
-// between them. So each warp has a second agent for its ordinary accesses as far as a fence has covered them,
+// between them. So each warp has a second actor for its ordinary accesses as far as a fence has covered them,
 // which a fence raises to what its lane knows of the first.
 #include <bit>
 
@@ -11,9 +11,9 @@ namespace ptxsim {
 namespace {
 
 void cover(const Cluster& cluster, Clock& clock) {
-    const uint32_t distance = cluster.layout.offset(AgentKind::kFenced);
+    const uint32_t distance = cluster.layout.offset(ActorKind::kFenced);
     for (const auto& cta : cluster.ctas)
-        clock.copy_range(cta->agent(AgentKind::kWarp, 0), cluster.layout.warps, distance);
+        clock.copy_range(cta->actor(ActorKind::kWarp, 0), cluster.layout.warps, distance);
 }
 
 void make_visible(const Machine& machine, Warp& warp, uint32_t mask, bool own_only) {
@@ -21,10 +21,10 @@ void make_visible(const Machine& machine, Warp& warp, uint32_t mask, bool own_on
         for (auto& [offset, barrier] : engine_cta(*cta).barriers) {
             for (uint32_t rest = mask; rest && !barrier.visible_to_proxy; rest &= rest - 1) {
                 const int lane = std::countr_zero(rest);
-                const bool own = barrier.init_agent == warp.agent && barrier.init_lane == lane;
+                const bool own = barrier.init_actor == warp.actor && barrier.init_lane == lane;
                 barrier.visible_to_proxy =
                     own || (!own_only && machine.view(warp, lane)
-                                                 .missing(barrier.init_agent, 1u << barrier.init_lane,
+                                                 .missing(barrier.init_actor, 1u << barrier.init_lane,
                                                           barrier.init_tick) == 0);
             }
         }
@@ -43,7 +43,7 @@ Outcome run_proxy_fence(Machine& machine, Warp& warp, const Instruction&, uint32
         cover(cluster, all);
         warp.learn(all, 1u << lane);
     }
-    const Agent fenced = machine.agents.fenced(warp.agent);
+    const Actor fenced = machine.actors.fenced(warp.actor);
     if ((warp.alive & ~mask) == 0) {
         warp.known.raise(fenced, warp.now);
     } else {

@@ -79,7 +79,7 @@ uint64_t special_value(const Warp& warp, SpecialRegister which, int lane) {
         case SpecialRegister::kNwarpid:
             return cta.warps.size();
         case SpecialRegister::kSmid:
-            return (cta.cluster->first_agent / cta.cluster->layout.per_cta()) % 132;
+            return (cta.cluster->first_actor / cta.cluster->layout.per_cta()) % 132;
         case SpecialRegister::kNsmid:
             return 132;
         case SpecialRegister::kGridid:

@@ -68,7 +68,7 @@ std::string where(const Machine& machine) {
 
 std::string describe_conflict(const Machine& machine, const std::string& what, bool is_write,
                               const Access& access, const Conflict& conflict) {
-    const std::string other = machine.agents.describe(conflict.agent, conflict.lanes, access.agent);
+    const std::string other = machine.actors.describe(conflict.actor, conflict.lanes, access.actor);
     const char* verb = conflict.was_write ? "write" : "read";
     std::string text = format("lane %d ", access.lane) + (is_write ? "writes " : "reads ") + what;
     switch (conflict.kind) {
@@ -88,7 +88,7 @@ std::string describe_conflict(const Machine& machine, const std::string& what, b
     text += ") by " + other;
     const bool both_strong = access.scope != Scope::kNone && conflict.scope != Scope::kNone;
     if (both_strong) return text + "; the scopes do not hold both threads";
-    if (access.agent == conflict.agent)
+    if (access.actor == conflict.actor)
         return text + " (same warp: __syncwarp orders lanes, lockstep does not)";
     return text;
 }

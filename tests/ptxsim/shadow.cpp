@@ -16,9 +16,9 @@ constexpr auto kMostPastWrites = 16;
 
 }  // namespace
 
-uint32_t View::missing_slow(Agent agent, uint32_t lanes, Tick tick) const {
-    if (more) lanes = more->missing(agent, lanes, tick);
-    if (lanes && agents->several_launches() && agents->launch_ordered(agents->group(agent).launch, launch))
+uint32_t View::missing_slow(Actor actor, uint32_t lanes, Tick tick) const {
+    if (more) lanes = more->missing(actor, lanes, tick);
+    if (lanes && actors->several_launches() && actors->launch_ordered(actors->group(actor).launch, launch))
         return 0;
     return lanes;
 }
@@ -40,9 +40,9 @@ void Shadow::clear() {
     for (uint32_t i = 0; i < pasts_.size(); ++i) free_pasts_.push_back(i);
 }
 
-bool Shadow::strong_pair(const Access& access, uint8_t scope, Agent other, const View& view) const {
+bool Shadow::strong_pair(const Access& access, uint8_t scope, Actor other, const View& view) const {
     if (access.scope == Scope::kNone || scope == 0) return false;
-    const auto common = static_cast<uint8_t>(view.agents->common_scope(access.agent, other));
+    const auto common = static_cast<uint8_t>(view.actors->common_scope(access.actor, other));
     return static_cast<uint8_t>(access.scope) >= common && scope >= common;
 }
 
@@ -134,12 +134,12 @@ bool Shadow::read_unit(Cell& cell, const Access& access, const View& view, Confl
     if (cell.write_tick) {
         const uint32_t lanes = 1u << cell.write_lane;
         const uint8_t scope = cell.scopes & 15;
-        conflict.agent = cell.writer;
+        conflict.actor = cell.writer;
         conflict.lanes = lanes;
         conflict.was_write = true;
         conflict.line = cell.write_line;
         conflict.scope = static_cast<Scope>(scope);
-        if (access.non_coherent && view.agents->group(cell.writer).launch == view.launch) {
+        if (access.non_coherent && view.actors->group(cell.writer).launch == view.launch) {
             conflict.kind = Conflict::Kind::kNonCoherent;
             return false;
         }
@@ -148,8 +148,8 @@ bool Shadow::read_unit(Cell& cell, const Access& access, const View& view, Confl
             conflict.kind = Conflict::Kind::kRace;
             return false;
         }
-        if (access.async_proxy && view.agents->kind(cell.writer) == AgentKind::kWarp &&
-            view.missing(view.agents->fenced(cell.writer), lanes, cell.write_tick)) {
+        if (access.async_proxy && view.actors->kind(cell.writer) == ActorKind::kWarp &&
+            view.missing(view.actors->fenced(cell.writer), lanes, cell.write_tick)) {
             conflict.kind = Conflict::Kind::kProxy;
             return false;
         }
@@ -157,9 +157,9 @@ bool Shadow::read_unit(Cell& cell, const Access& access, const View& view, Confl
     if (cell.flags & Cell::kPastWrites) {
         for (const Past& old : pasts_[cell.reader]) {
             if (!old.wrote) continue;
-            const uint32_t unknown = view.missing(old.agent, old.lanes, old.tick);
-            if (!unknown || strong_pair(access, old.scope, old.agent, view)) continue;
-            conflict = {Conflict::Kind::kRace,         old.agent, unknown, true,
+            const uint32_t unknown = view.missing(old.actor, old.lanes, old.tick);
+            if (!unknown || strong_pair(access, old.scope, old.actor, view)) continue;
+            conflict = {Conflict::Kind::kRace,         old.actor, unknown, true,
                         static_cast<Scope>(old.scope), old.line};
             return false;
         }
@@ -167,7 +167,7 @@ bool Shadow::read_unit(Cell& cell, const Access& access, const View& view, Confl
     if (access.non_coherent) cell.flags |= Cell::kReadNonCoherent;
     const auto scope = static_cast<uint8_t>(access.scope);
     if (!(cell.flags & Cell::kMany)) {
-        const bool same = cell.reader == access.agent && cell.read_tick == access.tick;
+        const bool same = cell.reader == access.actor && cell.read_tick == access.tick;
         if (same) {
             cell.read_lanes |= 1u << access.lane;
             if ((cell.scopes >> 4) > scope)
@@ -175,7 +175,7 @@ bool Shadow::read_unit(Cell& cell, const Access& access, const View& view, Confl
             return true;
         }
         if (!cell.read_tick || !view.missing(cell.reader, cell.read_lanes, cell.read_tick)) {
-            cell.reader = access.agent;
+            cell.reader = access.actor;
             cell.read_tick = access.tick;
             cell.read_lanes = 1u << access.lane;
             cell.read_line = access.line;
@@ -216,16 +216,16 @@ void Shadow::add_reader(Cell& cell, const Access& access, const View& view) {
     std::vector<Past>& list = past(cell);
     const auto scope = static_cast<uint8_t>(access.scope);
     for (Past& old : list) {
-        if (old.wrote || old.agent != access.agent || old.tick != access.tick) continue;
+        if (old.wrote || old.actor != access.actor || old.tick != access.tick) continue;
         old.lanes |= 1u << access.lane;
         old.scope = std::min(old.scope, scope);
         return;
     }
     // A write that must come after this read must come after the reads it knows of.
     std::erase_if(
-        list, [&](const Past& old) { return !old.wrote && !view.missing(old.agent, old.lanes, old.tick); });
+        list, [&](const Past& old) { return !old.wrote && !view.missing(old.actor, old.lanes, old.tick); });
     if (list.size() >= kMostPast) list.erase(list.begin());
-    list.push_back({access.agent, access.tick, 1u << access.lane, access.line, scope, false});
+    list.push_back({access.actor, access.tick, 1u << access.lane, access.line, scope, false});
 }
 
 void Shadow::drop_past(Cell& cell) {
@@ -246,16 +246,16 @@ bool Shadow::write_unit(Cell& cell, const Access& access, const View& view, Conf
     // False if the access `old` races with this one. Sets `unordered`.
     bool unordered = false;
     auto check = [&](const Past& old) {
-        conflict = {Conflict::Kind::kRace,         old.agent, old.lanes, old.wrote,
+        conflict = {Conflict::Kind::kRace,         old.actor, old.lanes, old.wrote,
                     static_cast<Scope>(old.scope), old.line};
         if (!old.wrote && cell.flags & Cell::kReadNonCoherent &&
-            view.agents->group(old.agent).launch == view.launch) {
+            view.actors->group(old.actor).launch == view.launch) {
             conflict.kind = Conflict::Kind::kNonCoherent;
             return false;
         }
-        const uint32_t unknown = view.missing(old.agent, old.lanes, old.tick);
+        const uint32_t unknown = view.missing(old.actor, old.lanes, old.tick);
         unordered = unknown != 0;
-        if (!unordered || strong_pair(access, old.scope, old.agent, view)) return true;
+        if (!unordered || strong_pair(access, old.scope, old.actor, view)) return true;
         conflict.lanes = unknown;
         return false;
     };
@@ -277,7 +277,7 @@ bool Shadow::write_unit(Cell& cell, const Access& access, const View& view, Conf
     if (write_unordered) {
         std::vector<Past>& list = past(cell);
         auto same = std::find_if(list.begin(), list.end(), [&](const Past& old) {
-            return old.wrote && old.agent == cell.writer && old.tick == cell.write_tick &&
+            return old.wrote && old.actor == cell.writer && old.tick == cell.write_tick &&
                    old.scope == write_scope;
         });
         if (same != list.end()) {
@@ -291,7 +291,7 @@ bool Shadow::write_unit(Cell& cell, const Access& access, const View& view, Conf
         }
         cell.flags |= Cell::kPastWrites;
     }
-    cell.writer = access.agent;
+    cell.writer = access.actor;
     cell.write_tick = access.tick;
     cell.write_lane = access.lane;
     cell.write_line = access.line;

@@ -9,13 +9,13 @@
 #include <cstdint>
 #include <vector>
 
-#include "agents.h"
+#include "actors.h"
 #include "clock.h"
 
 namespace ptxsim {
 
 struct Access {
-    Agent agent = 0;
+    Actor actor = 0;
     Tick tick = 0;
     int32_t line = 0;  // of the PTX text, for reports
     uint8_t lane = 0;
@@ -29,30 +29,30 @@ struct Access {
 struct View {
     const Clock* known = nullptr;
     const Clock* more = nullptr;  // beside `known`; may be null
-    Agent self = 0;               // program order: what this lane of this agent did is known
+    Actor self = 0;               // program order: what this lane of this actor did is known
     uint8_t lane = 0;
-    Agent floor = 0;  // agents below it ended before this launch began
+    Actor floor = 0;  // actors below it ended before this launch began
     uint32_t launch = 0;
-    const AgentTable* agents = nullptr;
+    const ActorTable* actors = nullptr;
 
-    uint32_t missing(Agent agent, uint32_t lanes, Tick tick) const {
-        if (agent < floor) return 0;
-        if (agent == self) {
+    uint32_t missing(Actor actor, uint32_t lanes, Tick tick) const {
+        if (actor < floor) return 0;
+        if (actor == self) {
             lanes &= ~(1u << lane);
             if (!lanes) return 0;
         }
-        lanes = known->missing(agent, lanes, tick);
+        lanes = known->missing(actor, lanes, tick);
         if (!lanes) return 0;
-        return missing_slow(agent, lanes, tick);
+        return missing_slow(actor, lanes, tick);
     }
 
   private:
-    uint32_t missing_slow(Agent agent, uint32_t lanes, Tick tick) const;
+    uint32_t missing_slow(Actor actor, uint32_t lanes, Tick tick) const;
 };
 
 struct Conflict {
     enum class Kind : uint8_t { kRace, kProxy, kNonCoherent } kind = Kind::kRace;
-    Agent agent = 0;
+    Actor actor = 0;
     uint32_t lanes = 0;
     bool was_write = false;
     Scope scope = Scope::kNone;
@@ -61,9 +61,9 @@ struct Conflict {
 };
 
 struct Cell {
-    Agent writer = 0;  // index of the split bytes if kSplit
+    Actor writer = 0;  // index of the split bytes if kSplit
     Tick write_tick = 0;
-    Agent reader = 0;  // index of the list of past accesses if kMany
+    Actor reader = 0;  // index of the list of past accesses if kMany
     Tick read_tick = 0;
     uint32_t read_lanes = 0;
     int32_t write_line = 0, read_line = 0;
@@ -91,7 +91,7 @@ class Shadow {
     // One of several accesses that are not ordered among themselves: reads, and (wrote) strong writes that an
     // unordered strong write has followed.
     struct Past {
-        Agent agent;
+        Actor actor;
         Tick tick;
         uint32_t lanes;
         int32_t line;
@@ -104,7 +104,7 @@ class Shadow {
     bool touch_part(Cell& cell, uint8_t mask, const Access& access, const View& view, Conflict& conflict);
     bool read_unit(Cell& cell, const Access& access, const View& view, Conflict& conflict);
     bool write_unit(Cell& cell, const Access& access, const View& view, Conflict& conflict);
-    bool strong_pair(const Access& access, uint8_t scope, Agent other, const View& view) const;
+    bool strong_pair(const Access& access, uint8_t scope, Actor other, const View& view) const;
     std::vector<Past>& past(Cell& cell);  // makes the list, with the cell's own reader in it
     void add_reader(Cell& cell, const Access& access, const View& view);
     void drop_past(Cell& cell);

@@ -61,8 +61,8 @@ void Machine::synchronise_through(Warp& warp, int lane, Space space, uint64_t ad
     }
     if (reads) {
         if (SyncVariable* found = find_sync(cta, address)) {
-            const Scope needed = std::max(agents.common_scope(warp.agent, found->first),
-                                          agents.common_scope(warp.agent, found->last));
+            const Scope needed = std::max(actors.common_scope(warp.actor, found->first),
+                                          actors.common_scope(warp.actor, found->last));
             if (scope >= needed && found->scope >= needed) {
                 if (acquires(instruction.semantics)) {
                     warp.learn(found->clock, 1u << lane);
@@ -93,10 +93,10 @@ void Machine::synchronise_through(Warp& warp, int lane, Space space, uint64_t ad
     if (!is_atomic || variable.first == 0) {
         variable = SyncVariable{};
         variable.scope = mine;
-        variable.first = warp.agent;
+        variable.first = warp.actor;
     }
     variable.scope = narrower(variable.scope, mine);
-    variable.last = warp.agent;
+    variable.last = warp.actor;
     if (releasing) {
         warp.publish(variable.clock, 1u << lane);
     } else {

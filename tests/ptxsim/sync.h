@@ -8,7 +8,7 @@ namespace ptxsim {
 struct SyncVariable {
     Clock clock;
     Scope scope = Scope::kNone;  // the narrowest of those who contributed
-    Agent first = 0, last = 0;   // who contributed
+    Actor first = 0, last = 0;   // who contributed
 };
 
 }  // namespace ptxsim

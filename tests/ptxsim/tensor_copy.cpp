@@ -105,7 +105,7 @@ TensorMap read_map(Machine& machine, Warp& warp, const Instruction& instruction,
         case Space::kGlobal: {
             Access access;  // read through a proxy of its own: no fence of the async proxy's orders writes
                             // before it
-            access.agent = warp.agent;
+            access.actor = warp.actor;
             access.tick = warp.now;
             access.lane = static_cast<uint8_t>(lane);
             machine.global_touch(address, sizeof(CUtensorMap), false, access, view_of(machine, warp, known),

@@ -14,10 +14,10 @@ void Warp::publish(Clock& target, uint32_t mask) const {
 
 void Warp::publish_accesses(Clock& target, uint32_t mask) const {
     if (mask == initial) {
-        target.raise(agent, now);
+        target.raise(actor, now);
         return;
     }
-    for (uint32_t rest = mask; rest; rest &= rest - 1) target.raise_lane(agent, std::countr_zero(rest), now);
+    for (uint32_t rest = mask; rest; rest &= rest - 1) target.raise_lane(actor, std::countr_zero(rest), now);
 }
 
 void Warp::learn(const Clock& clock, uint32_t mask) {
@@ -50,16 +50,16 @@ void Warp::synchronise_lanes(uint32_t mask) {
         for (uint32_t rest = mask; rest; rest &= rest - 1) {
             const int lane = std::countr_zero(rest);
             if (more[lane]) together.join(*more[lane]);
-            together.raise_lane(agent, lane, now);
+            together.raise_lane(actor, lane, now);
         }
         learn(together, mask);
     }
     tick();
 }
 
-void Warp::learn_own_copies(int lane, Agent copies_agent, Tick tick) {
+void Warp::learn_own_copies(int lane, Actor copies_actor, Tick tick) {
     if (!more[lane]) more[lane] = std::make_unique<Clock>();
-    more[lane]->raise_lane(copies_agent, lane, tick);
+    more[lane]->raise_lane(copies_actor, lane, tick);
     more_lanes |= 1u << lane;
 }
 

@@ -28,7 +28,7 @@ struct FenceState {
 struct Warp {
     Cta* cta = nullptr;
     uint32_t index = 0;
-    Agent agent = 0;
+    Actor actor = 0;
 
     // Lanes. A lane of `alive` runs unless it is in one of the other sets.
     uint32_t initial = 0, alive = 0;
@@ -82,7 +82,7 @@ struct Warp {
     void forget_differences();
     // Later accesses are not covered by what was published so far.
     void tick() { ++now; }
-    void learn_own_copies(int lane, Agent copies, Tick tick);
+    void learn_own_copies(int lane, Actor copies, Tick tick);
 };
 
 }  // namespace ptxsim

@@ -154,7 +154,7 @@ void retire(Warp& warp, const std::vector<std::shared_ptr<WgmmaOp>>& group, Mach
     for (const auto& op : group) {
         machine.queue.finish(machine, *op);
         for (const Slot slot : op->held) --warp.busy[static_cast<size_t>(slot)];
-        warp.known.raise(warp.cta->agent(AgentKind::kWgmma, warp.index), op->tick);
+        warp.known.raise(warp.cta->actor(ActorKind::kWgmma, warp.index), op->tick);
     }
 }
 
@@ -237,7 +237,7 @@ Outcome run_wgmma(Machine& machine, Warp& warp, const Instruction& instruction) 
     const Clock known = published(warp, all);
     const View view = view_of(machine, warp, known);
     Access access;
-    access.agent = warp.cta->agent(AgentKind::kWgmma, warp.index);
+    access.actor = warp.cta->actor(ActorKind::kWgmma, warp.index);
     access.tick = op->tick;
     access.async_proxy = true;
     if (!instruction.a_in_registers) {

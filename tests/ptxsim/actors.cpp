@@ -1,11 +1,11 @@
-#include "agents.h"
+#include "actors.h"
 
 #include <algorithm>
 #include <bit>
 
 namespace ptxsim {
 
-Agent AgentTable::add(AgentGroup group) {
+Actor ActorTable::add(ActorGroup group) {
     group.first = next_;
     group.cluster = static_cast<uint32_t>(groups_.size());
     next_ += group.ctas * group.layout.per_cta();
@@ -13,30 +13,30 @@ Agent AgentTable::add(AgentGroup group) {
     return groups_.back().first;
 }
 
-const AgentGroup& AgentTable::group(Agent agent) const {
-    auto it = std::upper_bound(groups_.begin(), groups_.end(), agent,
-                               [](Agent value, const AgentGroup& group) { return value < group.first; });
+const ActorGroup& ActorTable::group(Actor actor) const {
+    auto it = std::upper_bound(groups_.begin(), groups_.end(), actor,
+                               [](Actor value, const ActorGroup& group) { return value < group.first; });
     return *std::prev(it);
 }
 
-AgentKind AgentTable::kind(Agent agent) const {
-    const AgentGroup& owner = group(agent);
-    const uint32_t index = (agent - owner.first) % owner.layout.per_cta();
-    const int kinds = owner.layout.async ? kAgentKinds : owner.layout.copies ? 2 : 1;
+ActorKind ActorTable::kind(Actor actor) const {
+    const ActorGroup& owner = group(actor);
+    const uint32_t index = (actor - owner.first) % owner.layout.per_cta();
+    const int kinds = owner.layout.async ? kActorKinds : owner.layout.copies ? 2 : 1;
     for (int kind = kinds - 1; kind > 0; --kind) {
-        if (static_cast<AgentKind>(kind) == AgentKind::kCopy && !owner.layout.copies) continue;
-        if (index >= owner.layout.offset(static_cast<AgentKind>(kind))) return static_cast<AgentKind>(kind);
+        if (static_cast<ActorKind>(kind) == ActorKind::kCopy && !owner.layout.copies) continue;
+        if (index >= owner.layout.offset(static_cast<ActorKind>(kind))) return static_cast<ActorKind>(kind);
     }
-    return AgentKind::kWarp;
+    return ActorKind::kWarp;
 }
 
-Agent AgentTable::fenced(Agent warp_agent) const {
-    return warp_agent + group(warp_agent).layout.offset(AgentKind::kFenced);
+Actor ActorTable::fenced(Actor warp_actor) const {
+    return warp_actor + group(warp_actor).layout.offset(ActorKind::kFenced);
 }
 
-Scope AgentTable::common_scope(Agent a, Agent b) const {
-    const AgentGroup& ga = group(a);
-    const AgentGroup& gb = group(b);
+Scope ActorTable::common_scope(Actor a, Actor b) const {
+    const ActorGroup& ga = group(a);
+    const ActorGroup& gb = group(b);
     if (ga.cluster == gb.cluster) {
         const uint32_t per_cta = ga.layout.per_cta();
         return (a - ga.first) / per_cta == (b - gb.first) / per_cta ? Scope::kCta : Scope::kCluster;
@@ -44,10 +44,10 @@ Scope AgentTable::common_scope(Agent a, Agent b) const {
     return ga.rank == gb.rank ? Scope::kGpu : Scope::kSystem;
 }
 
-std::string AgentTable::describe(Agent agent, uint32_t lanes, Agent seen_from) const {
-    const AgentGroup& owner = group(agent);
-    const uint32_t index = agent - owner.first, per_cta = owner.layout.per_cta();
-    const AgentKind what = kind(agent);
+std::string ActorTable::describe(Actor actor, uint32_t lanes, Actor seen_from) const {
+    const ActorGroup& owner = group(actor);
+    const uint32_t index = actor - owner.first, per_cta = owner.layout.per_cta();
+    const ActorKind what = kind(actor);
     const uint32_t warp = index % per_cta - owner.layout.offset(what);
     std::string text;
     if (lanes != 0xffffffff && lanes) {
@@ -56,7 +56,7 @@ std::string AgentTable::describe(Agent agent, uint32_t lanes, Agent seen_from) c
         if (std::popcount(lanes) > 1) text += ".." + std::to_string(31 - std::countl_zero(lanes));
         text += " of ";
     }
-    static constexpr const char* kNames[kAgentKinds] = {"warp ",
+    static constexpr const char* kNames[kActorKinds] = {"warp ",
                                                         "cp.async of warp ",
                                                         "fenced accesses of warp ",
                                                         "wgmma of warp ",
@@ -67,7 +67,7 @@ std::string AgentTable::describe(Agent agent, uint32_t lanes, Agent seen_from) c
     const auto& id = owner.cta_ids[index / per_cta];
     text +=
         " of cta (" + std::to_string(id[0]) + "," + std::to_string(id[1]) + "," + std::to_string(id[2]) + ")";
-    const AgentGroup& viewer = group(seen_from);
+    const ActorGroup& viewer = group(seen_from);
     if (viewer.launch != owner.launch) {
         text += " of launch " + std::to_string(owner.launch) + " (" + *owner.kernel + ")";
         if (viewer.rank != owner.rank) text += " on rank " + std::to_string(owner.rank);
@@ -75,7 +75,7 @@ std::string AgentTable::describe(Agent agent, uint32_t lanes, Agent seen_from) c
     return text;
 }
 
-void AgentTable::set_launch_order(const std::vector<std::vector<int>>& after) {
+void ActorTable::set_launch_order(const std::vector<std::vector<int>>& after) {
     before_.assign(after.size(), std::vector<bool>(after.size(), false));
     for (size_t launch = 0; launch < after.size(); ++launch) {
         for (int earlier : after[launch]) {
@@ -87,7 +87,7 @@ void AgentTable::set_launch_order(const std::vector<std::vector<int>>& after) {
     }
 }
 
-void AgentTable::clear() {
+void ActorTable::clear() {
     groups_.clear();
     before_.clear();
     next_ = 1;
