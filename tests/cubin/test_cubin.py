@@ -15,7 +15,6 @@ GRANTED = {
     "gemm_kernel<Tile<2>": 255,  # 256 threads with twice 64 sums each
     "rms_norm_kernel": 104,  # a thread keeps its part of the row between the two passes
     "rms_norm_backward_kernel": 128,
-    "swiglu_gradient_kernel": 88,
 }
 
 
