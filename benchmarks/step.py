@@ -8,14 +8,12 @@ Each contestant lives in a process of its own, which imports nothing of the othe
 memory of its own; they take turns. The same shape and tokens, cross entropy, gradient norm clipped at 1,
 AdamW: ours trains FP32 weights in FP8 arithmetic, transformers' in the dtype named, with grouped_mm for the
 experts and torch's fused AdamW. Without MTP, which transformers does not have; with it ours is timed besides.
-All of them keep freed memory, as our trainer does: page faults are none of their merits.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
 import resource
 import statistics
 import subprocess
@@ -30,8 +28,6 @@ from torch import Tensor
 SHAPES = {"small": (4, 512), "recipe": (8, 256)}  # sequences, tokens of each
 CONTESTANTS = ("ours", "ours-mtp", "ours-bf16", "transformers-bf16", "transformers-fp32")
 ROUNDS, STEPS = 3, 2
-# What deepseek_ext.train.environment.keep_freed_memory sets.
-KEEP_FREED_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1)}
 
 
 def model_config(shape: str, mtp: int) -> Any:
@@ -125,7 +121,6 @@ def race(shape: str, threads: int) -> dict[str, tuple[float, float]]:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            env=os.environ | KEEP_FREED_MEMORY,
         )
         for name in CONTESTANTS
     }

@@ -184,7 +184,8 @@ def _info(_: InfoOptions) -> int:
     print(f"torch {torch.__version__}, Python {sys.version.split()[0]}, {torch.get_num_threads()} threads")
     print(f"CPU tier in use {ops.cpu_capability()}, this CPU has {_native.host_capability()}")
     names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    print(f"CUDA devices: {', '.join(names) or 'none'}; this version has no CUDA kernels")
+    built = torch._C._dispatch_has_kernel_for_dispatch_key("deepseek_ext::gemm", "CUDA")
+    print(f"CUDA devices: {', '.join(names) or 'none'}; CUDA kernels {'built' if built else 'not built'}")
     return 0
 
 

@@ -68,16 +68,17 @@ inline double modelled_cycles(const GemmShape& shape, GemmTileIndex index, int s
     const int64_t columns = ceil_div(shape.n, t.n);
     // Groups of equal size: how uneven they are is not known here.
     int64_t tiles, depth = shape.k;
+    const int64_t groups = std::max<int64_t>(shape.groups, 1);  // none at all is a shape, too
     switch (shape.kind) {
         case GemmGroups::kNone:
             tiles = ceil_div(shape.m, t.m) * columns;
             break;
         case GemmGroups::kRows:
-            tiles = shape.groups * ceil_div(ceil_div(shape.m, shape.groups), t.m) * columns;
+            tiles = groups * ceil_div(ceil_div(shape.m, groups), t.m) * columns;
             break;
         case GemmGroups::kDepth:
-            tiles = shape.groups * ceil_div(shape.m, t.m) * columns;
-            depth = ceil_div(shape.k, shape.groups);
+            tiles = groups * ceil_div(shape.m, t.m) * columns;
+            depth = ceil_div(shape.k, groups);
             break;
     }
     const double resident = static_cast<double>(std::clamp<int64_t>(ceil_div(tiles, sms), 1, t.ctas_per_sm));

@@ -20,7 +20,7 @@ from ..train import checkpoint
 from ..train.config import TrainConfig
 from ..train.corpus import load_corpus
 from ..train.data import prepare_data
-from ..train.environment import Peak, keep_freed_memory, matmul_peak
+from ..train.environment import Peak, matmul_peak
 from ..train.folder import held
 from ..train.metrics import cut_back, read_metrics
 from ..train.progress import Progress
@@ -81,7 +81,6 @@ class Runs:
         self._peak: Peak | None = None
         if config.threads is not None:
             torch.set_num_threads(config.threads)
-        keep_freed_memory()
 
     def train(self, variant: Variant, seed: int) -> list[Row]:
         """One row of metrics a step, from the disk where the run was finished before.

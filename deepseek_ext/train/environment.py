@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
-import platform
 import resource
 import statistics
 import time
@@ -18,21 +16,6 @@ from ..config import ModelConfig
 def peak_memory() -> int:
     """The most memory this process has held, in bytes."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-def keep_freed_memory() -> None:
-    """Lets glibc hand freed memory out again instead of returning it to the system.
-
-    By default it maps every large tensor anew, and each page then costs a fault at the first write: 10,000
-    faults and an eighth of the time of the default recipe's step. Peak memory stays the same. Other C
-    libraries are left as they are.
-    """
-    if platform.libc_ver()[0] != "glibc":
-        return
-    mallopt = ctypes.CDLL(None).mallopt
-    trim_threshold, mmap_max = -1, -4  # M_TRIM_THRESHOLD and M_MMAP_MAX of malloc.h
-    mallopt(mmap_max, 0)
-    mallopt(trim_threshold, 2**31 - 1)
 
 
 @dataclass(frozen=True, slots=True)

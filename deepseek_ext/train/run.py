@@ -23,7 +23,7 @@ from .config import describe as describe_config
 from .corpus import describe as describe_corpus
 from .data import bits_per_byte, prepare_data
 from .ema import stored_name
-from .environment import keep_freed_memory, matmul_peak, peak_memory
+from .environment import matmul_peak, peak_memory
 from .folder import held
 from .loggers import TensorBoard, WandB
 from .metrics import cut_back
@@ -47,7 +47,6 @@ def run(config: TrainConfig, *, command: Sequence[str] = ("deepseek-ext", "train
     config = config.derived()
     if config.threads is not None:
         torch.set_num_threads(config.threads)
-    keep_freed_memory()
     with held(config.run_dir, anew=config.resume == "never"), Stop().listening() as stop:
         trainer = _resumed(config) or _fresh(config)
         _say_start(trainer)

@@ -229,3 +229,11 @@ def test_empty(backend: str, n: int, k: int, rng: torch.Generator) -> None:
         assert torch.equal(grouped(o, loads), torch.zeros(sum(loads), n))
         o = transposed_operands(loads, n, k, rng)
         assert torch.equal(wgrad(o, loads), torch.zeros(len(loads), n, k))
+
+
+def test_rows_without_any_expert(backend: str, rng: torch.Generator) -> None:
+    codes, scales = ops.quantize_tiles(torch.randn(5, 200, generator=rng))
+    weight, weight_scales = ops.quantize_blocks(torch.zeros(0, 72, 200))
+    offs = torch.zeros(0, dtype=torch.int32)
+    out = ops.grouped_gemm(codes, scales, weight, weight_scales, offs, out_dtype=torch.float32)
+    assert torch.equal(out, torch.zeros(5, 72))
