@@ -8,7 +8,7 @@
 namespace dse::cuda {
 
 inline constexpr int kBlockThreads = 512;
-inline constexpr int kBlockWarps = kBlockThreads / 32;
+inline constexpr int kBlockWarps = kBlockThreads / kWarpSize;
 inline constexpr int kBlockSide = static_cast<int>(kTile);
 inline constexpr int kRowLanes = kBlockSide / kVectorLength;                // threads that share a row
 inline constexpr int kThreadRows = kBlockSide * kRowLanes / kBlockThreads;  // rows of a thread

@@ -7,13 +7,12 @@
 #include "cuda/fill.cuh"
 #include "cuda/launch.cuh"
 #include "cuda/permute.cuh"
+#include "cuda/warp.cuh"
 #include "formats/tiles.h"
 
 namespace dse::cuda {
 namespace {
 
-constexpr unsigned kWarp = 0xffffffffu;
-constexpr int kWarpSize = 32;
 constexpr int kThreads = 256;
 constexpr int kScanThreads = 1024;
 constexpr int64_t kSharedBytes = 48 << 10;  // what every GPU gives without being asked for more
@@ -76,10 +75,7 @@ __global__ void __launch_bounds__(kThreads)
 // `value` of this thread and all before it in the block. `of_warp` is a number for each warp.
 __device__ int32_t sum_up_to(int32_t value, int32_t* of_warp) {
     const int lane = threadIdx.x % kWarpSize, warp = threadIdx.x / kWarpSize;
-    for (int distance = 1; distance < kWarpSize; distance *= 2) {
-        const int32_t before = __shfl_up_sync(kWarp, value, distance);
-        if (lane >= distance) value += before;
-    }
+    value = sum_to_lane(value);
     if (lane == kWarpSize - 1) of_warp[warp] = value;
     __syncthreads();
     for (int w = 0; w < warp; ++w) value += of_warp[w];
@@ -139,7 +135,7 @@ __global__ void __launch_bounds__(kThreads)
         const int64_t i = first + lane;
         const int expert = ahead;
         ahead = expert_of(indices, i + kWarpSize, part.end, experts);
-        const unsigned same = __match_any_sync(kWarp, expert);
+        const unsigned same = __match_any_sync(kAllLanes, expert);
         const int rank = __popc(same & ((1u << lane) - 1));
         const int32_t slot = expert < 0 ? -1 : next[expert] + rank;
         __syncwarp();

@@ -16,6 +16,7 @@
 #include "cuda/gemm_mma.cuh"
 #include "cuda/gemm_plan.h"
 #include "cuda/gemm_work.cuh"
+#include "cuda/vector.cuh"
 #include "formats/bf16.h"
 
 namespace dse::cuda {
@@ -160,7 +161,7 @@ struct WarpSums {
     // Adds the product of one panel of A and 64 steps of B; the warp's first row and column are m and n.
     template <bool kAlongN>
     __device__ void multiply(uint32_t a_panel, uint32_t b_panels, int m, int n) {
-        const int lane = static_cast<int>(threadIdx.x) % 32;
+        const int lane = static_cast<int>(threadIdx.x) % kWarpSize;
 #pragma unroll
         for (int k = 0; k < kPanel / kMmaK; ++k) {
             uint32_t a[kMmasM][4], b[kMmasN][2];
@@ -194,7 +195,7 @@ struct WarpSums {
     // Adds the sums of a block of 128 steps, scaled; a_scales and b_scales are those of the warp's first row
     // and column.
     __device__ void promote(const WarpSums& partial, const float* a_scales, const float* b_scales) {
-        const int lane = static_cast<int>(threadIdx.x) % 32;
+        const int lane = static_cast<int>(threadIdx.x) % kWarpSize;
         float2 columns[kMmasN];
 #pragma unroll
         for (int j = 0; j < kMmasN; ++j)
@@ -316,7 +317,8 @@ __global__ void __launch_bounds__(T::kThreads, T::kShape.ctas_per_sm)
     GemmWork work;
     if (!find_work<T::kM, T::kN>(p, work)) return;
 
-    const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
+    const int warp = static_cast<int>(threadIdx.x) / kWarpSize,
+              lane = static_cast<int>(threadIdx.x) % kWarpSize;
     const int m = warp / T::kShape.warps_n * T::kWarpM, n = warp % T::kShape.warps_n * T::kWarpN;
     WarpSums<T> sums;
     sums.clear();
@@ -362,18 +364,14 @@ void launch(const GemmArguments& p, const GemmPlan& plan, cudaStream_t stream) {
     }
 }
 
-bool multiple(const void* pointer, int64_t bytes) {
-    return reinterpret_cast<uintptr_t>(pointer) % bytes == 0;
-}
-
 void run(GemmArguments p, cudaStream_t stream) {
     const GemmProduct& all = p.all;
-    if (all.m == 0 || all.n == 0 || (p.kind == GemmGroups::kDepth && p.groups == 0)) return;
+    if (all.m == 0 || all.n == 0 || (p.kind == GemmGroups::kDepth && p.groups.count == 0)) return;
     int device = 0, sms = 0;
     if (cudaGetDevice(&device) != cudaSuccess ||
         cudaDeviceGetAttribute(&sms, cudaDevAttrMultiProcessorCount, device) != cudaSuccess)
         return;
-    const GemmShape shape{all.m, all.n, all.k, p.groups, p.kind};
+    const GemmShape shape{all.m, all.n, all.k, p.groups.count, p.kind};
     const GemmPlan plan = plan_gemm(shape, sms, std::getenv("DSE_GEMM_TILE"));
     if (const char* print = std::getenv("DSE_PRINT_TILES"); print != nullptr && *print == '1')
         print_plan(shape, plan, sms);
@@ -381,10 +379,11 @@ void run(GemmArguments p, cudaStream_t stream) {
     const bool along_n = all.b.k_stride != 1;
     p.row_tiles = plan.row_tiles;
     p.column_tiles = plan.column_tiles;
-    p.a_vectors = multiple(all.a.codes, 16) && all.a.row_stride % 16 == 0;
-    p.b_vectors = multiple(all.b.codes, 16) && (along_n ? all.b.k_stride : all.b.row_stride) % 16 == 0 &&
-                  p.b_codes_group_stride % 16 == 0;
-    p.out_pairs = multiple(all.out.data, all.out.store == GemmStore::kBf16 ? 4 : 8) &&
+    const auto in_vectors = [](int64_t stride, int64_t count) { return count <= 1 || stride % 16 == 0; };
+    p.a_vectors = is_aligned(all.a.codes, 16) && in_vectors(all.a.row_stride, all.m);
+    p.b_vectors = is_aligned(all.b.codes, 16) && in_vectors(p.b_codes_group_stride, p.groups.count) &&
+                  (along_n ? in_vectors(all.b.k_stride, all.k) : in_vectors(all.b.row_stride, all.n));
+    p.out_pairs = is_aligned(all.out.data, all.out.store == GemmStore::kBf16 ? 4 : 8) &&
                   all.out.row_stride % 2 == 0 && p.out_group_stride % 2 == 0;
     along_n ? launch<true>(p, plan, stream) : launch<false>(p, plan, stream);
 }
@@ -403,8 +402,7 @@ void grouped_gemm(const GemmProduct& all, int64_t groups, const int32_t* offs, i
     GemmArguments p{};
     p.all = all;
     p.kind = GemmGroups::kRows;
-    p.groups = groups;
-    p.offs = offs;
+    p.groups = {offs, groups};
     p.offs_stride = offs_stride;
     p.b_codes_group_stride = codes_group_stride;
     p.b_scales_group_stride = scales_group_stride;
@@ -416,8 +414,7 @@ void grouped_gemm_wgrad(const GemmProduct& all, int64_t groups, const int32_t* o
     GemmArguments p{};
     p.all = all;
     p.kind = GemmGroups::kDepth;
-    p.groups = groups;
-    p.offs = offs;
+    p.groups = {offs, groups};
     p.offs_stride = offs_stride;
     p.out_group_stride = out_group_stride;
     run(p, stream);

@@ -4,16 +4,14 @@
 #include <cstdint>
 
 #include "cuda/gemm_plan.h"
-#include "formats/tiles.h"
-#include "formats/views.h"
+#include "cuda/groups.cuh"
 
 namespace dse::cuda {
 
 struct GemmArguments {
     GemmProduct all;
     GemmGroups kind;
-    int64_t groups;
-    const int32_t* offs;
+    Groups groups;
     int64_t offs_stride;
     int64_t b_codes_group_stride, b_scales_group_stride, out_group_stride;
     int64_t row_tiles, column_tiles;
@@ -30,77 +28,25 @@ struct GemmWork {
     int64_t depth;
 };
 
-constexpr unsigned kAllLanes = 0xffffffffu;
-
-// Of this lane's value and those of the lanes before it, the sum or the largest.
-template <class Combine>
-__device__ inline int64_t scan_lanes(int64_t x, Combine combine) {
-    const int lane = static_cast<int>(threadIdx.x) % 32;
-    for (int step = 1; step < 32; step *= 2) {
-        const int64_t before = __shfl_up_sync(kAllLanes, x, step);
-        if (lane >= step) x = combine(before, x);
-    }
-    return x;
-}
-__device__ inline int64_t sum_to_lane(int64_t x) {
-    return scan_lanes(x, [](int64_t a, int64_t b) { return a + b; });
-}
-__device__ inline int64_t largest_to_lane(int64_t x) {
-    return scan_lanes(x, [](int64_t a, int64_t b) { return a > b ? a : b; });
-}
-
 struct Range {
     int64_t start, end;
 };
 
-// Where group e ends, within [0, most] whatever offs holds; beyond the last group at `most`.
-__device__ inline int64_t group_end(const GemmArguments& p, int64_t e, int64_t most) {
-    const int64_t end = e < p.groups ? p.offs[e * p.offs_stride] : most;
-    return end < 0 ? 0 : end > most ? most : end;
-}
-
-// A's rows of one tile and the group they belong to (p.groups: rows of no group); no rows if there are fewer
-// tiles than the host allowed for. Each warp looks at 32 groups at a time. Ends that descend are taken for
-// empty groups, so that every row belongs to one tile.
-struct RowTile {
-    Range rows;
-    int64_t group;
-};
-__device__ inline RowTile find_row_tile(const GemmArguments& p, int64_t tile, int tile_m) {
-    const int lane = static_cast<int>(threadIdx.x) % 32;
-    int64_t tiles_before = 0, last_end = 0;
-    for (int64_t first = 0; first <= p.groups; first += 32) {
-        int64_t end = largest_to_lane(group_end(p, first + lane, p.all.m));
-        if (end < last_end) end = last_end;
-        int64_t start = __shfl_up_sync(kAllLanes, end, 1);
-        if (lane == 0) start = last_end;
-        const int64_t tiles = ceil_div(end - start, tile_m);
-        const int64_t after = tiles_before + sum_to_lane(tiles);
-        const unsigned found = __ballot_sync(kAllLanes, after > tile);
-        if (found != 0) {
-            const int winner = __ffs(static_cast<int>(found)) - 1;
-            start += (tile - (after - tiles)) * tile_m;
-            if (end > start + tile_m) end = start + tile_m;
-            return {{__shfl_sync(kAllLanes, start, winner), __shfl_sync(kAllLanes, end, winner)},
-                    first + winner};
-        }
-        tiles_before = __shfl_sync(kAllLanes, after, 31);
-        last_end = __shfl_sync(kAllLanes, end, 31);
-    }
-    return {{0, 0}, 0};
-}
-
 // The columns of group e in the grouped transposed layout.
 __device__ inline Range find_columns(const GemmArguments& p, int64_t e) {
-    const int lane = static_cast<int>(threadIdx.x) % 32;
+    const int lane = static_cast<int>(threadIdx.x) % kWarpSize;
     const int64_t most = p.all.k;
+    const auto end_of = [&](int64_t group) -> int64_t {  // within [0, most] whatever offs holds
+        const int64_t end = group < 0 ? 0 : p.groups.ends[group * p.offs_stride];
+        return end < 0 ? 0 : end > most ? most : end;
+    };
     const auto rows_of = [&](int64_t group) {
-        const int64_t rows = group_end(p, group, most) - (group == 0 ? 0 : group_end(p, group - 1, most));
+        const int64_t rows = end_of(group) - end_of(group - 1);
         return rows < 0 ? 0 : rows;
     };
     int64_t start = 0;
-    for (int64_t i = lane; i < e; i += 32) start += padded_columns(rows_of(i));
-    start = __shfl_sync(kAllLanes, sum_to_lane(start), 31);
+    for (int64_t i = lane; i < e; i += kWarpSize) start += padded_columns(rows_of(i));
+    start = __shfl_sync(kAllLanes, sum_to_lane(start), kWarpSize - 1);
     const int64_t end = start + rows_of(e);
     return {start < most ? start : most, end < most ? end : most};
 }
@@ -117,10 +63,10 @@ __device__ inline bool find_work(const GemmArguments& p, GemmWork& work) {
     Range rows{tile.row * kTileM, all.m}, depth{0, all.k};
     int64_t b_group = 0;
     if (p.kind == GemmGroups::kRows) {
-        const RowTile found = find_row_tile(p, tile.row, kTileM);
-        rows = found.rows;
+        const GroupTile found = find_group_tile<kTileM>(p.groups, p.offs_stride, all.m, tile.row);
+        rows = {found.begin, found.end};
         b_group = found.group;
-        if (b_group == p.groups) {  // rows of no group
+        if (b_group == p.groups.count) {  // rows of no group
             b_group = 0;
             depth.end = 0;
         }

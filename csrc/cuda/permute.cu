@@ -7,13 +7,12 @@
 #include "cuda/launch.cuh"
 #include "cuda/permute.cuh"
 #include "cuda/rows.cuh"
+#include "cuda/warp.cuh"
 #include "formats/tiles.h"
 
 namespace dse::cuda {
 namespace {
 
-constexpr unsigned kWarp = 0xffffffffu;
-constexpr int kWarpSize = 32;
 constexpr int kThreads = 256;
 
 // The token that result i is a row of, or -1.
@@ -169,8 +168,8 @@ __global__ void __launch_bounds__(kThreads)
             if (c + 1 < x.columns) odd += to_float(a[c + 1]) * to_float(b[c + 1]);
         }
         for (int distance = kWarpSize / 2; distance > 0; distance /= 2) {
-            even += __shfl_down_sync(kWarp, even, distance);
-            odd += __shfl_down_sync(kWarp, odd, distance);
+            even += __shfl_down_sync(kAllLanes, even, distance);
+            odd += __shfl_down_sync(kAllLanes, odd, distance);
         }
         if (lane == 0) out[at] = even + odd;
     }

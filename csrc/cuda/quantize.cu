@@ -11,8 +11,8 @@ namespace dse::cuda {
 namespace {
 
 constexpr int kThreads = 256;
-constexpr int kRowsPerWarp = 32 / kTileLanes;
-constexpr int kWarps = kThreads / 32;
+constexpr int kRowsPerWarp = kWarpSize / kTileLanes;
+constexpr int kWarps = kThreads / kWarpSize;
 
 // How a matrix of tiles is cut into blocks: 2^tile_columns_log2 tiles wide and rows_per_block() high.
 struct TileGrid {
@@ -33,10 +33,11 @@ struct TileGrid {
     // f(row, tile, left, lane): `left` elements of the row from the tile on, none where there is no such row.
     template <class F>
     __device__ void each(const F& f) const {
-        const int lane = threadIdx.x % kTileLanes, warp = threadIdx.x / 32;
+        const int lane = threadIdx.x % kTileLanes, warp = threadIdx.x / kWarpSize;
         const int64_t tile =
             (static_cast<int64_t>(blockIdx.x) << tile_columns_log2) + (warp & ((1 << tile_columns_log2) - 1));
-        const int row_in_block = (warp >> tile_columns_log2) * kRowsPerWarp + threadIdx.x % 32 / kTileLanes;
+        const int row_in_block =
+            (warp >> tile_columns_log2) * kRowsPerWarp + threadIdx.x % kWarpSize / kTileLanes;
         for (int64_t first = static_cast<int64_t>(blockIdx.y) * rows_per_block(); first < rows;
              first += static_cast<int64_t>(gridDim.y) * rows_per_block()) {
             const int64_t row = first + row_in_block;

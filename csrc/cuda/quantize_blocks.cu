@@ -1,7 +1,6 @@
 // Weights in 128x128 blocks, and their transposes. One thread block makes one block of codes at a time, which
 // it reads once. Bound by memory: 5 bytes an element from FP32, 2 for a transpose.
 #include "cuda/block.cuh"
-#include "cuda/groups.cuh"
 #include "cuda/launch.cuh"
 #include "cuda/quantize.cuh"
 
@@ -46,8 +45,8 @@ __global__ void __launch_bounds__(kBlockThreads, 2)
     uint32_t amax = 0;
 #pragma unroll
     for (int r = 0; r < kThreadRows; ++r) amax = max(amax, finite_amax_bits<kVectorLength>(values[r]));
-    amax = largest_of_lanes<32>(amax);
-    if (threadIdx.x % 32 == 0) maxima[threadIdx.x / 32] = amax;
+    amax = largest_of_lanes<kWarpSize>(amax);
+    if (threadIdx.x % kWarpSize == 0) maxima[threadIdx.x / kWarpSize] = amax;
     __syncthreads();
     amax = largest_of_lanes<kBlockWarps>(maxima[threadIdx.x % kBlockWarps]);
     const Scale s = scale_of<E4M3>(bits_float(amax), power_of_2);

@@ -18,9 +18,21 @@ namespace {
 constexpr int kSpread = 20, kSpreadColumns = 7 * kSpread + kBlockSide / kVectorLength;
 __device__ int spread(int column) { return column % kVectorLength * kSpread + column / kVectorLength; }
 
-struct Shared {
-    int64_t row;  // the tile's, and its rows
+// Rows of the matrix that become the columns of one tile; none in a tile that is all gap.
+struct RowTile {
+    int64_t row;
     int rows;
+};
+
+// Tile `tile` of the transposed layout; all lanes of a warp call it and get the same.
+__device__ RowTile row_tile(const Groups& groups, int64_t rows, int64_t tile) {
+    const GroupTile found = find_group_tile<kTile>(groups, 1, rows, tile);
+    const bool gap = groups.ends != nullptr && found.group == groups.count;  // nothing past the last group
+    return {found.begin, gap ? 0 : static_cast<int>(found.end - found.begin)};
+}
+
+struct Shared {
+    RowTile tile;
     float multipliers[kSpreadColumns];
     union {  // one after the other
         uint32_t maxima[kBlockWarps][kSpreadColumns];
@@ -74,7 +86,8 @@ __device__ void store_maxima(const ThreadRows& values, Shared& shared) {
         const float column[] = {values[0][i], values[1][i], values[2][i], values[3][i]};
         uint32_t amax = finite_amax_bits<kThreadRows>(column);
         amax = max(amax, __shfl_xor_sync(kAllLanes, amax, kRowLanes));
-        if (threadIdx.x % 32 < kRowLanes) shared.maxima[threadIdx.x / 32][spread(thread_column() + i)] = amax;
+        if (threadIdx.x % kWarpSize < kRowLanes)
+            shared.maxima[threadIdx.x / kWarpSize][spread(thread_column() + i)] = amax;
     }
 }
 
@@ -103,15 +116,12 @@ __global__ void __launch_bounds__(kBlockThreads, 2)
     const auto across = static_cast<unsigned>(num_tiles(results.columns));
     const unsigned index = blockIdx.x / across;
     const int64_t column = static_cast<int64_t>(blockIdx.x % across) * kTile;
-    if (threadIdx.x < 32) {
-        const RowTile found = find_row_tile(groups, results.rows, index);
-        if (threadIdx.x == 0) {
-            shared.row = found.row;
-            shared.rows = found.rows;
-        }
+    if (threadIdx.x < kWarpSize) {
+        const RowTile found = row_tile(groups, results.rows, index);
+        if (threadIdx.x == 0) shared.tile = found;
     }
     __syncthreads();
-    const RowTile tile{shared.row, shared.rows};
+    const RowTile tile = shared.tile;
     const int columns = static_cast<int>(min(results.columns - column, kTile));
     ThreadRows values;
     load_block(source, tile.row, tile.rows, column, columns, values);

@@ -6,6 +6,7 @@
 // All 32 lanes of a warp call tile_scale together; a lane without work brings zeros.
 #pragma once
 #include "cuda/vector.cuh"
+#include "cuda/warp.cuh"
 #include "formats/e4m3.h"
 #include "formats/e5m6.h"
 #include "formats/scale.h"

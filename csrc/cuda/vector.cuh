@@ -70,13 +70,4 @@ __device__ inline uint32_t word_of(const uint8_t* bytes) {
            static_cast<uint32_t>(bytes[3]) << 24;
 }
 
-// The largest of `width` neighbouring lanes' values, in each of them; `width` a power of two.
-template <int width>
-__device__ inline uint32_t largest_of_lanes(uint32_t value) {
-#pragma unroll
-    for (int distance = width / 2; distance > 0; distance /= 2)
-        value = max(value, __shfl_xor_sync(0xffffffffu, value, distance));
-    return value;
-}
-
 }  // namespace dse::cuda
