@@ -6,6 +6,7 @@
 // numbers is therefore off by at most ceil(n / 16) + 4 roundings, as on the CPU, though not by the same ones.
 #pragma once
 #include "cuda/vector.cuh"
+#include "cuda/warp.cuh"
 #include "formats/exp.h"
 
 namespace dse::cuda {
@@ -18,18 +19,23 @@ inline constexpr int kMaxWarps = 32;  // of a block
 template <class T, class Combine>
 __device__ T reduce_row(T value, T* shared, const Combine& combine) {
     const int threads = blockDim.x;
-    for (int distance = min(threads, 32) / 2; distance > 0; distance /= 2)
-        value = combine(value, __shfl_xor_sync(0xffffffffu, value, distance));
-    if (threads <= 32) return value;
-    const int warps = threads / 32;
+    for (int distance = min(threads, kWarpSize) / 2; distance > 0; distance /= 2)
+        value = combine(value, __shfl_xor_sync(kAllLanes, value, distance));
+    if (threads <= kWarpSize) return value;
+    const int warps = threads / kWarpSize;
     T* const of_row = shared + threadIdx.y * warps;
     __syncthreads();  // the results of an earlier reduction have been read
-    if (threadIdx.x % 32 == 0) of_row[threadIdx.x / 32] = value;
+    if (threadIdx.x % kWarpSize == 0) of_row[threadIdx.x / kWarpSize] = value;
     __syncthreads();
     value = of_row[threadIdx.x & (warps - 1)];
     for (int distance = warps / 2; distance > 0; distance /= 2)
-        value = combine(value, __shfl_xor_sync(0xffffffffu, value, distance));
+        value = combine(value, __shfl_xor_sync(kAllLanes, value, distance));
     return value;
+}
+
+template <class T>
+__device__ inline T sum_in_row(T value, T* shared) {
+    return reduce_row(value, shared, [](T a, T b) { return a + b; });
 }
 
 __device__ inline float largest_in_row(float value, float* shared) {
@@ -49,7 +55,7 @@ class RowSum {
         for (int half = kVectorLength / 2; half > 0; half /= 2)
 #pragma unroll
             for (int i = 0; i < half; ++i) sums_[i] += sums_[i + half];
-        return reduce_row(sums_[0], shared, [](float a, float b) { return a + b; });
+        return sum_in_row(sums_[0], shared);
     }
 
   private:

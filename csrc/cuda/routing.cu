@@ -6,15 +6,15 @@
 // not by memory: 256 experts of which 8 are chosen take 2400 of PTX and move 1 KB.
 #include "cuda/fill.cuh"
 #include "cuda/launch.cuh"
+#include "cuda/reduce.cuh"
 #include "cuda/routing.cuh"
+#include "cuda/warp.cuh"
 #include "formats/exp.h"
 #include "formats/routing.h"
 
 namespace dse::cuda {
 namespace {
 
-constexpr unsigned kWarp = 0xffffffffu;
-constexpr int kWarpSize = 32;
 constexpr int kThreads = 128;
 constexpr int kWarpsPerBlock = kThreads / kWarpSize;
 constexpr int64_t kSharedBytes = 48 << 10;     // what every GPU gives without being asked for more
@@ -50,10 +50,10 @@ __device__ int32_t group_key(const int32_t* keys, int n, int lane) {
         next = max(next, min(best, keys[i]));
         best = max(best, keys[i]);
     }
-    const int32_t first = __reduce_max_sync(kWarp, best);
+    const int32_t first = __reduce_max_sync(kAllLanes, best);
     // One lane that has the largest puts its second one forward.
-    const bool gives_way = lane == __ffs(__ballot_sync(kWarp, best == first)) - 1;
-    const int32_t second = __reduce_max_sync(kWarp, gives_way ? next : best);
+    const bool gives_way = lane == __ffs(__ballot_sync(kAllLanes, best == first)) - 1;
+    const int32_t second = __reduce_max_sync(kAllLanes, gives_way ? next : best);
     return n == 1 ? first : key_of(choice_of(first) + choice_of(second));
 }
 
@@ -72,7 +72,7 @@ __device__ void drop_groups(const TokenRow& row, int experts, int groups, int ke
             for (int j = 0; j < groups; ++j)
                 rank += row.group_keys[j] > row.group_keys[g] ||
                         (row.group_keys[j] == row.group_keys[g] && j < g);
-        for (unsigned dropped = __ballot_sync(kWarp, g < groups && rank >= kept); dropped != 0;
+        for (unsigned dropped = __ballot_sync(kAllLanes, g < groups && rank >= kept); dropped != 0;
              dropped &= dropped - 1) {
             int32_t* keys = row.keys + (first + __ffs(dropped) - 1) * size;
             for (int i = lane; i < size; i += kWarpSize) keys[i] = kLowestKey;
@@ -88,8 +88,8 @@ __device__ void choose_top(const TokenRow& row, int experts, int k, int lane) {
         int at = INT32_MAX;
         for (int e = lane; e < experts; e += kWarpSize)
             if (row.keys[e] > key) key = row.keys[e], at = e;
-        const int32_t best = __reduce_max_sync(kWarp, key);
-        const int expert = __reduce_min_sync(kWarp, key == best ? at : INT32_MAX);
+        const int32_t best = __reduce_max_sync(kAllLanes, key);
+        const int expert = __reduce_min_sync(kAllLanes, key == best ? at : INT32_MAX);
         if (lane == expert % kWarpSize) row.keys[expert] = kPaddingKey;
         if (lane == 0) row.chosen[place] = expert;
     }
@@ -156,8 +156,8 @@ __global__ void __launch_bounds__(kThreads)
             const Choice c = choice(first + lane);
             const float product = c.grad * c.score.of_x;
             for (int k = 0; k < kWarpSize && first + k < top_k; ++k) {
-                total += __shfl_sync(kWarp, c.score.of_x, k);
-                dot += __shfl_sync(kWarp, product, k);
+                total += __shfl_sync(kAllLanes, c.score.of_x, k);
+                dot += __shfl_sync(kAllLanes, product, k);
             }
         }
         total += kTinyScore;
@@ -174,18 +174,12 @@ __global__ void __launch_bounds__(kThreads)
 template <class Count>
 __global__ void __launch_bounds__(kThreads)
     update_bias_kernel(float* bias, const Count* load, int64_t routers, int64_t experts, float rate) {
-    __shared__ int64_t of_warp[kWarpsPerBlock];
+    __shared__ int64_t of_warp[kMaxWarps];
     for (int64_t r = blockIdx.x; r < routers; r += gridDim.x) {
         const Count* counts = load + r * experts;
         int64_t total = 0;
         for (int64_t e = threadIdx.x; e < experts; e += kThreads) total += counts[e];
-        for (int distance = kWarpSize / 2; distance > 0; distance /= 2)
-            total += __shfl_xor_sync(kWarp, total, distance);
-        if (threadIdx.x % kWarpSize == 0) of_warp[threadIdx.x / kWarpSize] = total;
-        __syncthreads();
-        total = 0;
-        for (int warp = 0; warp < kWarpsPerBlock; ++warp) total += of_warp[warp];
-        __syncthreads();  // before the next router's sums
+        total = sum_in_row(total, of_warp);
         for (int64_t e = threadIdx.x; e < experts; e += kThreads) {
             const int64_t share = static_cast<int64_t>(counts[e]) * experts;
             float* b = bias + r * experts + e;

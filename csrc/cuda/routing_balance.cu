@@ -6,15 +6,15 @@
 // tokens. Bound by the issue of instructions: a sigmoid takes about 60 of PTX, and is computed twice rather
 // than stored.
 #include "cuda/launch.cuh"
+#include "cuda/reduce.cuh"
 #include "cuda/routing.cuh"
+#include "cuda/warp.cuh"
 #include "formats/exp.h"
 #include "formats/routing.h"
 
 namespace dse::cuda {
 namespace {
 
-constexpr unsigned kWarp = 0xffffffffu;
-constexpr int kWarpSize = 32;
 constexpr int kThreads = 256;
 constexpr int kWarpsPerBlock = kThreads / kWarpSize;
 constexpr int kBlockTokens = static_cast<int>(TokenBlocks::kTokens);
@@ -29,13 +29,13 @@ class ColumnSum {
     // All lanes must call it, with zero where there is no expert.
     __device__ void add(float term) {
         sum_ += term;
-        sum_ += __shfl_down_sync(kWarp, term, kWarpSize / 2);  // means nothing in the upper half
+        sum_ += __shfl_down_sync(kAllLanes, term, kWarpSize / 2);  // means nothing in the upper half
     }
     // In every lane.
     __device__ float total() const {
         float sum = sum_;
-        for (int half = kSumColumns / 2; half > 0; half /= 2) sum += __shfl_down_sync(kWarp, sum, half);
-        return __shfl_sync(kWarp, sum, 0);
+        for (int half = kSumColumns / 2; half > 0; half /= 2) sum += __shfl_down_sync(kAllLanes, sum, half);
+        return __shfl_sync(kAllLanes, sum, 0);
     }
 
   private:
@@ -47,20 +47,6 @@ __device__ float total_score(const float* logits, int64_t experts, int lane) {
     for (int64_t first = 0; first < experts; first += kWarpSize)
         sum.add(first + lane < experts ? sigmoid(logits[first + lane]) : 0.0f);
     return sum.total();
-}
-
-// `value` of all threads of the block added in a fixed order, in each of them. `of_warp` is kWarpsPerBlock
-// long.
-template <class T>
-__device__ T sum_of_block(T value, T* of_warp) {
-    for (int distance = kWarpSize / 2; distance > 0; distance /= 2)
-        value += __shfl_xor_sync(kWarp, value, distance);
-    if (threadIdx.x % kWarpSize == 0) of_warp[threadIdx.x / kWarpSize] = value;
-    __syncthreads();
-    value = 0;
-    for (int warp = 0; warp < kWarpsPerBlock; ++warp) value += of_warp[warp];
-    __syncthreads();  // before the next sum
-    return value;
 }
 
 // totals[t]: the sum of a valid token's scores.
@@ -122,7 +108,7 @@ __device__ int64_t valid_tokens(const BalanceBatch& batch, int64_t sequence, int
     if (batch.valid == nullptr) return length;
     int64_t tokens = 0;
     for (int64_t t = threadIdx.x; t < length; t += kThreads) tokens += batch.valid[sequence * length + t];
-    return sum_of_block(tokens, of_warp);
+    return sum_in_row(tokens, of_warp);
 }
 
 // x[block, expert] added over the blocks of a sequence, in order.
@@ -140,8 +126,8 @@ __device__ Sum sum_of_blocks(const T* x, const TokenBlocks& blocks, int64_t sequ
 __global__ void __launch_bounds__(kThreads)
     sequence_kernel(BalanceBatch batch, TokenBlocks blocks, const int32_t* counts, const float* shares,
                     double* sums) {
-    __shared__ int64_t tokens_of_warp[kWarpsPerBlock];
-    __shared__ double sum_of_warp[kWarpsPerBlock];
+    __shared__ int64_t tokens_of_warp[kMaxWarps];
+    __shared__ double sum_of_warp[kMaxWarps];
     const int64_t experts = batch.logits.experts;
     for (int64_t s = blockIdx.x; s < batch.sequences; s += gridDim.x) {
         const int64_t tokens = valid_tokens(batch, s, tokens_of_warp);
@@ -151,7 +137,7 @@ __global__ void __launch_bounds__(kThreads)
             const auto share = sum_of_blocks<double>(shares, blocks, s, e, experts);
             sum += choice_frequency(chosen, tokens, experts, batch.top_k) * share;
         }
-        sum = sum_of_block(sum, sum_of_warp);
+        sum = sum_in_row(sum, sum_of_warp);
         if (threadIdx.x == 0) sums[s] = sum;
     }
 }
@@ -166,7 +152,7 @@ __global__ void loss_kernel(const double* sums, int64_t sequences, double alpha,
 __global__ void __launch_bounds__(kThreads)
     frequency_kernel(BalanceBatch batch, TokenBlocks blocks, const int32_t* counts, double alpha,
                      const float* grad, float* frequencies) {
-    __shared__ int64_t tokens_of_warp[kWarpsPerBlock];
+    __shared__ int64_t tokens_of_warp[kMaxWarps];
     const int64_t experts = batch.logits.experts;
     const double scale = alpha * *grad / static_cast<double>(batch.sequences);
     for (int64_t s = blockIdx.x; s < batch.sequences; s += gridDim.x) {
