@@ -6,7 +6,6 @@
 #include <tuple>
 
 #include "cpu/cross_entropy.h"
-#include "ops/matrix.h"
 #include "ops/parallel.h"
 
 namespace dse::cross_entropy {
@@ -15,15 +14,11 @@ namespace {
 std::tuple<Tensor, Tensor> cross_entropy_(Tensor logits, const Tensor& targets) {
     const char* op = "cross_entropy_";
     check_cross_entropy(op, logits, targets);
-    check_adjacent(op, logits);
     const Tensor list = packed(targets);
     const auto* classes = static_cast<const int64_t*>(list.const_data_ptr());
     check_classes(op, classes, list.numel(), logits.size(1));
-    Tensor losses = torch::stable::new_empty(logits, {logits.size(0)}, ScalarType::Float);
-    Tensor choices = torch::stable::new_empty(logits, {logits.size(0)}, ScalarType::Long);
-    FloatMatrix rows = float_matrix(logits);
-    rows.data = logits.mutable_data_ptr();
-    cpu::cross_entropy(rows, classes, static_cast<float*>(losses.mutable_data_ptr()),
+    Tensor losses = new_losses(logits), choices = new_choices(logits);
+    cpu::cross_entropy(written_in_place(logits), classes, static_cast<float*>(losses.mutable_data_ptr()),
                        static_cast<int64_t*>(choices.mutable_data_ptr()), torch_threads());
     return {losses, choices};
 }

@@ -1,10 +1,15 @@
 // What the cross_entropy family asks of its arguments; deepseek_ext/ops/cross_entropy.py says the same of
 // fake tensors, in the same words.
 #pragma once
-#include "formats/views.h"
+#include "ops/matrix.h"
 #include "ops/require.h"
 
 namespace dse::cross_entropy {
+
+inline void check_adjacent(const char* op, const Tensor& logits) {
+    DSE_REQUIRE(logits.size(1) == 1 || logits.stride(1) == 1, op,
+                ": logits must have adjacent columns, since they are written in place; call .contiguous()");
+}
 
 inline void check_cross_entropy(const char* op, const Tensor& logits, const Tensor& targets) {
     require_float(op, "logits", logits);
@@ -15,11 +20,7 @@ inline void check_cross_entropy(const char* op, const Tensor& logits, const Tens
     DSE_REQUIRE(targets.dim() == 1 && targets.size(0) == logits.size(0), op,
                 ": targets must be [M] = ", describe(std::vector<int64_t>{logits.size(0)}), ", got ",
                 describe(targets), "; pass one class for each row");
-}
-
-inline void check_adjacent(const char* op, const Tensor& logits) {
-    DSE_REQUIRE(logits.size(1) == 1 || logits.stride(1) == 1, op,
-                ": logits must have adjacent columns, since they are written in place; call .contiguous()");
+    check_adjacent(op, logits);
 }
 
 // The values of targets, where the host can read them.
@@ -28,6 +29,20 @@ inline void check_classes(const char* op, const int64_t* classes, int64_t rows, 
         DSE_REQUIRE((classes[i] >= 0 && classes[i] < columns) || classes[i] == kIgnoredTarget, op,
                     ": targets[", i, "] must be between 0 and V - 1 = ", columns - 1, ", or ", kIgnoredTarget,
                     ", got ", classes[i], "; pass the classes of these logits");
+}
+
+// Logits to be written.
+inline FloatMatrix written_in_place(const Tensor& logits) {
+    FloatMatrix rows = float_matrix(logits);
+    rows.data = logits.mutable_data_ptr();
+    return rows;
+}
+
+inline Tensor new_losses(const Tensor& logits) {
+    return torch::stable::new_empty(logits, {logits.size(0)}, ScalarType::Float);
+}
+inline Tensor new_choices(const Tensor& logits) {
+    return torch::stable::new_empty(logits, {logits.size(0)}, ScalarType::Long);
 }
 
 }  // namespace dse::cross_entropy

@@ -8,16 +8,6 @@
 namespace dse::gemm {
 namespace {
 
-// The values of offs under DSE_CHECK=1, else nothing: the kernels take any.
-std::optional<std::vector<int32_t>> checked_values(CudaCall& call, const Tensor& offs) {
-    if (!CudaCall::checking()) return std::nullopt;
-    return call.values<int32_t>(torch::stable::contiguous(offs));
-}
-
-Ends ends_of(const std::vector<int32_t>& values) {
-    return {values.data(), 1, static_cast<int64_t>(values.size())};
-}
-
 // `out` is known to `call`.
 void run_dense(CudaCall& call, const Tensor& out, GemmStore store, const Tensor& a, const Tensor& a_scales,
                const Tensor& b, const Tensor& b_scales, int64_t rows_per_scale) {
@@ -54,7 +44,8 @@ Tensor grouped_gemm(const Tensor& a, const Tensor& a_scales, const Tensor& b, co
     check_grouped(op, a, a_scales, b, b_scales, offs);
     check_out_dtype(op, out_dtype);
     CudaCall call(op, a);
-    if (const auto values = checked_values(call, offs)) check_ends(op, ends_of(*values), a.size(0), "M");
+    call.check_values<int32_t>(
+        offs, [&](const int32_t* ends, int64_t count) { check_ends(op, {ends, 1, count}, a.size(0), "M"); });
     const Tensor a_codes = readable(a, false), b_codes = readable(b, true);
     const Tensor out = torch::stable::new_empty(a, {a.size(0), b.size(1)}, out_dtype);
     cuda::grouped_gemm(
@@ -64,6 +55,12 @@ Tensor grouped_gemm(const Tensor& a, const Tensor& a_scales, const Tensor& b, co
         call.stream());
     call.finish();
     return out;
+}
+
+void check_columns(CudaCall& call, const char* op, const Tensor& offs, int64_t columns) {
+    call.check_values<int32_t>(offs, [&](const int32_t* ends, int64_t count) {
+        gemm::check_columns(op, {ends, 1, count}, columns);
+    });
 }
 
 // `out` is known to `call`.
@@ -82,7 +79,7 @@ Tensor grouped_gemm_wgrad(const Tensor& a_t, const Tensor& a_scales_t, const Ten
     const char* op = "grouped_gemm_wgrad";
     check_wgrad(op, a_t, a_scales_t, b_t, b_scales_t, offs);
     CudaCall call(op, a_t);
-    if (const auto values = checked_values(call, offs)) check_columns(op, ends_of(*values), a_t.size(1));
+    check_columns(call, op, offs, a_t.size(1));
     const Tensor out =
         torch::stable::new_empty(a_t, {offs.size(0), a_t.size(0), b_t.size(0)}, ScalarType::Float);
     run_wgrad(call, call.out(out), GemmStore::kFloat, a_t, a_scales_t, b_t, b_scales_t, offs);
@@ -95,7 +92,7 @@ void grouped_gemm_wgrad_accumulate_(const Tensor& out, const Tensor& a_t, const 
     check_wgrad(op, a_t, a_scales_t, b_t, b_scales_t, offs);
     check_out(op, out, "[E, N, K]", {offs.size(0), a_t.size(0), b_t.size(0)});
     CudaCall call(op, out);
-    if (const auto values = checked_values(call, offs)) check_columns(op, ends_of(*values), a_t.size(1));
+    check_columns(call, op, offs, a_t.size(1));
     run_wgrad(call, call.inout(out), GemmStore::kAccumulate, a_t, a_scales_t, b_t, b_scales_t, offs);
 }
 

@@ -17,10 +17,8 @@ const float* floats(const Tensor& x) { return static_cast<const float*>(x.const_
 std::tuple<Tensor, Tensor> rms_norm(const Tensor& x, const Tensor& weight, double eps) {
     check_rms_norm(x, weight, eps);
     const Tensor rows = walkable(x), factors = packed(weight);
-    std::vector<int64_t> leading = shape_of(x);
-    leading.pop_back();
     Tensor out = torch::stable::new_empty(x, shape_of(x));
-    Tensor rstd = torch::stable::new_empty(x, leading, ScalarType::Float);
+    Tensor rstd = torch::stable::new_empty(x, leading_shape(x), ScalarType::Float);
     cpu::rms_norm(float_matrix(rows), floats(factors), static_cast<float>(eps), out.mutable_data_ptr(),
                   static_cast<float*>(rstd.mutable_data_ptr()), torch_threads());
     return {out, rstd};

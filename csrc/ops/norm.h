@@ -17,9 +17,15 @@ inline void check_x(const char* op, const Tensor& x, const Tensor& weight) {
                 describe(weight), "; pass one number for each column of x");
 }
 
+// [...] for x [..., K].
+inline std::vector<int64_t> leading_shape(const Tensor& x) {
+    std::vector<int64_t> shape = shape_of(x);
+    shape.pop_back();
+    return shape;
+}
+
 inline void check_rstd(const char* op, const Tensor& rstd, const Tensor& x) {
-    std::vector<int64_t> wanted = shape_of(x);
-    wanted.pop_back();
+    const std::vector<int64_t> wanted = leading_shape(x);
     require_float32(op, "rstd", rstd);
     DSE_REQUIRE(shape_of(rstd) == wanted, op, ": rstd must be [...] = ", describe(wanted), ", got ",
                 describe(rstd), "; pass rms_norm's second result");

@@ -13,10 +13,8 @@ std::tuple<Tensor, Tensor> rms_norm(const Tensor& x, const Tensor& weight, doubl
     check_rms_norm(x, weight, eps);
     CudaCall call("rms_norm", x);
     const Tensor rows = walkable(x), factors = packed(weight);
-    std::vector<int64_t> leading = shape_of(x);
-    leading.pop_back();
     Tensor out = torch::stable::new_empty(x, shape_of(x));
-    Tensor rstd = torch::stable::new_empty(x, leading, ScalarType::Float);
+    Tensor rstd = torch::stable::new_empty(x, leading_shape(x), ScalarType::Float);
     cuda::rms_norm(float_matrix(call.in(rows)), call.in<float>(factors), static_cast<float>(eps),
                    call.out<void>(out), call.out<float>(rstd), call.stream());
     call.finish();

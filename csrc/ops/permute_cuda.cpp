@@ -10,23 +10,15 @@
 namespace dse::permute {
 namespace {
 
-// check(values, count) of a contiguous tensor's values, where they are to be checked.
-template <class Check>
-void with_values(CudaCall& call, const Tensor& x, const Check& check) {
-    if (!call.checking()) return;
-    const std::vector<int32_t> values = call.values<int32_t>(x);
-    check(values.data(), static_cast<int64_t>(values.size()));
-}
-
 RowOrder row_order(CudaCall& call, const char* op, const Tensor& rows, int64_t tokens, int64_t top_k) {
-    with_values(call, rows,
-                [&](const int32_t* values, int64_t count) { check_rows(op, values, count, tokens, top_k); });
+    call.check_values<int32_t>(
+        rows, [&](const int32_t* values, int64_t count) { check_rows(op, values, count, tokens, top_k); });
     return {call.in<int32_t>(rows), rows.size(0), top_k};
 }
 
 Slots token_slots(CudaCall& call, const char* op, const Tensor& slots, int64_t rows) {
-    with_values(call, slots,
-                [&](const int32_t* values, int64_t count) { check_slots(op, values, count, rows); });
+    call.check_values<int32_t>(
+        slots, [&](const int32_t* values, int64_t count) { check_slots(op, values, count, rows); });
     return {call.in<int32_t>(slots), slots.size(0), slots.size(1)};
 }
 
@@ -38,8 +30,8 @@ std::tuple<Tensor, Tensor, Tensor> expert_order(const Tensor& indices, int64_t n
     check_expert_order(indices, num_experts);
     CudaCall call("expert_order", indices);
     const Tensor choices = packed(indices);
-    with_values(call, choices,
-                [&](const int32_t* values, int64_t count) { check_indices(values, count, num_experts); });
+    call.check_values<int32_t>(
+        choices, [&](const int32_t* values, int64_t count) { check_indices(values, count, num_experts); });
     const int64_t count = choices.numel();
     const Order order = new_order(indices, num_experts);
     const Tensor workspace =
@@ -55,7 +47,7 @@ Tensor inverse_order(const Tensor& places, int64_t size) {
     check_inverse_order(places, size);
     CudaCall call("inverse_order", places);
     const Tensor list = packed(places);
-    with_values(call, list, [&](const int32_t* values, int64_t count) {
+    call.check_values<int32_t>(list, [&](const int32_t* values, int64_t count) {
         check_places(values, count, size);
         std::vector<int32_t> result(size);
         check_places_differ(values, cpu::inverse_order(values, count, size, result.data()));

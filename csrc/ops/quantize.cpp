@@ -24,12 +24,8 @@ Groups groups_of(const char* op, const std::optional<Tensor>& offs, int64_t rows
 }
 
 std::tuple<Tensor, Tensor> quantize_tiles(const Tensor& x, bool power_of_2) {
-    require_rows("quantize_tiles", "x", x);
-    require_float("quantize_tiles", "x", x);
-    Shape shape = shape_of(x);
-    Tensor codes = new_codes(x, shape);
-    shape.back() = num_tiles(shape.back());
-    Tensor scales = new_scales(x, shape);
+    require_float_rows("quantize_tiles", x);
+    auto [codes, scales] = new_tiles(x, shape_of(x));
     const Tensor rows = walkable(x);
     cpu::quantize_tiles(float_matrix(rows), power_of_2, bytes(codes), floats(scales), torch_threads());
     return {codes, scales};
@@ -37,9 +33,7 @@ std::tuple<Tensor, Tensor> quantize_tiles(const Tensor& x, bool power_of_2) {
 
 std::tuple<Tensor, Tensor> quantize_tiles_transposed(const Tensor& x, const std::optional<Tensor>& offs,
                                                      bool power_of_2) {
-    require_matrix("quantize_tiles_transposed", "x", x);
-    require_float("quantize_tiles_transposed", "x", x);
-    require_offs("quantize_tiles_transposed", offs);
+    require_float_groups("quantize_tiles_transposed", x, offs);
     const std::optional<Tensor> ends = packed(offs);
     const Groups groups = groups_of("quantize_tiles_transposed", ends, x.size(0));
     auto [codes_t, scales_t] = new_transposed(x, x.size(0), x.size(1), offs);
@@ -52,13 +46,11 @@ std::tuple<Tensor, Tensor> quantize_tiles_transposed(const Tensor& x, const std:
 std::tuple<Tensor, Tensor, Tensor, Tensor> quantize_tiles_both(const Tensor& x,
                                                                const std::optional<Tensor>& offs,
                                                                bool power_of_2) {
-    require_matrix("quantize_tiles_both", "x", x);
-    require_float("quantize_tiles_both", "x", x);
-    require_offs("quantize_tiles_both", offs);
+    require_float_groups("quantize_tiles_both", x, offs);
     const std::optional<Tensor> ends = packed(offs);
     const Groups groups = groups_of("quantize_tiles_both", ends, x.size(0));
     const int64_t m = x.size(0), k = x.size(1);
-    Tensor codes = new_codes(x, {m, k}), scales = new_scales(x, {m, num_tiles(k)});
+    auto [codes, scales] = new_tiles(x, {m, k});
     auto [codes_t, scales_t] = new_transposed(x, m, k, offs);
     const Tensor rows = walkable(x);
     cpu::quantize_tiles_both(float_matrix(rows), groups, power_of_2, bytes(codes), floats(scales),
@@ -67,17 +59,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> quantize_tiles_both(const Tensor& x,
 }
 
 std::tuple<Tensor, Tensor> quantize_blocks(const Tensor& w, bool power_of_2) {
-    require_weight("quantize_blocks", "w", w);
-    require_float("quantize_blocks", "w", w);
-    Shape shape = shape_of(w);
-    Tensor codes = new_codes(w, shape);
-    const bool stacked = w.dim() == 3;
-    const int64_t n = w.size(stacked), k = w.size(stacked + 1);
-    shape[stacked] = num_tiles(n);
-    shape[stacked + 1] = num_tiles(k);
-    Tensor scales = new_scales(w, shape);
+    require_float_weight("quantize_blocks", w);
+    auto [codes, scales] = new_blocks(w, shape_of(w));
     const Tensor rows = stack_of(w);
-    const FloatMatrix matrix{rows.const_data_ptr(), float_type(w.scalar_type()), n, k, rows.stride(stacked)};
+    const bool stacked = w.dim() == 3;
+    const FloatMatrix matrix{rows.const_data_ptr(), float_type(w.scalar_type()), w.size(stacked),
+                             w.size(stacked + 1), rows.stride(stacked)};
     cpu::quantize_blocks(matrix, stacked ? w.size(0) : 1, stacked ? rows.stride(0) : 0, power_of_2,
                          bytes(codes), floats(scales), torch_threads());
     return {codes, scales};
@@ -85,10 +72,7 @@ std::tuple<Tensor, Tensor> quantize_blocks(const Tensor& w, bool power_of_2) {
 
 std::tuple<Tensor, Tensor> transpose_blocks(const Tensor& codes, const Tensor& scales) {
     require_blocks("transpose_blocks", codes, scales);
-    Shape shape = shape_of(codes), scales_shape = shape_of(scales);
-    std::swap(shape[shape.size() - 2], shape[shape.size() - 1]);
-    std::swap(scales_shape[shape.size() - 2], scales_shape[shape.size() - 1]);
-    Tensor codes_t = new_codes(codes, shape), scales_t = new_scales(scales, scales_shape);
+    auto [codes_t, scales_t] = new_transposed_blocks(codes);
     const Tensor rows = stack_of(codes);
     const bool stacked = codes.dim() == 3;
     const int64_t count = stacked ? codes.size(0) : 1, n = codes.size(stacked), k = codes.size(stacked + 1);
@@ -142,9 +126,7 @@ Tensor dequantize_blocks(const Tensor& codes, const Tensor& scales, ScalarType d
 
 std::tuple<Tensor, Tensor> retile(const Tensor& codes, const Tensor& scales,
                                   const std::optional<Tensor>& offs, bool power_of_2) {
-    require_matrix("retile", "codes", codes);
-    require_tiles("retile", codes, scales);
-    require_offs("retile", offs);
+    require_retile("retile", codes, scales, offs);
     const std::optional<Tensor> ends = packed(offs);
     const Groups groups = groups_of("retile", ends, codes.size(0));
     auto [codes_t, scales_t] = new_transposed(codes, codes.size(0), codes.size(1), offs);
@@ -155,14 +137,8 @@ std::tuple<Tensor, Tensor> retile(const Tensor& codes, const Tensor& scales,
 }
 
 std::tuple<Tensor, Tensor> quantize_e5m6(const Tensor& x) {
-    require_rows("quantize_e5m6", "x", x);
-    require_float("quantize_e5m6", "x", x);
-    Shape shape = shape_of(x);
-    const int64_t k = shape.back();
-    shape.back() = e5m6_row_bytes(k);
-    Tensor packed = torch::stable::new_empty(x, shape, ScalarType::Byte);
-    shape.back() = num_tiles(k);
-    Tensor scales = new_scales(x, shape);
+    require_float_rows("quantize_e5m6", x);
+    auto [packed, scales] = new_packed(x);
     const Tensor rows = walkable(x);
     cpu::quantize_e5m6(float_matrix(rows), bytes(packed), floats(scales), torch_threads());
     return {packed, scales};
@@ -171,9 +147,7 @@ std::tuple<Tensor, Tensor> quantize_e5m6(const Tensor& x) {
 Tensor dequantize_e5m6(const Tensor& packed, const Tensor& scales, int64_t k, ScalarType dtype) {
     require_packed("dequantize_e5m6", packed, scales, k);
     require_target("dequantize_e5m6", dtype);
-    Shape shape = shape_of(packed);
-    shape.back() = k;
-    Tensor out = torch::stable::new_empty(packed, shape, dtype);
+    Tensor out = new_unpacked(packed, k, dtype);
     const Tensor rows = walkable(packed), row_scales = walkable_scales(scales);
     cpu::dequantize_e5m6(packed_matrix(rows, row_scales, k), float_type(dtype), out.mutable_data_ptr(),
                          torch_threads());

@@ -40,6 +40,22 @@ inline void require_offs(const char* op, const std::optional<Tensor>& offs) {
                 describe(*offs), "; give the end offset of each group");
 }
 
+inline void require_float_rows(const char* op, const Tensor& x) {
+    require_rows(op, "x", x);
+    require_float(op, "x", x);
+}
+
+inline void require_float_groups(const char* op, const Tensor& x, const std::optional<Tensor>& offs) {
+    require_matrix(op, "x", x);
+    require_float(op, "x", x);
+    require_offs(op, offs);
+}
+
+inline void require_float_weight(const char* op, const Tensor& w) {
+    require_weight(op, "w", w);
+    require_float(op, "w", w);
+}
+
 inline void require_codes(const char* op, const Tensor& codes) {
     DSE_REQUIRE(codes.scalar_type() == ScalarType::Float8_e4m3fn, op, ": codes must be float8_e4m3fn, got ",
                 describe(codes.scalar_type()), "; quantise first");
@@ -59,6 +75,13 @@ inline void require_tiles(const char* op, const Tensor& codes, const Tensor& sca
     Shape wanted = shape_of(codes);
     wanted.back() = num_tiles(wanted.back());
     require_scales(op, scales, wanted, "codes ", describe(codes), " in tiles of 128");
+}
+
+inline void require_retile(const char* op, const Tensor& codes, const Tensor& scales,
+                           const std::optional<Tensor>& offs) {
+    require_matrix(op, "codes", codes);
+    require_tiles(op, codes, scales);
+    require_offs(op, offs);
 }
 
 inline void require_blocks(const char* op, const Tensor& codes, const Tensor& scales) {
@@ -132,11 +155,47 @@ inline Tensor new_scales(const Tensor& like, const Shape& shape) {
     return Tensor(result);
 }
 
-// codes_t [K, M'] and scales_t [K, M'/128] for x [M, K].
-inline std::pair<Tensor, Tensor> new_transposed(const Tensor& like, int64_t m, int64_t k,
-                                                const std::optional<Tensor>& offs) {
-    const int64_t width = offs ? grouped_columns(m, offs->size(0)) : padded_columns(m);
-    return {new_codes(like, {k, width}), new_scales(like, {k, width / kTile})};
+struct Quantized {
+    Tensor codes, scales;
+};
+
+// Codes [..., K] in tiles.
+inline Quantized new_tiles(const Tensor& like, const Shape& shape) {
+    Shape tiles = shape;
+    tiles.back() = num_tiles(tiles.back());
+    return {new_codes(like, shape), new_scales(like, tiles)};
+}
+
+// Codes [K, M'] in tiles for x [M, K].
+inline Quantized new_transposed(const Tensor& like, int64_t m, int64_t k, const std::optional<Tensor>& offs) {
+    return new_tiles(like, {k, offs ? grouped_columns(m, offs->size(0)) : padded_columns(m)});
+}
+
+// Codes [N, K] or [E, N, K] in blocks.
+inline Quantized new_blocks(const Tensor& like, const Shape& shape) {
+    Shape blocks = shape;
+    for (size_t i = blocks.size() - 2; i < blocks.size(); ++i) blocks[i] = num_tiles(blocks[i]);
+    return {new_codes(like, shape), new_scales(like, blocks)};
+}
+
+inline Quantized new_transposed_blocks(const Tensor& codes) {
+    Shape shape = shape_of(codes);
+    std::swap(shape[shape.size() - 2], shape[shape.size() - 1]);
+    return new_blocks(codes, shape);
+}
+
+// Packed E5M6 codes of x.
+inline Quantized new_packed(const Tensor& x) {
+    Shape bytes = shape_of(x), tiles = bytes;
+    bytes.back() = e5m6_row_bytes(bytes.back());
+    tiles.back() = num_tiles(tiles.back());
+    return {torch::stable::new_empty(x, bytes, ScalarType::Byte), new_scales(x, tiles)};
+}
+
+inline Tensor new_unpacked(const Tensor& packed, int64_t k, ScalarType dtype) {
+    Shape shape = shape_of(packed);
+    shape.back() = k;
+    return torch::stable::new_empty(packed, shape, dtype);
 }
 
 }  // namespace dse

@@ -12,7 +12,8 @@ namespace {
 // Offsets for the kernels, which clamp them; checked where values are. `offs` must outlive the result.
 Groups groups_of(CudaCall& call, const char* op, const std::optional<Tensor>& offs, int64_t rows) {
     if (!offs) return {nullptr, 0};
-    if (CudaCall::checking()) require_ascending(op, call.values<int32_t>(*offs).data(), offs->size(0), rows);
+    call.check_values<int32_t>(
+        *offs, [&](const int32_t* ends, int64_t count) { require_ascending(op, ends, count, rows); });
     return {call.in<int32_t>(*offs), offs->size(0)};
 }
 
@@ -36,13 +37,9 @@ CodeMatrix block_matrix(const Tensor& codes, const Tensor& scales) {
 }
 
 std::tuple<Tensor, Tensor> quantize_tiles(const Tensor& x, bool power_of_2) {
-    require_rows("quantize_tiles", "x", x);
-    require_float("quantize_tiles", "x", x);
+    require_float_rows("quantize_tiles", x);
     CudaCall call("quantize_tiles", x);
-    Shape shape = shape_of(x);
-    Tensor codes = new_codes(x, shape);
-    shape.back() = num_tiles(shape.back());
-    Tensor scales = new_scales(x, shape);
+    auto [codes, scales] = new_tiles(x, shape_of(x));
     const Tensor rows = walkable(x);
     cuda::quantize_tiles(float_matrix(call.in(rows)), power_of_2, call.out<uint8_t>(codes),
                          scale_matrix(call.out(scales)), call.stream());
@@ -52,9 +49,7 @@ std::tuple<Tensor, Tensor> quantize_tiles(const Tensor& x, bool power_of_2) {
 
 std::tuple<Tensor, Tensor> quantize_tiles_transposed(const Tensor& x, const std::optional<Tensor>& offs,
                                                      bool power_of_2) {
-    require_matrix("quantize_tiles_transposed", "x", x);
-    require_float("quantize_tiles_transposed", "x", x);
-    require_offs("quantize_tiles_transposed", offs);
+    require_float_groups("quantize_tiles_transposed", x, offs);
     CudaCall call("quantize_tiles_transposed", x);
     const std::optional<Tensor> ends = packed(offs);
     const Groups groups = groups_of(call, "quantize_tiles_transposed", ends, x.size(0));
@@ -70,14 +65,12 @@ std::tuple<Tensor, Tensor> quantize_tiles_transposed(const Tensor& x, const std:
 std::tuple<Tensor, Tensor, Tensor, Tensor> quantize_tiles_both(const Tensor& x,
                                                                const std::optional<Tensor>& offs,
                                                                bool power_of_2) {
-    require_matrix("quantize_tiles_both", "x", x);
-    require_float("quantize_tiles_both", "x", x);
-    require_offs("quantize_tiles_both", offs);
+    require_float_groups("quantize_tiles_both", x, offs);
     CudaCall call("quantize_tiles_both", x);
     const std::optional<Tensor> ends = packed(offs);
     const Groups groups = groups_of(call, "quantize_tiles_both", ends, x.size(0));
     const int64_t m = x.size(0), k = x.size(1);
-    Tensor codes = new_codes(x, {m, k}), scales = new_scales(x, {m, num_tiles(k)});
+    auto [codes, scales] = new_tiles(x, {m, k});
     auto [codes_t, scales_t] = new_transposed(x, m, k, offs);
     const Tensor rows = walkable(x);
     cuda::quantize_tiles_both(float_matrix(call.in(rows)), groups, power_of_2, call.out<uint8_t>(codes),
@@ -88,19 +81,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> quantize_tiles_both(const Tensor& x,
 }
 
 std::tuple<Tensor, Tensor> quantize_blocks(const Tensor& w, bool power_of_2) {
-    require_weight("quantize_blocks", "w", w);
-    require_float("quantize_blocks", "w", w);
+    require_float_weight("quantize_blocks", w);
     CudaCall call("quantize_blocks", w);
-    Shape shape = shape_of(w);
-    Tensor codes = new_codes(w, shape);
-    const size_t n = shape.size() - 2, k = n + 1;
-    const int64_t height = shape[n], width = shape[k];
-    shape[n] = num_tiles(height);
-    shape[k] = num_tiles(width);
-    Tensor scales = new_scales(w, shape);
+    auto [codes, scales] = new_blocks(w, shape_of(w));
     const Tensor rows = stack_of(w);
-    const FloatMatrix matrix{call.in<void>(rows), float_type(w.scalar_type()), height, width,
-                             rows.stride(static_cast<int64_t>(n))};
+    const bool stacked = w.dim() == 3;
+    const FloatMatrix matrix{call.in<void>(rows), float_type(w.scalar_type()), w.size(stacked),
+                             w.size(stacked + 1), rows.stride(stacked)};
     cuda::quantize_blocks(matrix, stack(rows, nullptr), power_of_2, call.out<uint8_t>(codes),
                           scale_matrix(call.out(scales)), call.stream());
     call.finish();
@@ -110,10 +97,7 @@ std::tuple<Tensor, Tensor> quantize_blocks(const Tensor& w, bool power_of_2) {
 std::tuple<Tensor, Tensor> transpose_blocks(const Tensor& codes, const Tensor& scales) {
     require_blocks("transpose_blocks", codes, scales);
     CudaCall call("transpose_blocks", codes);
-    Shape shape = shape_of(codes), scales_shape = shape_of(scales);
-    std::swap(shape[shape.size() - 2], shape[shape.size() - 1]);
-    std::swap(scales_shape[shape.size() - 2], scales_shape[shape.size() - 1]);
-    Tensor codes_t = new_codes(codes, shape), scales_t = new_scales(scales, scales_shape);
+    auto [codes_t, scales_t] = new_transposed_blocks(codes);
     const Tensor rows = stack_of(codes);
     cuda::transpose_blocks(block_matrix(call.in(rows), call.in(scales)), stack(rows, &scales),
                            call.out<uint8_t>(codes_t), scale_matrix(call.out(scales_t)), call.stream());
@@ -147,9 +131,7 @@ Tensor dequantize_blocks(const Tensor& codes, const Tensor& scales, ScalarType d
 
 std::tuple<Tensor, Tensor> retile(const Tensor& codes, const Tensor& scales,
                                   const std::optional<Tensor>& offs, bool power_of_2) {
-    require_matrix("retile", "codes", codes);
-    require_tiles("retile", codes, scales);
-    require_offs("retile", offs);
+    require_retile("retile", codes, scales, offs);
     CudaCall call("retile", codes);
     const std::optional<Tensor> ends = packed(offs);
     const Groups groups = groups_of(call, "retile", ends, codes.size(0));
@@ -162,15 +144,9 @@ std::tuple<Tensor, Tensor> retile(const Tensor& codes, const Tensor& scales,
 }
 
 std::tuple<Tensor, Tensor> quantize_e5m6(const Tensor& x) {
-    require_rows("quantize_e5m6", "x", x);
-    require_float("quantize_e5m6", "x", x);
+    require_float_rows("quantize_e5m6", x);
     CudaCall call("quantize_e5m6", x);
-    Shape shape = shape_of(x);
-    const int64_t k = shape.back();
-    shape.back() = e5m6_row_bytes(k);
-    Tensor packed = torch::stable::new_empty(x, shape, ScalarType::Byte);
-    shape.back() = num_tiles(k);
-    Tensor scales = new_scales(x, shape);
+    auto [packed, scales] = new_packed(x);
     const Tensor rows = walkable(x);
     cuda::quantize_e5m6(float_matrix(call.in(rows)), call.out<uint8_t>(packed),
                         scale_matrix(call.out(scales)), call.stream());
@@ -182,9 +158,7 @@ Tensor dequantize_e5m6(const Tensor& packed, const Tensor& scales, int64_t k, Sc
     require_packed("dequantize_e5m6", packed, scales, k);
     require_target("dequantize_e5m6", dtype);
     CudaCall call("dequantize_e5m6", packed);
-    Shape shape = shape_of(packed);
-    shape.back() = k;
-    Tensor out = torch::stable::new_empty(packed, shape, dtype);
+    Tensor out = new_unpacked(packed, k, dtype);
     const Tensor rows = walkable(packed), row_scales = walkable_scales(scales);
     cuda::dequantize_e5m6(packed_matrix(call.in(rows), call.in(row_scales), k), float_type(dtype),
                           call.out<void>(out), call.stream());

@@ -14,9 +14,8 @@ const bool* flags(CudaCall& call, const std::optional<Tensor>& valid) {
 }
 
 void check_experts(CudaCall& call, const char* op, const Tensor& indices, int64_t experts) {
-    if (!call.checking()) return;
-    const std::vector<int32_t> values = call.values<int32_t>(indices);
-    require_experts(op, values.data(), static_cast<int64_t>(values.size()), experts);
+    call.check_values<int32_t>(
+        indices, [&](const int32_t* values, int64_t count) { require_experts(op, values, count, experts); });
 }
 
 std::tuple<Tensor, Tensor, Tensor> route(const Tensor& logits, const Tensor& bias,

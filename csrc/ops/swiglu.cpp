@@ -17,20 +17,15 @@ float* floats(const std::optional<Tensor>& x) {
 }
 uint16_t* words(const Tensor& x) { return static_cast<uint16_t*>(x.mutable_data_ptr()); }
 
-// New tiles for a matrix [rows, columns].
-struct Tiles {
-    Tiles(const Tensor& like, int64_t rows, int64_t columns)
-        : codes(new_codes(like, {rows, columns})), scales(new_scales(like, {rows, num_tiles(columns)})) {}
+struct Tiles : Quantized {
     TileResults results() const {
         return {static_cast<uint8_t*>(codes.mutable_data_ptr()),
                 static_cast<float*>(scales.mutable_data_ptr())};
     }
-    Tensor codes, scales;
 };
 
 Tensor swiglu(const Tensor& gate_up, const std::optional<Tensor>& weights) {
-    check_gate_up("swiglu", gate_up);
-    check_weights("swiglu", weights, gate_up.size(0));
+    check_swiglu("swiglu", gate_up, weights);
     Tensor out = new_matrix(gate_up, gate_up.size(0), gate_up.size(1) / 2, gate_up.scalar_type());
     const Tensor rows = walkable(gate_up);
     cpu::swiglu(float_matrix(rows), row_weights(weights), out.mutable_data_ptr(), torch_threads());
@@ -39,12 +34,11 @@ Tensor swiglu(const Tensor& gate_up, const std::optional<Tensor>& weights) {
 
 std::tuple<Tensor, Tensor, std::optional<Tensor>, std::optional<Tensor>> swiglu_quantize(
     const Tensor& gate_up, const std::optional<Tensor>& weights, bool power_of_2, bool cache) {
-    check_gate_up("swiglu_quantize", gate_up);
-    check_weights("swiglu_quantize", weights, gate_up.size(0));
+    check_swiglu("swiglu_quantize", gate_up, weights);
     const int64_t m = gate_up.size(0), columns = gate_up.size(1);
-    const Tiles output(gate_up, m, columns / 2);
+    const Tiles output{new_tiles(gate_up, {m, columns / 2})};
     std::optional<Tiles> cached;
-    if (cache) cached.emplace(gate_up, m, columns);
+    if (cache) cached = Tiles{new_tiles(gate_up, {m, columns})};
     const Tensor rows = walkable(gate_up);
     cpu::swiglu_quantize(float_matrix(rows), row_weights(weights), power_of_2, output.results(),
                          cached ? cached->results() : TileResults{nullptr, nullptr}, torch_threads());
@@ -72,16 +66,8 @@ std::tuple<Tensor, std::optional<Tensor>, Tensor> swiglu_backward(const Tensor& 
     Tensor output = new_matrix(grad, m, columns / 2, ScalarType::BFloat16);
     std::optional<Tensor> grad_weights = new_grad_weights(weights);
     const Tensor rows = walkable(codes), grad_rows = walkable(grad);
-    const CodeMatrix matrix{static_cast<const uint8_t*>(rows.const_data_ptr()),
-                            static_cast<const float*>(scales.const_data_ptr()),
-                            m,
-                            columns,
-                            rows.stride(0),
-                            scales.stride(0),
-                            scales.stride(1),
-                            1};
-    cpu::swiglu_backward(float_matrix(grad_rows), matrix, row_weights(weights), words(grad_gate_up),
-                         floats(grad_weights), words(output), torch_threads());
+    cpu::swiglu_backward(float_matrix(grad_rows), code_matrix(rows, scales, 1), row_weights(weights),
+                         words(grad_gate_up), floats(grad_weights), words(output), torch_threads());
     return {grad_gate_up, grad_weights, output};
 }
 

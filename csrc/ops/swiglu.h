@@ -24,6 +24,11 @@ inline void check_weights(const char* op, const std::optional<Tensor>& weights, 
                 "], one for each row, got ", describe(*weights), "; pass one number for each row, or None");
 }
 
+inline void check_swiglu(const char* op, const Tensor& gate_up, const std::optional<Tensor>& weights) {
+    check_gate_up(op, gate_up);
+    check_weights(op, weights, gate_up.size(0));
+}
+
 inline void check_grad(const char* op, const Tensor& grad, const Tensor& gate_up) {
     const Shape wanted{gate_up.size(0), gate_up.size(1) / 2};
     DSE_REQUIRE(shape_of(grad) == wanted, op, ": grad must be [M, I] = ", describe(wanted), ", got ",

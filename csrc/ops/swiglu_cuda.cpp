@@ -16,19 +16,14 @@ RowWeights read_weights(CudaCall& call, const std::optional<Tensor>& weights) {
 
 float* written(CudaCall& call, const std::optional<Tensor>& x) { return x ? call.out<float>(*x) : nullptr; }
 
-// New tiles for a matrix [rows, columns].
-struct Tiles {
-    Tiles(const Tensor& like, int64_t rows, int64_t columns)
-        : codes(new_codes(like, {rows, columns})), scales(new_scales(like, {rows, num_tiles(columns)})) {}
+struct Tiles : Quantized {
     cuda::TileOutput output(CudaCall& call) const {
         return {call.out<uint8_t>(codes), scale_matrix(call.out(scales))};
     }
-    Tensor codes, scales;
 };
 
 Tensor swiglu(const Tensor& gate_up, const std::optional<Tensor>& weights) {
-    check_gate_up("swiglu", gate_up);
-    check_weights("swiglu", weights, gate_up.size(0));
+    check_swiglu("swiglu", gate_up, weights);
     CudaCall call("swiglu", gate_up);
     Tensor out = new_matrix(gate_up, gate_up.size(0), gate_up.size(1) / 2, gate_up.scalar_type());
     const Tensor rows = walkable(gate_up);
@@ -40,13 +35,12 @@ Tensor swiglu(const Tensor& gate_up, const std::optional<Tensor>& weights) {
 
 std::tuple<Tensor, Tensor, std::optional<Tensor>, std::optional<Tensor>> swiglu_quantize(
     const Tensor& gate_up, const std::optional<Tensor>& weights, bool power_of_2, bool cache) {
-    check_gate_up("swiglu_quantize", gate_up);
-    check_weights("swiglu_quantize", weights, gate_up.size(0));
+    check_swiglu("swiglu_quantize", gate_up, weights);
     CudaCall call("swiglu_quantize", gate_up);
     const int64_t m = gate_up.size(0), columns = gate_up.size(1);
-    const Tiles output(gate_up, m, columns / 2);
+    const Tiles output{new_tiles(gate_up, {m, columns / 2})};
     std::optional<Tiles> cached;
-    if (cache) cached.emplace(gate_up, m, columns);
+    if (cache) cached = Tiles{new_tiles(gate_up, {m, columns})};
     const Tensor rows = walkable(gate_up);
     cuda::swiglu_quantize(float_matrix(call.in(rows)), read_weights(call, weights), power_of_2,
                           output.output(call), cached ? cached->output(call) : cuda::TileOutput{},
