@@ -1,8 +1,9 @@
 """Causal attention without a matrix of scores.
 
-On the CPU by kernels of this package, on a GPU by torch's flash attention. Shapes: B sequences, N heads,
-T tokens, D = width of a query and of a key, V = width of a value. Results have the heads of a token side by
-side in memory, as the next projection reads them.
+On the CPU by kernels of this package; on a GPU by torch's: its flash kernel for 16-bit heads up to 192 wide,
+its memory-efficient kernel for FP32, for wider heads and where documents are kept apart. Shapes: B sequences,
+N heads, T tokens, D = width of a query and of a key, V = width of a value. Results have the heads of a token
+side by side in memory, as the next projection reads them.
 """
 
 from __future__ import annotations
@@ -11,16 +12,15 @@ import math
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from . import attention_cuda
 from ._checks import dtype_of, require, require_float, require_int32, shape_of
 from ._kinds import explained, register_fake
 from ._library import NAMESPACE
 from .derivatives import first_order_only, require_no_grad
 
 _ops = torch.ops.deepseek_ext
-_aten = torch.ops.aten
 
 
 @explained
@@ -103,19 +103,7 @@ def _check(op: str, q: Tensor, k: Tensor, v: Tensor, scale: float, starts: Tenso
     )
 
 
-def _new_heads(like: Tensor) -> Tensor:
-    b, n, t, width = like.shape
-    return like.new_empty(b, t, n, width).transpose(1, 2)
-
-
-def _causal_attention_fake(
-    q: Tensor, k: Tensor, v: Tensor, scale: float, starts: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    _check("causal_attention", q, k, v, scale, starts)
-    return _new_heads(v), q.new_empty(q.shape[:3], dtype=torch.float32)
-
-
-def _causal_attention_backward_fake(
+def _check_backward(
     grad: Tensor,
     q: Tensor,
     k: Tensor,
@@ -123,8 +111,8 @@ def _causal_attention_backward_fake(
     out: Tensor,
     logsumexp: Tensor,
     scale: float,
-    starts: Tensor | None = None,
-) -> tuple[Tensor, Tensor, Tensor]:
+    starts: Tensor | None,
+) -> None:
     op = "causal_attention_backward"
     _check(op, q, k, v, scale, starts)
     _check_heads(op, "grad", grad, q.dtype)
@@ -144,27 +132,38 @@ def _causal_attention_backward_fake(
         f"{op}: logsumexp must be float32 [B, N, T] = {list(q.shape[:3])}, "
         f"got {dtype_of(logsumexp)} {shape_of(logsumexp)}; pass causal_attention's second result",
     )
-    return _new_heads(q), _new_heads(k), _new_heads(v)
 
 
-# On a GPU: torch's kernels, which want heads of equal width; zeros on the narrower side change no result.
+def _causal_attention_fake(
+    q: Tensor, k: Tensor, v: Tensor, scale: float, starts: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    _check("causal_attention", q, k, v, scale, starts)
+    return attention_cuda.new_heads(v), q.new_empty(q.shape[:3], dtype=torch.float32)
+
+
+def _causal_attention_backward_fake(
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    logsumexp: Tensor,
+    scale: float,
+    starts: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    _check_backward(grad, q, k, v, out, logsumexp, scale, starts)
+    return attention_cuda.new_heads(q), attention_cuda.new_heads(k), attention_cuda.new_heads(v)
+
+
+# On a GPU.
 
 
 def _causal_attention_cuda(
     q: Tensor, k: Tensor, v: Tensor, scale: float, starts: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     _check("causal_attention", q, k, v, scale, starts)
-    width = v.shape[-1]
-    q, k, v = _equally_wide(q, k, v)
-    if starts is not None or q.dtype == torch.float32:  # the flash kernel knows 16 bits only, and no mask
-        mask = None if starts is None else _mask(starts, q)
-        out, logsumexp, *_ = _aten._scaled_dot_product_efficient_attention(
-            q, k, v, mask, True, 0.0, mask is None, scale=scale
-        )
-        logsumexp = logsumexp.narrow(-1, 0, q.shape[2])  # it comes padded
-    else:
-        out, logsumexp, *_ = _aten._scaled_dot_product_flash_attention(q, k, v, 0.0, True, scale=scale)
-    return _side_by_side(out.narrow(-1, 0, width)), logsumexp
+    attention_cuda.check_starts("causal_attention", starts)
+    return attention_cuda.forward(q, k, v, scale, starts)
 
 
 def _causal_attention_backward_cuda(
@@ -177,48 +176,9 @@ def _causal_attention_backward_cuda(
     scale: float,
     starts: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    width, value_width, tokens = q.shape[-1], v.shape[-1], q.shape[2]
-    q, k, v = _equally_wide(q, k, v)
-    grad, out = (F.pad(t, (0, v.shape[-1] - value_width)) for t in (grad, out))
-    unused = torch.empty((), dtype=torch.int64, device=q.device)  # a random state, for dropout
-    if starts is not None or q.dtype == torch.float32:
-        mask = None if starts is None else _mask(starts, q)
-        logsumexp = F.pad(logsumexp, (0, -tokens % 32), value=math.inf)
-        grads = _aten._scaled_dot_product_efficient_attention_backward(
-            *(grad, q, k, v, mask, out, logsumexp, unused, unused, 0.0),
-            [True, True, True, False],
-            mask is None,
-            scale=scale,
-        )[:3]
-    else:
-        grads = _aten._scaled_dot_product_flash_attention_backward(
-            *(grad, q, k, v, out, logsumexp, None, None, tokens, tokens, 0.0, True, unused, unused),
-            scale=scale,
-        )
-    grad_q, grad_k, grad_v = grads
-    return (
-        _side_by_side(grad_q.narrow(-1, 0, width)),
-        _side_by_side(grad_k.narrow(-1, 0, width)),
-        _side_by_side(grad_v.narrow(-1, 0, value_width)),
-    )
-
-
-def _side_by_side(x: Tensor) -> Tensor:
-    return x.transpose(1, 2).clone(memory_format=torch.contiguous_format).transpose(1, 2)
-
-
-def _mask(starts: Tensor, q: Tensor) -> Tensor:
-    """What is added to scores: 0 from each position's start to itself, elsewhere -inf; [B, N, T, T]."""
-    at = torch.arange(q.shape[2], dtype=torch.int32, device=q.device)
-    seen = (at >= starts[:, :, None]) & (at <= at[:, None])
-    mask = torch.zeros((), dtype=q.dtype, device=q.device).masked_fill(~seen, float("-inf"))
-    return mask[:, None].expand(-1, q.shape[1], -1, -1)
-
-
-def _equally_wide(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    width = max(q.shape[-1], v.shape[-1])
-    q, k, v = (F.pad(t, (0, width - t.shape[-1])) if t.shape[-1] < width else t for t in (q, k, v))
-    return q, k, v
+    _check_backward(grad, q, k, v, out, logsumexp, scale, starts)
+    attention_cuda.check_starts("causal_attention_backward", starts)
+    return attention_cuda.backward(grad, q, k, v, out, logsumexp, scale, starts)
 
 
 def _setup_context(
