@@ -2,7 +2,8 @@
 # make pretrain   trains a small DeepSeek-V3 on real text; flags: make pretrain ARGS="--tokens 500000"
 # make test       every test that needs no GPU
 # make test-sim   the CUDA kernels without a GPU: the simulator's own tests, then operators on it; needs nvcc
-# make test-cubin the CUDA kernels' machine code: no spills, registers within a budget, tables up to date; needs nvcc
+# make test-cubin the CUDA kernels' machine code: no spills, registers within a budget, tables up to date, the module
+#                 that ships builds and registers every operator; needs nvcc
 # make gpu-check  what only a GPU can show: tests, compute-sanitizer and benchmarks on it, written to docs/gpu-report.md
 # make test-kills training killed 20 times at random moments goes on bit for bit; KILLS=100 for more
 #

@@ -36,6 +36,7 @@ CXX_FLAGS = ["-O3", "-std=c++20", *NUMBERS, "-fvisibility=hidden", "-g0", "-Wall
 HEADERS = sorted(
     str(p.relative_to(ROOT)) for p in (ROOT / "csrc").rglob("*") if p.suffix in {".h", ".inc", ".cuh"}
 )
+DEPENDS = [*HEADERS, "setup.py"]  # a change to any of them makes ninja look again
 INCLUDES = [str(ROOT / "csrc"), *include_paths()]
 
 
@@ -47,7 +48,7 @@ def cpu_extension() -> Extension:
     return Extension(
         "deepseek_ext._C",
         [s for s in sources("ops", "cpu") if not s.endswith("_cuda.cpp")],
-        depends=HEADERS,
+        depends=DEPENDS,
         language="c++",
         py_limited_api=True,
         include_dirs=INCLUDES,
@@ -62,7 +63,7 @@ def native_extension() -> Extension:
     return Extension(
         "deepseek_ext._native",
         sources("native"),
-        depends=HEADERS,
+        depends=DEPENDS,
         language="c++",
         include_dirs=INCLUDES,  # torch ships pybind11
         define_macros=[("DSE_VERSION", f'"{VERSION}"')],
@@ -110,7 +111,7 @@ def cuda_extensions() -> list[Extension]:
         Extension(
             "deepseek_ext._C_cuda",
             [*sources("cuda", suffix=".cu"), *sources("ops", suffix="_cuda.cpp")],
-            depends=HEADERS,
+            depends=DEPENDS,
             language="c++",
             py_limited_api=True,
             include_dirs=[*INCLUDES, str(home / "include"), str(home / "include" / "cccl")],
