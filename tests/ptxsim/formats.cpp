@@ -1,6 +1,5 @@
 #include "formats.h"
 
-#include <array>
 #include <cmath>
 
 #include "fault.h"
@@ -39,10 +38,6 @@ std::array<float, kCodes> table_of() {
     return table;
 }
 
-const std::array<float, 65536> kHalfValues = table_of<kHalf, 65536>();
-const std::array<float, 256> kE4M3Values = table_of<kE4M3, 256>();
-const std::array<float, 256> kE5M2Values = table_of<kE5M2, 256>();
-
 template <class Operation>
 uint64_t per_half(uint64_t a, uint64_t b, Operation operation) {
     return operation(a & 0xffff, b & 0xffff) | operation(a >> 16 & 0xffff, b >> 16 & 0xffff) << 16;
@@ -68,6 +63,10 @@ uint64_t float_extreme(Type type, uint64_t a, uint64_t b, bool want_max) {
 }
 
 }  // namespace
+
+const std::array<float, 65536> kHalfValues = table_of<kHalf, 65536>();
+const std::array<float, 256> kE4M3Values = table_of<kE4M3, 256>();
+const std::array<float, 256> kE5M2Values = table_of<kE5M2, 256>();
 
 uint64_t round_to_format(const FloatFormat& format, bool negative, uint64_t significand, int exponent,
                          Rounding rounding, bool saturate) {
@@ -127,11 +126,6 @@ double format_to_double(const FloatFormat& format, uint64_t code) {
     const int exponent = (field == 0 ? 1 : field) - format.bias() - format.fraction_bits;
     return sign * std::ldexp(static_cast<double>(significand), exponent);
 }
-
-float half_to_float(uint16_t bits) { return kHalfValues[bits]; }
-float bf16_to_float(uint16_t bits) { return bits_to_float(static_cast<uint32_t>(bits) << 16); }
-float e4m3_to_float(uint8_t bits) { return kE4M3Values[bits]; }
-float e5m2_to_float(uint8_t bits) { return kE5M2Values[bits]; }
 
 uint16_t round_to_half(double value, Rounding rounding) {
     return static_cast<uint16_t>(round_to_format(kHalf, value, rounding, false));

@@ -1,5 +1,6 @@
 // Number formats as the PTX ISA states them, written independently of csrc/formats, which they help to test.
 #pragma once
+#include <array>
 #include <bit>
 #include <cstdint>
 
@@ -44,10 +45,12 @@ uint64_t round_to_format(const FloatFormat& format, double value, Rounding round
 
 // Exact.
 double format_to_double(const FloatFormat& format, uint64_t code);
-float half_to_float(uint16_t bits);
-float bf16_to_float(uint16_t bits);
-float e4m3_to_float(uint8_t bits);
-float e5m2_to_float(uint8_t bits);
+extern const std::array<float, 65536> kHalfValues;
+extern const std::array<float, 256> kE4M3Values, kE5M2Values;
+inline float half_to_float(uint16_t bits) { return kHalfValues[bits]; }
+inline float bf16_to_float(uint16_t bits) { return bits_to_float(static_cast<uint32_t>(bits) << 16); }
+inline float e4m3_to_float(uint8_t bits) { return kE4M3Values[bits]; }
+inline float e5m2_to_float(uint8_t bits) { return kE5M2Values[bits]; }
 
 // One rounding of an exactly held value; NaN becomes 0x7fff.
 uint16_t round_to_half(double value, Rounding rounding = Rounding::kNearest);

@@ -14,6 +14,8 @@ constexpr size_t kMostPast = 64;
 // The same of unordered strong writes, each of which looks at all of these.
 constexpr auto kMostPastWrites = 16;
 
+bool same(const Cell& a, const Cell& b) { return std::memcmp(&a, &b, sizeof a) == 0; }
+
 }  // namespace
 
 uint32_t View::missing_slow(Actor actor, uint32_t lanes, Tick tick) const {
@@ -37,7 +39,10 @@ void Shadow::clear() {
     splits_.clear();
     free_splits_.clear();
     free_pasts_.clear();
-    for (uint32_t i = 0; i < pasts_.size(); ++i) free_pasts_.push_back(i);
+    for (uint32_t i = 0; i < pasts_.size(); ++i) {
+        pasts_[i].owners = 0;
+        free_pasts_.push_back(i);
+    }
 }
 
 bool Shadow::strong_pair(const Access& access, uint8_t scope, Actor other, const View& view) const {
@@ -60,25 +65,37 @@ template <bool kWrite>
 bool Shadow::touch(uint64_t offset, uint32_t bytes, const Access& access, const View& view,
                    Conflict& conflict) {
     const uint64_t end = offset + bytes;
+    Step step;
+    bool fine = true;
     for (uint64_t granule = offset & ~uint64_t{3}; granule < end; granule += 4) {
         uint8_t mask = 0xf;
         if (granule < offset) mask &= static_cast<uint8_t>(0xf << (offset - granule));
         if (granule + 4 > end) mask &= static_cast<uint8_t>(0xf >> (granule + 4 - end));
         Cell& cell = cells_[granule >> 2];
-        bool fine;
+        if (step.known && same(cell, step.before)) {
+            hold_list(step.after);
+            release_list(cell);
+            cell = step.after;
+            continue;
+        }
         if (cell.flags & Cell::kSplit || (cell.bytes != mask && cell.bytes)) {
             fine = touch_part<kWrite>(cell, mask, access, view, conflict);
         } else {
+            const bool repeats = mask == 0xf && granule + 8 <= end;
+            const Cell before = cell;
+            if (repeats) hold_list(before);
             cell.bytes = mask;
             fine =
                 kWrite ? write_unit(cell, access, view, conflict) : read_unit(cell, access, view, conflict);
+            if (repeats) remember(step, before, cell);
         }
         if (!fine) {
             conflict.granule = granule;
-            return false;
+            break;
         }
     }
-    return true;
+    forget(step);
+    return fine;
 }
 
 template <bool kWrite>
@@ -116,14 +133,9 @@ void Shadow::split(Cell& cell) {
     for (int byte = 0; byte < 4; ++byte) {
         Cell& part = splits_[index][byte];
         part = cell.bytes >> byte & 1 ? cell : Cell{};
-        if (part.flags & Cell::kMany) {  // each part owns its list
-            const std::vector<Past> copy = pasts_[cell.reader];
-            const uint32_t list = new_list();
-            pasts_[list] = copy;
-            part.reader = list;
-        }
+        hold_list(part);
     }
-    drop_past(cell);
+    release_list(cell);
     cell = Cell{};
     cell.writer = index;
     cell.bytes = 0xf;
@@ -155,7 +167,7 @@ bool Shadow::read_unit(Cell& cell, const Access& access, const View& view, Confl
         }
     }
     if (cell.flags & Cell::kPastWrites) {
-        for (const Past& old : pasts_[cell.reader]) {
+        for (const Past& old : pasts_[cell.reader].accesses) {
             if (!old.wrote) continue;
             const uint32_t unknown = view.missing(old.actor, old.lanes, old.tick);
             if (!unknown || strong_pair(access, old.scope, old.actor, view)) continue;
@@ -188,28 +200,54 @@ bool Shadow::read_unit(Cell& cell, const Access& access, const View& view, Confl
 }
 
 uint32_t Shadow::new_list() {
+    uint32_t list;
     if (free_pasts_.empty()) {
+        list = static_cast<uint32_t>(pasts_.size());
         pasts_.emplace_back();
-        return static_cast<uint32_t>(pasts_.size() - 1);
+    } else {
+        list = free_pasts_.back();
+        free_pasts_.pop_back();
     }
-    const uint32_t list = free_pasts_.back();
-    free_pasts_.pop_back();
+    pasts_[list].owners = 1;
+    pasts_[list].accesses.clear();
     return list;
 }
 
+void Shadow::hold_list(const Cell& cell) {
+    if (cell.flags & Cell::kMany) ++pasts_[cell.reader].owners;
+}
+
+void Shadow::release_list(const Cell& cell) {
+    if (cell.flags & Cell::kMany && --pasts_[cell.reader].owners == 0) free_pasts_.push_back(cell.reader);
+}
+
+void Shadow::remember(Step& step, const Cell& before, const Cell& after) {
+    forget(step);
+    step = {before, after, true};
+    hold_list(after);
+}
+
+void Shadow::forget(Step& step) {
+    if (!step.known) return;
+    release_list(step.before);
+    release_list(step.after);
+    step.known = false;
+}
+
 std::vector<Shadow::Past>& Shadow::past(Cell& cell) {
-    if (!(cell.flags & Cell::kMany)) {
-        const uint32_t list = new_list();
-        pasts_[list].clear();
-        if (cell.read_tick) {
-            const auto scope = static_cast<uint8_t>(cell.scopes >> 4);
-            pasts_[list].push_back(
-                {cell.reader, cell.read_tick, cell.read_lanes, cell.read_line, scope, false});
-        }
-        cell.reader = list;
-        cell.flags |= Cell::kMany;
+    if (cell.flags & Cell::kMany && pasts_[cell.reader].owners == 1) return pasts_[cell.reader].accesses;
+    const uint32_t list = new_list();
+    std::vector<Past>& accesses = pasts_[list].accesses;
+    if (cell.flags & Cell::kMany) {
+        accesses = pasts_[cell.reader].accesses;
+        release_list(cell);
+    } else if (cell.read_tick) {
+        const auto scope = static_cast<uint8_t>(cell.scopes >> 4);
+        accesses.push_back({cell.reader, cell.read_tick, cell.read_lanes, cell.read_line, scope, false});
     }
-    return pasts_[cell.reader];
+    cell.reader = list;
+    cell.flags |= Cell::kMany;
+    return accesses;
 }
 
 void Shadow::add_reader(Cell& cell, const Access& access, const View& view) {
@@ -229,9 +267,13 @@ void Shadow::add_reader(Cell& cell, const Access& access, const View& view) {
 }
 
 void Shadow::drop_past(Cell& cell) {
-    if (cell.flags & Cell::kMany) free_pasts_.push_back(cell.reader);
+    release_list(cell);
     cell.flags &= static_cast<uint8_t>(~(Cell::kMany | Cell::kReadNonCoherent | Cell::kPastWrites));
+    cell.reader = 0;
     cell.read_tick = 0;
+    cell.read_lanes = 0;
+    cell.read_line = 0;
+    cell.scopes &= 15;
 }
 
 bool Shadow::write_unit(Cell& cell, const Access& access, const View& view, Conflict& conflict) {
@@ -260,14 +302,17 @@ bool Shadow::write_unit(Cell& cell, const Access& access, const View& view, Conf
         return false;
     };
     if (cell.flags & Cell::kMany) {
-        std::vector<Past>& list = pasts_[cell.reader];
-        size_t kept = 0;
+        const std::vector<Past>& list = pasts_[cell.reader].accesses;
+        kept_.clear();
         for (const Past& old : list) {
             if (!check(old)) return false;
-            if (unordered) list[kept++] = old;
+            if (unordered) kept_.push_back(old);
         }
-        list.resize(kept);
-        if (!kept) drop_past(cell);
+        if (kept_.empty()) {
+            drop_past(cell);
+        } else if (kept_.size() < list.size()) {
+            past(cell) = kept_;
+        }
     } else if (cell.read_tick) {
         const auto scope = static_cast<uint8_t>(cell.scopes >> 4);
         if (!check({cell.reader, cell.read_tick, cell.read_lanes, cell.read_line, scope, false}))

@@ -63,7 +63,7 @@ struct Conflict {
 struct Cell {
     Actor writer = 0;  // index of the split bytes if kSplit
     Tick write_tick = 0;
-    Actor reader = 0;  // index of the list of past accesses if kMany
+    Actor reader = 0;  // index of the list of past accesses, which cells may share, if kMany
     Tick read_tick = 0;
     uint32_t read_lanes = 0;
     int32_t write_line = 0, read_line = 0;
@@ -98,6 +98,15 @@ class Shadow {
         uint8_t scope;
         bool wrote;
     };
+    struct PastList {
+        uint32_t owners = 0;  // cells and steps
+        std::vector<Past> accesses;
+    };
+    // What the access being recorded made of a cell: the same of every equal one. Neighbours mostly are.
+    struct Step {
+        Cell before, after;
+        bool known = false;
+    };
     template <bool kWrite>
     bool touch(uint64_t offset, uint32_t bytes, const Access& access, const View& view, Conflict& conflict);
     template <bool kWrite>
@@ -105,7 +114,12 @@ class Shadow {
     bool read_unit(Cell& cell, const Access& access, const View& view, Conflict& conflict);
     bool write_unit(Cell& cell, const Access& access, const View& view, Conflict& conflict);
     bool strong_pair(const Access& access, uint8_t scope, Actor other, const View& view) const;
-    std::vector<Past>& past(Cell& cell);  // makes the list, with the cell's own reader in it
+    // The cell's own list, to be changed; makes it, with the cell's reader in it, if there is none.
+    std::vector<Past>& past(Cell& cell);
+    void hold_list(const Cell& cell);
+    void release_list(const Cell& cell);
+    void remember(Step& step, const Cell& before, const Cell& after);
+    void forget(Step& step);
     void add_reader(Cell& cell, const Access& access, const View& view);
     void drop_past(Cell& cell);
     uint32_t new_list();
@@ -114,7 +128,8 @@ class Shadow {
     Cell* cells_;
     uint64_t count_;
     std::vector<std::array<Cell, 4>> splits_;
-    std::vector<std::vector<Past>> pasts_;
+    std::vector<PastList> pasts_;
+    std::vector<Past> kept_;  // scratch
     std::vector<uint32_t> free_pasts_, free_splits_;
 };
 

@@ -8,12 +8,12 @@
 
 #include "engine.h"
 #include "formats.h"
-#include "tensor_sum.h"
+#include "tensor_tile.h"
 
 namespace ptxsim {
 
 constexpr uint32_t kWarpgroup = 4;
-constexpr uint32_t kRowsPerWarp = 16;
+constexpr uint32_t kRowsPerWarp = kTileRows;
 constexpr uint32_t kDepthBytes = 32;  // K of one instruction, in every type
 
 struct WgmmaOp : AsyncOp {
@@ -42,56 +42,38 @@ Slot scale_operand(const Instruction& instruction) {
     return instruction.inputs[instruction.a_in_registers ? 5 : 2];
 }
 
-uint32_t depth(const Instruction& instruction) {
-    return kDepthBytes / static_cast<uint32_t>(type_bytes(instruction.a_type));
-}
-
 // Row of the warp's 16 and column of register i in a lane.
-uint32_t fragment_row(uint32_t i, uint32_t lane) { return lane / 4 + 8 * (i / 2 % 2); }
-uint32_t fragment_column(uint32_t i, uint32_t lane) { return 8 * (i / 4) + 2 * (lane % 4) + i % 2; }
+int fragment_row(int i, int lane) { return lane / 4 + 8 * (i / 2 % 2); }
+int fragment_column(int i, int lane) { return 8 * (i / 4) + 2 * (lane % 4) + i % 2; }
 
-std::vector<double> decode(Type type, const std::vector<uint8_t>& bytes) {
-    std::vector<double> values(bytes.size() / static_cast<size_t>(type_bytes(type)));
-    for (size_t i = 0; i < values.size(); ++i)
-        values[i] = operand_element(type, bytes.data(), static_cast<uint32_t>(i));
-    return values;
-}
-
-// a b' of the warp's rows, exact as far as FP64 goes: [16, columns].
-std::vector<double> sums_of_products(const std::vector<double>& a, const std::vector<double>& b,
-                                     uint32_t columns, uint32_t k) {
-    std::vector<double> transposed(b.size()), sums(kRowsPerWarp * columns, 0.0);
-    for (uint32_t column = 0; column < columns; ++column)
-        for (uint32_t j = 0; j < k; ++j) transposed[j * columns + column] = b[column * k + j];
-    for (uint32_t row = 0; row < kRowsPerWarp; ++row)
-        for (uint32_t j = 0; j < k; ++j) {
-            const double factor = a[row * k + j];
-            for (uint32_t column = 0; column < columns; ++column)
-                sums[row * columns + column] += factor * transposed[j * columns + column];
+void set_a_from_memory(TensorTile& tile, const Cta& cta, Type type, const MatrixDescriptor& descriptor,
+                       uint32_t first_row, double sign) {
+    const int chunk = 16 / type_bytes(type);
+    for (int row = 0; row < kTileRows; ++row)
+        for (int i = 0; i < 2; ++i) {
+            const uint32_t at = descriptor.at(first_row + static_cast<uint32_t>(row), 16u * i);
+            tile.set_a(row, i * chunk, type, &cta.shared[at], chunk, sign);
         }
-    return sums;
-}
-
-std::vector<uint8_t> read_matrix(const Cta& cta, const MatrixDescriptor& descriptor, uint32_t first_row,
-                                 uint32_t rows) {
-    std::vector<uint8_t> bytes(rows * kDepthBytes);
-    for (uint32_t row = 0; row < rows; ++row)
-        for (uint32_t byte = 0; byte < kDepthBytes; byte += 16)
-            std::memcpy(&bytes[row * kDepthBytes + byte], &cta.shared[descriptor.at(first_row + row, byte)],
-                        16);
-    return bytes;
 }
 
 // A's fragment: register r of a lane holds bytes 16 (r / 2) + 4 (lane % 4) .. of row lane / 4 + 8 (r % 2).
-std::vector<uint8_t> read_a_registers(const Warp& warp, const Instruction& instruction) {
-    std::vector<uint8_t> bytes(kRowsPerWarp * kDepthBytes);
-    for (uint32_t r = 0; r < 4; ++r)
-        for (uint32_t lane = 0; lane < kLanes; ++lane) {
-            const auto value = static_cast<uint32_t>(warp.lanes(instruction.inputs[r])[lane]);
-            std::memcpy(&bytes[(lane / 4 + 8 * (r % 2)) * kDepthBytes + 16 * (r / 2) + 4 * (lane % 4)],
-                        &value, 4);
+void set_a_from_registers(TensorTile& tile, const Warp& warp, const Instruction& wgmma, double sign) {
+    const int per_register = 4 / type_bytes(wgmma.a_type);
+    for (int r = 0; r < 4; ++r)
+        for (int lane = 0; lane < kLanes; ++lane) {
+            const auto* bytes = reinterpret_cast<const uint8_t*>(&warp.lanes(wgmma.inputs[r])[lane]);
+            tile.set_a(lane / 4 + 8 * (r % 2), per_register * (4 * (r / 2) + lane % 4), wgmma.a_type, bytes,
+                       per_register, sign);
         }
-    return bytes;
+}
+
+void set_b(TensorTile& tile, const Cta& cta, Type type, const MatrixDescriptor& descriptor) {
+    const int chunk = 16 / type_bytes(type);
+    for (int column = 0; column < tile.columns; ++column)
+        for (int i = 0; i < 2; ++i) {
+            const uint32_t at = descriptor.at(static_cast<uint32_t>(column), 16u * i);
+            tile.set_b(column, i * chunk, type, &cta.shared[at], chunk);
+        }
 }
 
 void check_descriptor(Machine& machine, const MatrixDescriptor& descriptor, char which) {
@@ -160,14 +142,6 @@ void retire(Warp& warp, const std::vector<std::shared_ptr<WgmmaOp>>& group, Mach
 
 }  // namespace
 
-double operand_element(Type type, const uint8_t* bytes, uint32_t index) {
-    if (type == Type::kE4M3) return e4m3_to_float(bytes[index]);
-    if (type == Type::kE5M2) return e5m2_to_float(bytes[index]);
-    uint16_t half;
-    std::memcpy(&half, bytes + 2 * index, 2);
-    return type == Type::kBF16 ? bf16_to_float(half) : half_to_float(half);
-}
-
 // Products of a warp finish in the order in which they were issued.
 void WgmmaOp::complete(Machine& machine) {
     Warp& warp = *issuer;
@@ -179,34 +153,29 @@ void WgmmaOp::complete(Machine& machine) {
     order.pop_front();
 
     const Instruction& wgmma = *instruction;
-    const auto columns = static_cast<uint32_t>(wgmma.shape[1]), k = depth(wgmma);
-    const MatrixDescriptor b_at(b);
-    const std::vector<double> a_values =
-        decode(wgmma.a_type, wgmma.a_in_registers
-                                 ? read_a_registers(warp, wgmma)
-                                 : read_matrix(*warp.cta, MatrixDescriptor(a),
-                                               warp.index % kWarpgroup * kRowsPerWarp, kRowsPerWarp));
-    const std::vector<double> b_values = decode(wgmma.b_type, read_matrix(*warp.cta, b_at, 0, columns));
-    std::vector<double> sums;
-    if (machine.options.hwacc == 0) sums = sums_of_products(a_values, b_values, columns, k);
-    std::array<double, kDepthBytes> products;
-    for (uint32_t i = 0; i < wgmma.outputs.size(); ++i) {
-        uint64_t* accumulator = warp.lanes(wgmma.outputs[i]);
-        for (uint32_t lane = 0; lane < kLanes; ++lane) {
-            const uint32_t row = fragment_row(i, lane), column = fragment_column(i, lane);
-            const double c = accumulate ? bits_to_float(accumulator[lane]) : 0.0;
-            float result;
-            if (machine.options.hwacc == 0) {
-                result = static_cast<float>(c + sign * sums[row * columns + column]);
-            } else {
-                for (uint32_t j = 0; j < k; ++j)
-                    products[j] = sign * a_values[row * k + j] * b_values[column * k + j];
-                result = tensor_sum(c, products.data(), static_cast<int>(k), machine.options.hwacc);
-            }
-            accumulator[lane] = float_to_bits(result);
-        }
+    TensorTile tile(wgmma.shape[1], kDepthBytes / type_bytes(wgmma.a_type));
+    if (wgmma.a_in_registers) {
+        set_a_from_registers(tile, warp, wgmma, sign);
+    } else {
+        const uint32_t first_row = warp.index % kWarpgroup * kRowsPerWarp;
+        set_a_from_memory(tile, *warp.cta, wgmma.a_type, MatrixDescriptor(a), first_row, sign);
     }
-    machine.counters(warp).multiply_adds += uint64_t{kRowsPerWarp} * columns * k;
+    set_b(tile, *warp.cta, wgmma.b_type, MatrixDescriptor(b));
+    std::vector<float> c(static_cast<size_t>(kTileRows * tile.columns));
+    const auto for_each_element = [&](auto function) {
+        for (int i = 0; i < static_cast<int>(wgmma.outputs.size()); ++i) {
+            uint64_t* lanes = warp.lanes(wgmma.outputs[static_cast<size_t>(i)]);
+            for (int lane = 0; lane < kLanes; ++lane)
+                function(
+                    lanes[lane],
+                    c[static_cast<size_t>(fragment_row(i, lane) * tile.columns + fragment_column(i, lane))]);
+        }
+    };
+    if (accumulate) for_each_element([](uint64_t cell, float& value) { value = bits_to_float(cell); });
+    tile.multiply_add(c.data(), machine.options.hwacc);
+    for_each_element([](uint64_t& cell, float value) { cell = float_to_bits(value); });
+    machine.counters(warp).multiply_adds +=
+        uint64_t{kTileRows} * static_cast<uint64_t>(tile.columns * tile.depth);
 }
 
 Outcome run_wgmma(Machine& machine, Warp& warp, const Instruction& instruction) {

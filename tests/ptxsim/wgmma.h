@@ -32,7 +32,4 @@ struct MatrixDescriptor {
     }
 };
 
-// Element `index` of packed bytes of an operand, as FP64.
-double operand_element(Type type, const uint8_t* bytes, uint32_t index);
-
 }  // namespace ptxsim
