@@ -78,33 +78,42 @@ Cta& Machine::shared_target(Warp& warp, Space space, uint64_t address, uint32_t 
     return *target;
 }
 
-void Machine::shared_read(Cta& cta, uint32_t offset, uint32_t bytes, const Access& access, const View& view) {
+void Machine::require_initialised(const Cta& cta, uint32_t offset, uint32_t bytes, int lane) const {
     const uint8_t* states = &cta.states[offset];
     uint8_t common = kInitialised, any = 0;
     for (uint32_t i = 0; i < bytes; ++i) {
         common &= states[i];
         any |= states[i];
     }
-    if (common != kInitialised || any != kInitialised) {
-        uint32_t byte = 0;
-        while (states[byte] == kInitialised) ++byte;
-        const uint32_t at = offset + byte - kSharedReserved;
-        if (states[byte] & kInFlight) {
-            fail("ASYNC_RACE",
-                 format("lane %d reads shared offset %u while an asynchronous write to it is in flight",
-                        access.lane, at));
-        }
-        if (states[byte] & kMbarrierObject) {
-            fail("MBAR_MISUSE", format("lane %d reads the mbarrier at shared offset %u", access.lane, at));
-        }
-        fail("UNINIT", format("lane %d reads shared offset %u, which was never written", access.lane, at));
+    if (common == kInitialised && any == kInitialised) return;
+    uint32_t byte = 0;
+    while (states[byte] == kInitialised) ++byte;
+    const uint32_t at = offset + byte - kSharedReserved;
+    if (states[byte] & kInFlight) {
+        fail("ASYNC_RACE",
+             format("lane %d reads shared offset %u while an asynchronous write to it is in flight", lane,
+                    at));
     }
+    if (states[byte] & kMbarrierObject) {
+        fail("MBAR_MISUSE", format("lane %d reads the mbarrier at shared offset %u", lane, at));
+    }
+    fail("UNINIT", format("lane %d reads shared offset %u, which was never written", lane, at));
+}
+
+void Machine::shared_read(Cta& cta, uint32_t offset, uint32_t bytes, const Access& access, const View& view) {
+    shared_read(cta, {&offset, 1}, bytes, access, view);
+}
+
+void Machine::shared_read(Cta& cta, std::span<const uint32_t> offsets, uint32_t bytes, const Access& access,
+                          const View& view) {
+    for (const uint32_t offset : offsets) require_initialised(cta, offset, bytes, access.lane);
     if (!cta.shadow) return;
     Conflict conflict;
-    if (cta.shadow->read(offset, bytes, stamped(access), view, conflict)) return;
+    if (cta.shadow->read(offsets, bytes, stamped(access), view, conflict)) return;
     fail(conflict.kind == Conflict::Kind::kProxy ? "PROXY" : "RACE",
-         describe_conflict(*this, format("shared offset %u", offset - kSharedReserved), false, access,
-                           conflict));
+         describe_conflict(
+             *this, format("shared offset %llu", (unsigned long long)(conflict.granule - kSharedReserved)),
+             false, access, conflict));
 }
 
 bool Machine::shared_write(Cta& cta, uint32_t offset, uint32_t bytes, const Access& access, const View& view,

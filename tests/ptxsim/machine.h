@@ -163,6 +163,10 @@ class Machine {
     Cta& shared_target(Warp& warp, Space space, uint64_t address, uint32_t bytes, uint32_t& offset);
     void check_shared_bounds(const Cta& cta, uint64_t offset, uint64_t bytes) const;
     void shared_read(Cta& cta, uint32_t offset, uint32_t bytes, const Access& access, const View& view);
+    // The same of several pieces.
+    void shared_read(Cta& cta, std::span<const uint32_t> offsets, uint32_t bytes, const Access& access,
+                     const View& view);
+    void require_initialised(const Cta& cta, uint32_t offset, uint32_t bytes, int lane) const;
     // False if the only thing wrong is that lanes of one warp write the bytes without order, which the caller
     // may forgive.
     bool shared_write(Cta& cta, uint32_t offset, uint32_t bytes, const Access& access, const View& view,

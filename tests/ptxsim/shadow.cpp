@@ -53,20 +53,34 @@ bool Shadow::strong_pair(const Access& access, uint8_t scope, Actor other, const
 
 bool Shadow::read(uint64_t offset, uint32_t bytes, const Access& access, const View& view,
                   Conflict& conflict) {
-    return touch<false>(offset, bytes, access, view, conflict);
+    Step step;
+    const bool fine = touch<false>(offset, bytes, access, view, conflict, step);
+    forget(step);
+    return fine;
+}
+
+bool Shadow::read(std::span<const uint32_t> offsets, uint32_t bytes, const Access& access, const View& view,
+                  Conflict& conflict) {
+    Step step;
+    const bool fine = std::all_of(offsets.begin(), offsets.end(), [&](uint32_t offset) {
+        return touch<false>(offset, bytes, access, view, conflict, step);
+    });
+    forget(step);
+    return fine;
 }
 
 bool Shadow::write(uint64_t offset, uint32_t bytes, const Access& access, const View& view,
                    Conflict& conflict) {
-    return touch<true>(offset, bytes, access, view, conflict);
+    Step step;
+    const bool fine = touch<true>(offset, bytes, access, view, conflict, step);
+    forget(step);
+    return fine;
 }
 
 template <bool kWrite>
 bool Shadow::touch(uint64_t offset, uint32_t bytes, const Access& access, const View& view,
-                   Conflict& conflict) {
+                   Conflict& conflict, Step& step) {
     const uint64_t end = offset + bytes;
-    Step step;
-    bool fine = true;
     for (uint64_t granule = offset & ~uint64_t{3}; granule < end; granule += 4) {
         uint8_t mask = 0xf;
         if (granule < offset) mask &= static_cast<uint8_t>(0xf << (offset - granule));
@@ -78,10 +92,11 @@ bool Shadow::touch(uint64_t offset, uint32_t bytes, const Access& access, const 
             cell = step.after;
             continue;
         }
+        bool fine;
         if (cell.flags & Cell::kSplit || (cell.bytes != mask && cell.bytes)) {
             fine = touch_part<kWrite>(cell, mask, access, view, conflict);
         } else {
-            const bool repeats = mask == 0xf && granule + 8 <= end;
+            const bool repeats = mask == 0xf && bytes > 4;
             const Cell before = cell;
             if (repeats) hold_list(before);
             cell.bytes = mask;
@@ -91,11 +106,10 @@ bool Shadow::touch(uint64_t offset, uint32_t bytes, const Access& access, const 
         }
         if (!fine) {
             conflict.granule = granule;
-            break;
+            return false;
         }
     }
-    forget(step);
-    return fine;
+    return true;
 }
 
 template <bool kWrite>

@@ -7,6 +7,7 @@
 #pragma once
 #include <array>
 #include <cstdint>
+#include <span>
 #include <vector>
 
 #include "actors.h"
@@ -81,9 +82,11 @@ class Shadow {
     Shadow(const Shadow&) = delete;
     Shadow& operator=(const Shadow&) = delete;
 
-    // Record an access of [offset, offset + bytes). False and `conflict` if it races; the access is then not
-    // recorded any further.
+    // Record an access of [offset, offset + bytes), or a read of several such pieces. False and `conflict` if
+    // it races; the access is then not recorded any further.
     bool read(uint64_t offset, uint32_t bytes, const Access& access, const View& view, Conflict& conflict);
+    bool read(std::span<const uint32_t> offsets, uint32_t bytes, const Access& access, const View& view,
+              Conflict& conflict);
     bool write(uint64_t offset, uint32_t bytes, const Access& access, const View& view, Conflict& conflict);
     void clear();
 
@@ -108,7 +111,8 @@ class Shadow {
         bool known = false;
     };
     template <bool kWrite>
-    bool touch(uint64_t offset, uint32_t bytes, const Access& access, const View& view, Conflict& conflict);
+    bool touch(uint64_t offset, uint32_t bytes, const Access& access, const View& view, Conflict& conflict,
+               Step& step);
     template <bool kWrite>
     bool touch_part(Cell& cell, uint8_t mask, const Access& access, const View& view, Conflict& conflict);
     bool read_unit(Cell& cell, const Access& access, const View& view, Conflict& conflict);

@@ -88,12 +88,13 @@ void check_descriptor(Machine& machine, const MatrixDescriptor& descriptor, char
 
 void touch_matrix(Machine& machine, const Warp& warp, const MatrixDescriptor& descriptor, uint32_t first_row,
                   uint32_t rows, const Access& access, const View& view) {
+    std::vector<uint32_t> chunks;
     for (uint32_t row = first_row; row < first_row + rows; ++row)
         for (uint32_t byte = 0; byte < kDepthBytes; byte += 16) {
-            const uint32_t at = descriptor.at(row, byte);
-            machine.check_shared_bounds(*warp.cta, at, 16);
-            machine.shared_read(*warp.cta, at, 16, access, view);
+            chunks.push_back(descriptor.at(row, byte));
+            machine.check_shared_bounds(*warp.cta, chunks.back(), 16);
         }
+    machine.shared_read(*warp.cta, chunks, 16, access, view);
 }
 
 // The four warps must issue the same products in the same order.
