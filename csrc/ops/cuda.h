@@ -17,6 +17,7 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include <cstdlib>
+#include <stdexcept>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -28,6 +29,11 @@ namespace dse {
 // How a kernel uses a tensor: reads it; writes every element, and reads none before; both; or uses it as it
 // likes, whatever is in it.
 enum class Use { kIn, kOut, kInout, kScratch };
+
+inline bool is_capturing(cudaStream_t stream) {
+    cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
+    return cudaStreamIsCapturing(stream, &status) == cudaSuccess && status != cudaStreamCaptureStatusNone;
+}
 
 }  // namespace dse
 
@@ -76,7 +82,12 @@ class CudaCall {
           is_checking_(wants_checks()),
           device_(checked_device(like)),
           guard_(device_),
-          stream_(current_stream(device_)) {}
+          stream_(current_stream(device_)) {
+        if (is_checking_ && is_capturing(stream_))
+            throw std::runtime_error(std::string(op) +
+                                     ": DSE_CHECK=1 waits for the GPU, which cannot be done while a graph is "
+                                     "captured; unset it");
+    }
     CudaCall(const CudaCall&) = delete;
     CudaCall& operator=(const CudaCall&) = delete;
 

@@ -18,7 +18,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 STAND_IN = "int aoti_torch_get_current_cuda_stream(int device, void** stream) { return 1; }\n"
-# Prints the operators with a kernel of their own: on the CPU, for CUDA before the module is loaded, and after.
+# Prints the operators that have a kernel: on the CPU, for CUDA before the module is loaded, and after.
 LOADS = """
 import ctypes, importlib, json, sys
 import deepseek_ext

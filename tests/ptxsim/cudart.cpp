@@ -27,7 +27,12 @@ thread_local std::vector<CallConfiguration> configurations;
 cudaError_t launch(const void* function, const LaunchRequest& request, void** arguments,
                    cudaStream_t handle) {
     return guarded([&](Runtime& runtime) {
-        runtime.launch(runtime.function(function), request, arguments, runtime.stream(handle));
+        Stream& stream = runtime.stream(handle);
+        if (stream.device != runtime.current_device)
+            throw CudaError(cudaErrorInvalidResourceHandle,
+                            format("STREAM: the stream is one of device %d, but device %d is current",
+                                   stream.device, runtime.current_device));
+        runtime.launch(runtime.function(function), request, arguments, stream);
     });
 }
 

@@ -14,7 +14,7 @@
 
 #define DSE_CUDA_KERNELS(m) STABLE_TORCH_LIBRARY_IMPL(deepseek_ext_sim, CPU, m)
 
-// Set from Python (tests/streams.py).
+// Set by tests/streams.py.
 extern "C" {
 PTXSIM_EXPORT inline int dse_simulated_device = 0;
 PTXSIM_EXPORT inline cudaStream_t dse_simulated_stream = nullptr;
@@ -45,12 +45,12 @@ class DeviceGuard {
 class Buffers {
   public:
     Buffers() {
-        if (is_capturing()) return;
+        if (is_capturing(dse_simulated_stream)) return;
         ptxsim_forget_buffers();
         captured().clear();
     }
     ~Buffers() {
-        if (!is_capturing()) ptxsim_forget_buffers();
+        if (!is_capturing(dse_simulated_stream)) ptxsim_forget_buffers();
     }
     Buffers(const Buffers&) = delete;
     Buffers& operator=(const Buffers&) = delete;
@@ -58,7 +58,7 @@ class Buffers {
     // Registers x as its runs of adjacent bytes.
     void add(const Tensor& x, Use how) {
         if (x.numel() == 0) return;
-        if (is_capturing()) captured().push_back(x);
+        if (is_capturing(dse_simulated_stream)) captured().push_back(x);
         std::vector<std::pair<int64_t, int64_t>> dimensions;  // stride and size, innermost first
         for (int64_t i = 0; i < x.dim(); ++i)
             if (x.size(i) > 1) dimensions.emplace_back(x.stride(i), x.size(i));
@@ -75,7 +75,7 @@ class Buffers {
     // Runs what was launched, unless it was captured; an `out` of which a byte was left unwritten is an
     // error.
     void after_launches(const char* op, cudaStream_t stream) {
-        if (is_capturing()) return;
+        if (is_capturing(dse_simulated_stream)) return;
         if (const cudaError_t error = cudaStreamSynchronize(stream); error != cudaSuccess) {
             cudaGetLastError();
             throw std::runtime_error(std::string(op) + ": " + describe(error));
@@ -90,12 +90,6 @@ class Buffers {
     }
 
   private:
-    static bool is_capturing() {
-        cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
-        cudaStreamIsCapturing(dse_simulated_stream, &status);
-        return status != cudaStreamCaptureStatusNone;
-    }
-
     // What a captured graph uses stays, as it does in the memory pool of torch's graphs, until an operator
     // runs outside a capture.
     static std::vector<Tensor>& captured() {

@@ -269,6 +269,19 @@ def test_a_destroyed_stream_is_refused(host, sim):
     assert library().cudaStreamSynchronize(stream) == INVALID_HANDLE
 
 
+def test_a_launch_into_a_stream_of_another_device_is_refused(host, sim):
+    x, stream = np.zeros(8, np.float32), c_void_p()
+    sim.buffer(x)
+    assert library().cudaStreamCreate(byref(stream)) == 0
+    assert library().cudaSetDevice(1) == 0
+    assert host.launch_add(at(x), c_float(1), 8, stream) == INVALID_HANDLE
+    assert error() == "STREAM: the stream is one of device 0, but device 1 is current"
+    assert library().cudaSetDevice(0) == 0
+    assert host.launch_add(at(x), c_float(1), 8, stream) == 0
+    sim.run()
+    assert (x == 1).all()
+
+
 def test_clusters(clusters, sim):
     ranks = np.zeros(16, np.int32)
     sim.buffer(ranks)
