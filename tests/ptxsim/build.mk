@@ -33,8 +33,10 @@ PTXSIM_CUDA_OBJECTS := $(patsubst csrc/cuda/%.cu,$(OUT)/cuda/%.o,$(wildcard csrc
 ptxsim: $(PTXSIM_LIBRARY)
 cuda: $(PTXSIM_CUDA_OBJECTS)
 
-$(PTXSIM_LIBRARY): $(PTXSIM_OBJECTS)
-	$(CXX) -shared -Wl,-soname,libptxsim.so -Wl,--no-undefined -o $@ $^
+# The symbols have a version, so that what links against them binds to nothing else: a torch with CUDA has put
+# the real libcudart, with the same names, before every library that is loaded later.
+$(PTXSIM_LIBRARY): $(PTXSIM_OBJECTS) $(PTXSIM)/build.mk
+	$(CXX) -shared -Wl,-soname,libptxsim.so -Wl,--default-symver -Wl,--no-undefined -o $@ $(PTXSIM_OBJECTS)
 
 $(OUT)/sim/%.o: $(PTXSIM)/%.cpp
 	@mkdir -p $(@D)

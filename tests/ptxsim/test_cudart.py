@@ -1,7 +1,9 @@
 """The stand-in libcudart: what a launcher may rely on, and what it is refused as a driver would refuse it."""
 
 import ctypes
+import os
 import subprocess
+import sys
 from ctypes import byref, c_float, c_int, c_uint, c_void_p
 
 import numpy as np
@@ -280,6 +282,36 @@ def test_a_launch_into_a_stream_of_another_device_is_refused(host, sim):
     assert host.launch_add(at(x), c_float(1), 8, stream) == 0
     sim.run()
     assert (x == 1).all()
+
+
+BESIDE_ANOTHER = """
+import ctypes, sys
+import numpy as np
+from ptxsim import Simulator, address, program
+
+ctypes.CDLL(sys.argv[1], ctypes.RTLD_GLOBAL)
+host = program("runtime")
+with Simulator() as sim:
+    x = np.zeros(8, np.float32)
+    sim.buffer(x)
+    assert host.launch_add(ctypes.c_void_p(address(x)), ctypes.c_float(1), 8, None) == 0
+    sim.run()
+    assert (x == 1).all()
+"""
+
+
+def test_another_libcudart_in_the_process_takes_nothing(host, tmp_path):
+    """As a torch with CUDA loads it; its symbols have versions, too."""
+    source, other = tmp_path / "other.c", tmp_path / "libcudart.so.99"
+    source.write_text(
+        "int __cudaLaunchKernel(void) { return 999; }\nint cudaGetLastError(void) { return 999; }\n"
+    )
+    flags = ["-shared", "-fPIC", "-Wl,-soname,libcudart.so.99", "-Wl,--default-symver"]
+    subprocess.run(["gcc", *flags, "-o", other, source], check=True)
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests/ptxsim")])}
+    command = [sys.executable, "-c", BESIDE_ANOTHER, other]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_clusters(clusters, sim):
