@@ -110,7 +110,7 @@ void Machine::shared_read(Cta& cta, std::span<const uint32_t> offsets, uint32_t 
     if (!cta.shadow) return;
     Conflict conflict;
     if (cta.shadow->read(offsets, bytes, stamped(access), view, conflict)) return;
-    fail(conflict.kind == Conflict::Kind::kProxy ? "PROXY" : "RACE",
+    fail(conflict.kind == Conflict::Kind::kProxy ? FaultKind("PROXY") : FaultKind("RACE"),
          describe_conflict(
              *this, format("shared offset %llu", (unsigned long long)(conflict.granule - kSharedReserved)),
              false, access, conflict));
@@ -176,9 +176,9 @@ Buffer& Machine::global_touch(uint64_t address, uint32_t bytes, bool write, cons
     const std::string what =
         format("offset %llu of a buffer of %llu bytes", (unsigned long long)(address - buffer->base),
                (unsigned long long)buffer->bytes);
-    const char* kind = conflict.kind == Conflict::Kind::kNonCoherent ? "NON_COHERENT"
-                       : conflict.kind == Conflict::Kind::kProxy     ? "PROXY"
-                                                                     : "GLOBAL_RACE";
+    const FaultKind kind = conflict.kind == Conflict::Kind::kNonCoherent ? FaultKind("NON_COHERENT")
+                           : conflict.kind == Conflict::Kind::kProxy     ? FaultKind("PROXY")
+                                                                         : FaultKind("GLOBAL_RACE");
     fail(kind, describe_conflict(*this, what, write, access, conflict));
 }
 

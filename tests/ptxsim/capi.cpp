@@ -141,11 +141,11 @@ int ptxsim_launch(void* module, const char* kernel, const uint32_t* dims, uint32
         const Kernel& found = kernel_of(function, runtime.module(*function.image));
         function.max_dynamic_shared = most_dynamic_shared(found);
         if (param_bytes != found.parameter_bytes)
-            throw CudaError(cudaErrorInvalidValue,
-                            format("LAUNCH: kernel %s takes %u bytes of parameters, not %zu", kernel,
+            throw CudaError(cudaErrorInvalidValue, "LAUNCH",
+                            format("kernel %s takes %u bytes of parameters, not %zu", kernel,
                                    found.parameter_bytes, param_bytes));
         if (rank < 0 || rank >= runtime.device.count)
-            throw CudaError(cudaErrorInvalidDevice, format("LAUNCH: there is no rank %d", rank));
+            throw CudaError(cudaErrorInvalidDevice, "LAUNCH", format("there is no rank %d", rank));
         std::vector<const void*> arguments;
         for (const Parameter& parameter : found.parameters)
             arguments.push_back(static_cast<const uint8_t*>(params) + parameter.offset);

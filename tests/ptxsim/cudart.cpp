@@ -47,7 +47,7 @@ CUresult encode_tensor_map(CUtensorMap* map, CUtensorMapDataType data_type, cuui
     if (fault.empty()) return CUDA_SUCCESS;
     Runtime& runtime = Runtime::instance();
     const std::lock_guard lock(runtime.mutex);
-    runtime.error = "TENSOR_MAP: " + fault;
+    runtime.error = Fault("TENSOR_MAP", fault).what();
     return CUDA_ERROR_INVALID_VALUE;
 }
 
@@ -138,8 +138,8 @@ PTXSIM_EXPORT cudaError_t cudaFuncSetAttribute(const void* host_function, cudaFu
             case cudaFuncAttributeMaxDynamicSharedMemorySize:
                 if (value < 0 || static_cast<uint32_t>(value) > most_dynamic_shared(kernel))
                     throw CudaError(
-                        cudaErrorInvalidValue,
-                        format("LAUNCH: kernel %s cannot have %d bytes of dynamic shared memory: at most %u",
+                        cudaErrorInvalidValue, "LAUNCH",
+                        format("kernel %s cannot have %d bytes of dynamic shared memory: at most %u",
                                kernel.name.c_str(), value, most_dynamic_shared(kernel)));
                 function.max_dynamic_shared = static_cast<uint32_t>(value);
                 break;
@@ -150,8 +150,8 @@ PTXSIM_EXPORT cudaError_t cudaFuncSetAttribute(const void* host_function, cudaFu
                 break;  // a hint
             default:
                 throw CudaError(
-                    cudaErrorInvalidValue,
-                    format("LAUNCH: function attribute %d is not simulated", static_cast<int>(attribute)));
+                    cudaErrorInvalidValue, "LAUNCH",
+                    format("function attribute %d is not simulated", static_cast<int>(attribute)));
         }
     });
 }
@@ -182,8 +182,8 @@ PTXSIM_EXPORT cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessorWithFlags
         const Function& function = runtime.function(host_function);
         const Kernel& kernel = kernel_of(function, runtime.module(*function.image));
         if (threads <= 0 || static_cast<uint32_t>(threads) > most_threads(kernel))
-            throw CudaError(cudaErrorInvalidValue,
-                            format("LAUNCH: %d threads a block of kernel %s: at most %u", threads,
+            throw CudaError(cudaErrorInvalidValue, "LAUNCH",
+                            format("%d threads a block of kernel %s: at most %u", threads,
                                    kernel.name.c_str(), most_threads(kernel)));
         *blocks = resident_blocks(static_cast<uint32_t>(threads), most_registers(kernel),
                                   static_shared(kernel) + static_cast<uint32_t>(dynamic_shared));
@@ -209,7 +209,7 @@ PTXSIM_EXPORT cudaError_t cudaGetDevice(int* device) {
 PTXSIM_EXPORT cudaError_t cudaSetDevice(int device) {
     return guarded([&](Runtime& runtime) {
         if (device < 0 || device >= runtime.device.count)
-            throw CudaError(cudaErrorInvalidDevice, format("DEVICE: there is no device %d", device));
+            throw CudaError(cudaErrorInvalidDevice, "DEVICE", format("there is no device %d", device));
         runtime.current_device = device;
     });
 }
@@ -217,9 +217,9 @@ PTXSIM_EXPORT cudaError_t cudaSetDevice(int device) {
 PTXSIM_EXPORT cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
     return guarded([&](Runtime& runtime) {
         if (device_attribute(runtime.device, attribute, value) != cudaSuccess)
-            throw CudaError(cudaErrorInvalidValue,
-                            format("DEVICE: the simulated device does not know attribute %d",
-                                   static_cast<int>(attribute)));
+            throw CudaError(
+                cudaErrorInvalidValue, "DEVICE",
+                format("the simulated device does not know attribute %d", static_cast<int>(attribute)));
     });
 }
 

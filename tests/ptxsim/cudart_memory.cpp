@@ -23,8 +23,9 @@ void* symbol_part(Runtime& runtime, const void* symbol, size_t offset, size_t by
     uint64_t size = 0;
     auto* address = static_cast<uint8_t*>(runtime.symbol_address(symbol, &size));
     if (offset + bytes > size)
-        throw CudaError(cudaErrorInvalidValue, format("MEMORY: %zu bytes at offset %zu of a variable of %llu",
-                                                      bytes, offset, static_cast<unsigned long long>(size)));
+        throw CudaError(cudaErrorInvalidValue, "MEMORY",
+                        format("%zu bytes at offset %zu of a variable of %llu", bytes, offset,
+                               static_cast<unsigned long long>(size)));
     return address + offset;
 }
 

@@ -70,7 +70,8 @@ PTXSIM_EXPORT cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream
 PTXSIM_EXPORT cudaError_t cudaEventSynchronize(cudaEvent_t event) {
     return guarded([&](Runtime& runtime) {
         if (event_of(event).capture)
-            throw CudaError(cudaErrorCapturedEvent, "CAPTURE: the event was recorded in a capturing stream");
+            throw CudaError(cudaErrorCapturedEvent, "CAPTURE",
+                            "the event was recorded in a capturing stream");
         runtime.synchronize();
     });
 }
@@ -80,7 +81,7 @@ PTXSIM_EXPORT cudaError_t cudaEventQuery(cudaEvent_t event) { return cudaEventSy
 // There is no clock to read: a program that times kernels here would report nonsense.
 PTXSIM_EXPORT cudaError_t cudaEventElapsedTime(float*, cudaEvent_t, cudaEvent_t) {
     return guarded([](Runtime&) {
-        throw CudaError(cudaErrorNotSupported, "TIME: the simulator has no notion of time");
+        throw CudaError(cudaErrorNotSupported, "TIME", "the simulator has no notion of time");
     });
 }
 

@@ -191,4 +191,12 @@ int ptxsim_inspect_alu(const char* body, const char* const* names, uint64_t* con
     }
 }
 
+const char* ptxsim_inspect_fault_kinds() {
+    using namespace ptxsim;
+    std::ostringstream out;
+    write_list(out, kFaultKinds, [&](std::string_view kind) { out << quoted(std::string(kind)); });
+    description = out.str();
+    return description.c_str();
+}
+
 const char* ptxsim_inspect_error() { return ptxsim::last_error.c_str(); }

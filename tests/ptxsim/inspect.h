@@ -18,6 +18,9 @@ PTXSIM_EXPORT const char* ptxsim_inspect_forms();
 PTXSIM_EXPORT int ptxsim_inspect_alu(const char* body, const char* const* names, uint64_t* const* columns,
                                      int inputs, int count, size_t n);
 
+// Every kind of fault: a JSON list.
+PTXSIM_EXPORT const char* ptxsim_inspect_fault_kinds();
+
 // Of the calling thread's last failure.
 PTXSIM_EXPORT const char* ptxsim_inspect_error();
 }

@@ -22,28 +22,28 @@ Dim to_dim(const std::array<int32_t, 3>& d) {  // a directive may leave out trai
 void check_grid(const Kernel& kernel, const Dim& grid) {
     for (int i = 0; i < 3; ++i)
         if (grid[i] == 0 || grid[i] > kMaxGrid[i])
-            throw CudaError(cudaErrorInvalidConfiguration,
-                            format("LAUNCH: grid %s of kernel %s: dimension %d must be in 1 .. %u",
+            throw CudaError(cudaErrorInvalidConfiguration, "LAUNCH",
+                            format("grid %s of kernel %s: dimension %d must be in 1 .. %u",
                                    shown(grid).c_str(), kernel.name.c_str(), i, kMaxGrid[i]));
 }
 
 void check_block(const Kernel& kernel, const Dim& block) {
     for (int i = 0; i < 3; ++i)
         if (block[i] == 0 || block[i] > kMaxBlock[i])
-            throw CudaError(cudaErrorInvalidConfiguration,
-                            format("LAUNCH: block %s of kernel %s: dimension %d must be in 1 .. %u",
+            throw CudaError(cudaErrorInvalidConfiguration, "LAUNCH",
+                            format("block %s of kernel %s: dimension %d must be in 1 .. %u",
                                    shown(block).c_str(), kernel.name.c_str(), i, kMaxBlock[i]));
     if (product(block) > kMaxThreadsPerBlock)
-        throw CudaError(cudaErrorInvalidConfiguration,
-                        format("LAUNCH: block %s of kernel %s has more than %u threads", shown(block).c_str(),
+        throw CudaError(cudaErrorInvalidConfiguration, "LAUNCH",
+                        format("block %s of kernel %s has more than %u threads", shown(block).c_str(),
                                kernel.name.c_str(), kMaxThreadsPerBlock));
     if (kernel.required_threads[0] != 0 && block != to_dim(kernel.required_threads))
-        throw CudaError(cudaErrorInvalidValue,
-                        format("LAUNCH: block %s of kernel %s: it requires %s", shown(block).c_str(),
+        throw CudaError(cudaErrorInvalidValue, "LAUNCH",
+                        format("block %s of kernel %s: it requires %s", shown(block).c_str(),
                                kernel.name.c_str(), shown(to_dim(kernel.required_threads)).c_str()));
     if (product(block) > most_threads(kernel))
-        throw CudaError(cudaErrorInvalidValue,
-                        format("LAUNCH: block %s of kernel %s has more threads than its launch bounds, %u",
+        throw CudaError(cudaErrorInvalidValue, "LAUNCH",
+                        format("block %s of kernel %s has more threads than its launch bounds, %u",
                                shown(block).c_str(), kernel.name.c_str(), most_threads(kernel)));
 }
 
@@ -52,29 +52,27 @@ void check_shared(const Function& function, const Kernel& kernel, size_t dynamic
     const size_t allowed = std::max<size_t>(
         function.max_dynamic_shared, kSharedPerBlock - std::min(kSharedPerBlock, static_shared(kernel)));
     if (total > kSharedPerBlockOptIn)
-        throw CudaError(
-            cudaErrorInvalidValue,
-            format("LAUNCH: kernel %s asks for %zu bytes of shared memory, more than the device's %u",
-                   kernel.name.c_str(), total, kSharedPerBlockOptIn));
+        throw CudaError(cudaErrorInvalidValue, "LAUNCH",
+                        format("kernel %s asks for %zu bytes of shared memory, more than the device's %u",
+                               kernel.name.c_str(), total, kSharedPerBlockOptIn));
     if (dynamic_shared > allowed)
         throw CudaError(
-            cudaErrorInvalidValue,
-            format(
-                "LAUNCH: kernel %s asks for %zu bytes of dynamic shared memory, more than the %zu allowed: "
-                "set cudaFuncAttributeMaxDynamicSharedMemorySize first",
-                kernel.name.c_str(), dynamic_shared, allowed));
+            cudaErrorInvalidValue, "LAUNCH",
+            format("kernel %s asks for %zu bytes of dynamic shared memory, more than the %zu allowed: "
+                   "set cudaFuncAttributeMaxDynamicSharedMemorySize first",
+                   kernel.name.c_str(), dynamic_shared, allowed));
 }
 
 Dim cluster_of(const Kernel& kernel, const LaunchRequest& request) {
     const bool declared = kernel.cluster[0] != 0, asked = request.cluster.x != 0;
     if (declared && asked && to_dim(kernel.cluster) != to_dim(request.cluster))
         throw CudaError(
-            cudaErrorInvalidClusterSize,
-            format("LAUNCH: cluster %s of kernel %s: it declares %s", shown(to_dim(request.cluster)).c_str(),
+            cudaErrorInvalidClusterSize, "LAUNCH",
+            format("cluster %s of kernel %s: it declares %s", shown(to_dim(request.cluster)).c_str(),
                    kernel.name.c_str(), shown(to_dim(kernel.cluster)).c_str()));
     if (!declared && !asked && kernel.explicit_cluster)
-        throw CudaError(cudaErrorInvalidClusterSize,
-                        format("LAUNCH: kernel %s needs a cluster size at launch", kernel.name.c_str()));
+        throw CudaError(cudaErrorInvalidClusterSize, "LAUNCH",
+                        format("kernel %s needs a cluster size at launch", kernel.name.c_str()));
     return asked ? to_dim(request.cluster) : declared ? to_dim(kernel.cluster) : Dim{1, 1, 1};
 }
 
@@ -83,19 +81,18 @@ void check_cluster(const Function& function, const Kernel& kernel, const Dim& cl
     const uint64_t size = product(cluster);
     if (size == 1) return;
     if (device.capability < 90)
-        throw CudaError(
-            cudaErrorInvalidClusterSize,
-            format("LAUNCH: kernel %s: clusters need compute capability 9.0", kernel.name.c_str()));
+        throw CudaError(cudaErrorInvalidClusterSize, "LAUNCH",
+                        format("kernel %s: clusters need compute capability 9.0", kernel.name.c_str()));
     const uint32_t limit = function.non_portable_cluster ? kMaxClusterSize : kPortableClusterSize;
     if (size == 0 || size > limit ||
         (kernel.max_cluster_rank > 0 && size > static_cast<uint64_t>(kernel.max_cluster_rank)))
-        throw CudaError(cudaErrorInvalidClusterSize,
-                        format("LAUNCH: cluster %s of kernel %s has more than %u blocks",
-                               shown(cluster).c_str(), kernel.name.c_str(), limit));
+        throw CudaError(cudaErrorInvalidClusterSize, "LAUNCH",
+                        format("cluster %s of kernel %s has more than %u blocks", shown(cluster).c_str(),
+                               kernel.name.c_str(), limit));
     for (int i = 0; i < 3; ++i)
         if (grid[i] % cluster[i] != 0)
-            throw CudaError(cudaErrorInvalidClusterSize,
-                            format("LAUNCH: grid %s of kernel %s is not a multiple of its cluster %s",
+            throw CudaError(cudaErrorInvalidClusterSize, "LAUNCH",
+                            format("grid %s of kernel %s is not a multiple of its cluster %s",
                                    shown(grid).c_str(), kernel.name.c_str(), shown(cluster).c_str()));
 }
 
@@ -122,8 +119,8 @@ uint32_t most_registers(const Kernel& kernel) {
 const Kernel& kernel_of(const Function& function, Module& module) {
     const auto found = module.kernels.find(function.name);
     if (found == module.kernels.end())
-        throw CudaError(cudaErrorInvalidDeviceFunction,
-                        format("IMAGE: the PTX holds no kernel %s", function.name.c_str()));
+        throw CudaError(cudaErrorInvalidDeviceFunction, "IMAGE",
+                        format("the PTX holds no kernel %s", function.name.c_str()));
     return *found->second;
 }
 
@@ -142,11 +139,12 @@ void read_attributes(const cudaLaunchConfig_t& config, LaunchRequest& request) {
             case cudaLaunchAttributeProgrammaticStreamSerialization:
                 if (!attribute.val.programmaticStreamSerializationAllowed) break;
                 throw CudaError(
-                    cudaErrorNotSupported,
-                    "LAUNCH: programmatic dependent launch is not simulated: launch without the attribute");
+                    cudaErrorNotSupported, "LAUNCH",
+                    "programmatic dependent launch is not simulated: launch without the attribute");
             default:
-                throw CudaError(cudaErrorNotSupported, format("LAUNCH: launch attribute %d is not simulated",
-                                                              static_cast<int>(attribute.id)));
+                throw CudaError(
+                    cudaErrorNotSupported, "LAUNCH",
+                    format("launch attribute %d is not simulated", static_cast<int>(attribute.id)));
         }
     }
 }

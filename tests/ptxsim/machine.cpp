@@ -46,7 +46,7 @@ Machine::Machine(Memory& global_memory, const Options& run_options)
 
 Machine::~Machine() = default;
 
-void Machine::fail(const std::string& kind, const std::string& message) const {
+void Machine::fail(FaultKind kind, const std::string& message) const {
     throw Fault(kind, message + where(*this));
 }
 

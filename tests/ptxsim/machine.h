@@ -18,6 +18,7 @@
 #include "async.h"
 #include "async_engine.h"
 #include "counters.h"
+#include "fault.h"
 #include "memory.h"
 #include "options.h"
 #include "prepared.h"
@@ -129,7 +130,7 @@ class Machine {
 
     // ---- for the instruction handlers
 
-    [[noreturn]] void fail(const std::string& kind, const std::string& message) const;
+    [[noreturn]] void fail(FaultKind kind, const std::string& message) const;
     uint64_t random(uint64_t below) { return below < 2 ? 0 : rng_() % below; }
     // A random order of the lanes of the mask; returns their number.
     int shuffled_lanes(uint32_t mask, std::array<uint8_t, kLanes>& order);

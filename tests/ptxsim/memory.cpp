@@ -77,13 +77,13 @@ Buffer* Memory::find(uint64_t address, uint64_t bytes, bool write) {
     return nullptr;
 }
 
-std::pair<std::string, std::string> Memory::explain(uint64_t address, uint64_t bytes, bool write) const {
+std::pair<FaultKind, std::string> Memory::explain(uint64_t address, uint64_t bytes, bool write) const {
     const char* verb = write ? "write" : "read";
     const Buffer* nearest = nullptr;
     uint64_t least = UINT64_MAX;
     for (const auto& [base, buffer] : buffers_) {
         if (buffer.holds(address, bytes)) {
-            return {write ? "GLOBAL_RO" : "GLOBAL_WO",
+            return {write ? FaultKind("GLOBAL_RO") : FaultKind("GLOBAL_WO"),
                     format("%s of %llu bytes at offset %llu of a buffer of %llu bytes that may not be %s",
                            verb, (unsigned long long)bytes, (unsigned long long)(address - base),
                            (unsigned long long)buffer.bytes, write ? "written" : "read")};
@@ -97,10 +97,11 @@ std::pair<std::string, std::string> Memory::explain(uint64_t address, uint64_t b
     }
     std::string text =
         format("%s of %llu bytes at %#llx", verb, (unsigned long long)bytes, (unsigned long long)address);
-    if (!nearest) return {"GLOBAL_OOB", text + "; no buffer is registered"};
+    if (!nearest) return {FaultKind("GLOBAL_OOB"), text + "; no buffer is registered"};
     const auto offset = static_cast<long long>(address - nearest->base);
-    return {"GLOBAL_OOB", text + format(", at offset %lld of the nearest buffer, which has %llu bytes",
-                                        offset, (unsigned long long)nearest->bytes)};
+    return {FaultKind("GLOBAL_OOB"),
+            text + format(", at offset %lld of the nearest buffer, which has %llu bytes", offset,
+                          (unsigned long long)nearest->bytes)};
 }
 
 void Memory::mark_written(Buffer& buffer, uint64_t address, uint64_t bytes) {

@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "fault.h"
 #include "program.h"
 #include "shadow.h"
 
@@ -44,7 +45,7 @@ class Memory {
     // The buffer that holds [address, address + bytes) and permits the access; null if there is none.
     Buffer* find(uint64_t address, uint64_t bytes, bool write);
     // Why find found nothing: kind and text.
-    std::pair<std::string, std::string> explain(uint64_t address, uint64_t bytes, bool write) const;
+    std::pair<FaultKind, std::string> explain(uint64_t address, uint64_t bytes, bool write) const;
     void mark_written(Buffer& buffer, uint64_t address, uint64_t bytes);
     // False, with the address of the byte, if a byte of the range holds nothing yet.
     bool initialised(const Buffer& buffer, uint64_t address, uint64_t bytes, uint64_t* where) const;

@@ -15,19 +15,6 @@ namespace {
 
 constexpr int kColumns = 8;
 
-int elements_per_register(Machine& machine, Type type) {
-    switch (type) {
-        case Type::kF16:
-        case Type::kBF16:
-            return 2;
-        case Type::kE4M3:
-        case Type::kE5M2:
-            return 4;
-        default:
-            machine.fail("UNSUPPORTED", std::string("mma with elements of type ") + type_name(type));
-    }
-}
-
 // Where element i of C and D of a lane lies.
 size_t c_index(int lane, int i) {
     return static_cast<size_t>((lane / 4 + 8 * (i / 2)) * kColumns + 2 * (lane % 4) + i % 2);
@@ -37,16 +24,7 @@ size_t c_index(int lane, int i) {
 
 Outcome run_mma(Machine& machine, Warp& warp, const Instruction& instruction) {
     const int depth = instruction.shape[2];
-    if (instruction.shape[0] != kTileRows || instruction.shape[1] != kColumns || depth > kMostTileDepth) {
-        machine.fail("UNSUPPORTED", "this shape of mma");
-    }
-    if (instruction.type != Type::kF32 || instruction.c_type != Type::kF32) {
-        machine.fail("UNSUPPORTED", "mma with results of this type");
-    }
-    const int per_register = elements_per_register(machine, instruction.a_type);
-    if (elements_per_register(machine, instruction.b_type) != per_register) {
-        machine.fail("UNSUPPORTED", "mma of elements of different widths");
-    }
+    const int per_register = 4 / type_bytes(instruction.a_type);
     for (Slot slot : instruction.inputs) machine.require_defined(warp, slot, 0xffffffff);
 
     TensorTile tile(kColumns, depth);

@@ -36,7 +36,7 @@ Stream& Queue::stream(cudaStream_t handle, int device) {
     }
     const auto found = streams_.find(reinterpret_cast<Stream*>(handle));
     if (found == streams_.end())
-        throw CudaError(cudaErrorInvalidResourceHandle, "STREAM: the stream does not exist (any more)");
+        throw CudaError(cudaErrorInvalidResourceHandle, "STREAM", "the stream does not exist (any more)");
     return *found->second;
 }
 
@@ -63,8 +63,8 @@ void Queue::destroy_event(Event* event) { events_.erase(event); }
 
 void Queue::require_valid(const Stream& stream) const {
     if (stream.capture && !stream.capture->fault.empty())
-        throw CudaError(cudaErrorStreamCaptureInvalidated,
-                        "CAPTURE: the capture is invalid: " + stream.capture->fault);
+        throw CudaError(cudaErrorStreamCaptureInvalidated, "CAPTURE",
+                        "the capture is invalid: " + stream.capture->fault);
 }
 
 std::vector<OperationId> Queue::predecessors(const Stream& stream) const {
@@ -101,7 +101,7 @@ void Queue::submit(Stream& stream, Operation operation) {
         for (const auto& capture : captures_)
             if (capture->origin->blocking && capture->origin->device == stream.device) {
                 capture->fault = "work went to the default stream, which waits for the capturing one";
-                throw CudaError(cudaErrorStreamCaptureImplicit, "CAPTURE: " + capture->fault);
+                throw CudaError(cudaErrorStreamCaptureImplicit, "CAPTURE", capture->fault);
             }
     stream.last = {enqueue(std::move(operation), predecessors(stream))};
 }
@@ -118,24 +118,25 @@ void Queue::wait(Stream& stream, const Event& event) {
     if (event.capture) {
         const bool ended = std::find(captures_.begin(), captures_.end(), event.capture) == captures_.end();
         if (ended || (stream.capture && stream.capture != event.capture))
-            throw CudaError(cudaErrorStreamCaptureIsolation, "CAPTURE: the event belongs to another capture");
+            throw CudaError(cudaErrorStreamCaptureIsolation, "CAPTURE",
+                            "the event belongs to another capture");
         stream.capture = event.capture;
         stream.tail.insert(stream.tail.end(), event.tail.begin(), event.tail.end());
         return;
     }
     if (stream.capture && !event.after.empty()) {
         stream.capture->fault = "a capturing stream waited for an event recorded outside the capture";
-        throw CudaError(cudaErrorStreamCaptureIsolation, "CAPTURE: " + stream.capture->fault);
+        throw CudaError(cudaErrorStreamCaptureIsolation, "CAPTURE", stream.capture->fault);
     }
     append(stream.last, event.after);
 }
 
 void Queue::begin_capture(Stream& stream, cudaStreamCaptureMode mode) {
     if (stream.legacy)
-        throw CudaError(cudaErrorStreamCaptureUnsupported,
-                        "CAPTURE: the default stream cannot be captured: use another stream");
+        throw CudaError(cudaErrorStreamCaptureUnsupported, "CAPTURE",
+                        "the default stream cannot be captured: use another stream");
     if (stream.capture)
-        throw CudaError(cudaErrorIllegalState, "CAPTURE: the stream is being captured already");
+        throw CudaError(cudaErrorIllegalState, "CAPTURE", "the stream is being captured already");
     auto capture = std::make_shared<Capture>();
     capture->origin = &stream;
     capture->mode = mode;
@@ -146,9 +147,9 @@ void Queue::begin_capture(Stream& stream, cudaStreamCaptureMode mode) {
 
 std::unique_ptr<Graph> Queue::end_capture(Stream& stream) {
     const std::shared_ptr<Capture> capture = stream.capture;
-    if (!capture) throw CudaError(cudaErrorIllegalState, "CAPTURE: the stream is not being captured");
+    if (!capture) throw CudaError(cudaErrorIllegalState, "CAPTURE", "the stream is not being captured");
     if (capture->origin != &stream)
-        throw CudaError(cudaErrorStreamCaptureUnmatched, "CAPTURE: the capture began in another stream");
+        throw CudaError(cudaErrorStreamCaptureUnmatched, "CAPTURE", "the capture began in another stream");
     const std::vector<int> ends = stream.tail;
     captures_.remove(capture);
     bool joined = true;
@@ -166,12 +167,11 @@ std::unique_ptr<Graph> Queue::end_capture(Stream& stream) {
         other->tail.clear();
     }
     if (!capture->fault.empty())
-        throw CudaError(cudaErrorStreamCaptureInvalidated,
-                        "CAPTURE: the capture is invalid: " + capture->fault);
+        throw CudaError(cudaErrorStreamCaptureInvalidated, "CAPTURE",
+                        "the capture is invalid: " + capture->fault);
     if (!joined)
-        throw CudaError(
-            cudaErrorStreamCaptureUnjoined,
-            "CAPTURE: a stream that joined the capture has work the first stream does not wait for");
+        throw CudaError(cudaErrorStreamCaptureUnjoined, "CAPTURE",
+                        "a stream that joined the capture has work the first stream does not wait for");
     return std::make_unique<Graph>(std::move(capture->graph));
 }
 
@@ -202,16 +202,16 @@ void Queue::forbid_in_capture(const char* what) {
     for (const auto& capture : captures_) {
         if (capture->mode == cudaStreamCaptureModeRelaxed) continue;
         capture->fault = format("%s was called", what);
-        throw CudaError(cudaErrorStreamCaptureUnsupported,
-                        format("CAPTURE: %s must not be called while a stream is being captured", what));
+        throw CudaError(cudaErrorStreamCaptureUnsupported, "CAPTURE",
+                        format("%s must not be called while a stream is being captured", what));
     }
 }
 
 void Queue::forbid_in_capture(const char* what, Stream& stream) {
     if (!stream.capture) return;
     stream.capture->fault = format("%s was called", what);
-    throw CudaError(cudaErrorStreamCaptureUnsupported,
-                    format("CAPTURE: %s must not be called for a stream that is being captured", what));
+    throw CudaError(cudaErrorStreamCaptureUnsupported, "CAPTURE",
+                    format("%s must not be called for a stream that is being captured", what));
 }
 
 void Queue::forget(const Module* module) {

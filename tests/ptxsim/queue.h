@@ -11,7 +11,6 @@
 #include <map>
 #include <memory>
 #include <optional>
-#include <stdexcept>
 #include <string>
 #include <vector>
 
@@ -20,9 +19,10 @@
 namespace ptxsim {
 
 // What a call of the runtime returns instead of cudaSuccess, and why.
-class CudaError : public std::runtime_error {
+class CudaError : public Fault {
   public:
-    CudaError(cudaError_t error, const std::string& why) : std::runtime_error(why), code(error) {}
+    CudaError(cudaError_t error, FaultKind fault_kind, const std::string& why)
+        : Fault(fault_kind, why), code(error) {}
     cudaError_t code;
 };
 

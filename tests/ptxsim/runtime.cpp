@@ -60,19 +60,20 @@ const Function& Runtime::function(const void* host_function) { return mutable_fu
 Function& Runtime::mutable_function(const void* host_function) {
     const auto found = images.functions.find(host_function);
     if (found == images.functions.end())
-        throw CudaError(cudaErrorInvalidDeviceFunction, "IMAGE: no kernel is registered under this address");
+        throw CudaError(cudaErrorInvalidDeviceFunction, "IMAGE",
+                        "no kernel is registered under this address");
     return found->second;
 }
 
 void* Runtime::symbol_address(const void* host_variable, uint64_t* bytes) {
     const auto found = images.symbols.find(host_variable);
     if (found == images.symbols.end())
-        throw CudaError(cudaErrorInvalidSymbol, "IMAGE: no variable is registered under this address");
+        throw CudaError(cudaErrorInvalidSymbol, "IMAGE", "no variable is registered under this address");
     Module& loaded = module(*found->second.image);
     const auto variable = loaded.variables.find(found->second.name);
     if (variable == loaded.variables.end())
-        throw CudaError(cudaErrorInvalidSymbol,
-                        format("IMAGE: the PTX holds no variable %s", found->second.name.c_str()));
+        throw CudaError(cudaErrorInvalidSymbol, "IMAGE",
+                        format("the PTX holds no variable %s", found->second.name.c_str()));
     *bytes = found->second.bytes;
     return variable->second->data;
 }
@@ -140,7 +141,7 @@ void* Runtime::allocate(size_t bytes) {
     if (bytes == 0) return nullptr;
     void* pointer = std::aligned_alloc(256, (bytes + 255) / 256 * 256);
     if (pointer == nullptr)
-        throw CudaError(cudaErrorMemoryAllocation, format("MEMORY: no room for %zu bytes", bytes));
+        throw CudaError(cudaErrorMemoryAllocation, "MEMORY", format("no room for %zu bytes", bytes));
     std::memset(pointer, 0xcd, bytes);
     allocations_[pointer] = bytes;
     memory.add(pointer, bytes, true, true, true);
@@ -150,8 +151,8 @@ void* Runtime::allocate(size_t bytes) {
 void Runtime::release(void* pointer) {
     if (pointer == nullptr) return;
     if (allocations_.erase(pointer) == 0)
-        throw CudaError(cudaErrorInvalidValue,
-                        "MEMORY: cudaFree of what cudaMalloc did not return, or a second one");
+        throw CudaError(cudaErrorInvalidValue, "MEMORY",
+                        "cudaFree of what cudaMalloc did not return, or a second one");
     memory.remove(pointer);
     std::free(pointer);
 }
@@ -196,7 +197,7 @@ cudaError_t guarded(const std::function<void(Runtime&)>& call) {
         runtime.error = fault.what();
     } catch (const std::exception& other) {
         code = cudaErrorUnknown;
-        runtime.error = std::string("INTERNAL: ") + other.what();
+        runtime.error = Fault("INTERNAL", other.what()).what();
     }
     if (code != cudaSuccess) last_error() = code;
     return code;

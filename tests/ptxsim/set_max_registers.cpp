@@ -36,8 +36,6 @@ struct RegisterWait : Blocker {
 
 Outcome run_set_max_registers(Machine& machine, Warp& warp, const Instruction& instruction) {
     const auto wanted = static_cast<uint32_t>(instruction.immediates[0]);
-    if (wanted < 24 || wanted > 256 || wanted % 8 != 0)
-        machine.fail("SETMAXNREG", format("%u registers: must be a multiple of 8 in 24 .. 256", wanted));
     if (warp.cta->warps.size() % kWarpgroup != 0)
         machine.fail("SETMAXNREG", "the CTA's warps do not form whole warpgroups of 4");
     // How many registers ptxas gave the kernel at launch is not known here, only how many it may give at

@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 from ptxsim import (
     BUILD,
+    READABLE,
     ROOT,
+    WRITABLE,
     In,
     InOut,
     Module,
@@ -26,6 +28,7 @@ from ptxsim import (
 )
 
 INVALID_VALUE, INVALID_CONFIGURATION, LAUNCH_FAILURE, NOT_SUPPORTED = 1, 9, 719, 801
+NO_MEMORY, CAPTURE_UNMATCHED = 2, 903
 INVALID_CLUSTER, INVALID_DEVICE, INVALID_HANDLE, NO_IMAGE = 912, 101, 400, 209
 CAPTURE_UNSUPPORTED, CAPTURE_UNJOINED, CAPTURE_IMPLICIT = 900, 904, 906
 
@@ -89,6 +92,18 @@ def test_an_input_is_read_only(host, sim):
     with pytest.raises(SimulatorError) as raised:
         sim.run()
     assert raised.value.kind == "GLOBAL_RO"
+
+
+def test_memory_may_be_for_writing_only(host, sim):
+    x = np.zeros(8, np.float32)
+    library().ptxsim_buffer(address(x), x.nbytes, WRITABLE)
+    host.launch_add(at(x), c_float(1), 8, None)  # x += 1
+    with pytest.raises(SimulatorError, match="may not be read") as raised:
+        sim.run()
+    assert raised.value.kind == "GLOBAL_WO"
+    library().ptxsim_buffer(address(x), x.nbytes, READABLE | WRITABLE)
+    host.launch_add(at(x), c_float(1), 8, None)
+    sim.run()
 
 
 def test_unwritten_bytes_of_an_output_are_found(host, sim):
@@ -182,6 +197,7 @@ def test_device_is_what_options_say():
         assert value.value == 2
         assert library().cudaSetDevice(1) == 0
         assert library().cudaSetDevice(2) == INVALID_DEVICE
+        assert error().startswith("DEVICE: ")
         assert library().cudaGetDevice(byref(value)) == 0
         assert value.value == 1
 
@@ -262,6 +278,7 @@ def test_allocated_memory_is_uninitialised(host, sim):
 def test_free_of_something_else_is_refused(sim):
     x = np.zeros(4)
     assert library().cudaFree(at(x)) == INVALID_VALUE
+    assert error().startswith("MEMORY: ")
 
 
 def test_a_destroyed_stream_is_refused(host, sim):
@@ -269,6 +286,66 @@ def test_a_destroyed_stream_is_refused(host, sim):
     assert library().cudaStreamCreate(byref(stream)) == 0
     assert library().cudaStreamDestroy(stream) == 0
     assert library().cudaStreamSynchronize(stream) == INVALID_HANDLE
+    assert error().startswith("STREAM: ")
+
+
+def test_nothing_takes_time(sim):
+    first, second, milliseconds = c_void_p(), c_void_p(), c_float()
+    assert library().cudaEventCreate(byref(first)) == library().cudaEventCreate(byref(second)) == 0
+    assert library().cudaEventRecord(first, None) == library().cudaEventRecord(second, None) == 0
+    assert library().cudaEventSynchronize(second) == 0
+    assert library().cudaEventElapsedTime(byref(milliseconds), first, second) == NOT_SUPPORTED
+    assert error().startswith("TIME: ")
+
+
+def test_memory_that_no_device_has_is_refused(sim):
+    pointer = c_void_p()
+    assert library().cudaMalloc(byref(pointer), ctypes.c_size_t(1 << 60)) == NO_MEMORY
+    assert error().startswith("MEMORY: no room")
+
+
+def test_attributes_nobody_simulates_are_refused(sim):
+    value = c_int()
+    assert library().cudaDeviceGetAttribute(byref(value), 9999, 0) == INVALID_VALUE
+    assert error().startswith("DEVICE: ")
+
+
+def test_what_the_device_says_of_itself(sim):
+    """Attributes by their numbers in driver_types.h: an H100's."""
+    said = {1: 1024, 4: 64, 5: 2**31 - 1, 6: 65535, 8: 48 * 1024, 10: 32, 12: 65536, 39: 2048, 75: 9, 76: 0}
+    said |= {97: 227 * 1024, 106: 32, 120: 1}
+    for attribute, expected in said.items():
+        value = c_int()
+        assert library().cudaDeviceGetAttribute(byref(value), attribute, 0) == 0
+        assert value.value == expected, attribute
+
+
+def test_captures_that_cannot_be(sim):
+    stream, other, graph = c_void_p(), c_void_p(), c_void_p()
+    lib = library()
+    assert lib.cudaStreamBeginCapture(None, 0) == CAPTURE_UNSUPPORTED
+    assert "use another stream" in error()
+    assert lib.cudaStreamCreateWithFlags(byref(stream), 1) == 0
+    assert lib.cudaStreamCreateWithFlags(byref(other), 1) == 0
+    assert lib.cudaStreamEndCapture(stream, byref(graph)) != 0
+    assert "not being captured" in error()
+    assert lib.cudaStreamBeginCapture(stream, 0) == 0
+    assert lib.cudaStreamBeginCapture(stream, 0) != 0
+    assert "captured already" in error()
+    event = c_void_p()
+    assert lib.cudaEventCreate(byref(event)) == lib.cudaEventRecord(event, stream) == 0
+    assert lib.cudaStreamWaitEvent(other, event, 0) == 0
+    assert lib.cudaStreamEndCapture(other, byref(graph)) == CAPTURE_UNMATCHED
+    assert "began in another stream" in error()
+
+
+def test_launches_by_hand_are_checked(sim):
+    x = np.zeros(1, np.float32)
+    module = Module(ptx("tests/ptxsim/kernels/memory.cu"))
+    with pytest.raises(SimulatorError, match="LAUNCH: there is no rank 8"):
+        sim.launch(module, "write_input", 1, 32, [InOut(x)], rank=8)
+    with pytest.raises(ValueError, match="takes 1 parameters, not 2"):
+        sim.launch(module, "write_input", 1, 32, [InOut(x), 1])
 
 
 def test_a_launch_into_a_stream_of_another_device_is_refused(host, sim):

@@ -52,17 +52,3 @@ def test_defaults_are_as_stated(name: str) -> None:
     field = "count" if name == "devices" else name
     (default,) = re.findall(rf"int64_t {field} = ([\d']+);", fields)
     assert int(default.replace("'", "")) == options()[name]
-
-
-def test_the_table_of_kinds_is_complete() -> None:
-    """Every kind that a source of the simulator names has its row."""
-    raised = re.compile(
-        r'(?:fail|Fault)\(\s*"([A-Z0-9_]+)"'  # fail("RACE", ...
-        r'|CudaError\(\w+,\s*(?:format\()?\s*"([A-Z_]+): '  # CudaError(cudaErrorInvalidValue, "LAUNCH: ...
-        r'|fail\(\w+ \? "([A-Z_]+)" : "([A-Z_]+)"'
-    )
-    sources = "".join(path.read_text() for path in sorted(ptxsim.HERE.glob("*.cpp")))
-    kinds = {kind for found in raised.findall(sources) for kind in found if kind} - {"INTERNAL"}
-    assert len(kinds) > 30
-    stated = set(re.findall(r"`([A-Z0-9_]+)`", TEXT))
-    assert kinds - stated == set()

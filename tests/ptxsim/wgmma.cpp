@@ -180,10 +180,6 @@ void WgmmaOp::complete(Machine& machine) {
 }
 
 Outcome run_wgmma(Machine& machine, Warp& warp, const Instruction& instruction) {
-    const bool halves = instruction.a_type == Type::kBF16 || instruction.a_type == Type::kF16;
-    const bool bytes = instruction.a_type == Type::kE4M3 || instruction.a_type == Type::kE5M2;
-    if (instruction.type != Type::kF32 || !(halves || bytes))
-        machine.fail("UNSUPPORTED", "wgmma of other types than FP8, BF16 and FP16 with FP32 accumulators");
     for (size_t i = 2; i < instruction.immediates.size(); ++i)
         if (instruction.immediates[i] != 0) machine.fail("UNSUPPORTED", "wgmma of transposed operands");
     if (warp.cta->warps.size() < (warp.index / kWarpgroup + 1) * kWarpgroup)
