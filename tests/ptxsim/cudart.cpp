@@ -29,9 +29,9 @@ cudaError_t launch(const void* function, const LaunchRequest& request, void** ar
     return guarded([&](Runtime& runtime) {
         Stream& stream = runtime.stream(handle);
         if (stream.device != runtime.current_device)
-            throw CudaError(cudaErrorInvalidResourceHandle,
-                            format("STREAM: the stream is one of device %d, but device %d is current",
-                                   stream.device, runtime.current_device));
+            throw CudaError(cudaErrorInvalidResourceHandle, "STREAM",
+                            format("the stream is one of device %d, but device %d is current", stream.device,
+                                   runtime.current_device));
         runtime.launch(runtime.function(function), request, arguments, stream);
     });
 }
