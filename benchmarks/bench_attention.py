@@ -1,5 +1,7 @@
 """causal_attention forward and backward against torch's scaled_dot_product_attention on the same operands.
 
+On a GPU, where the operator calls torch's kernels too, the ratio shows what preparing their operands costs.
+
 Floating-point operations are those of the scores that a token may see: half of the matrix.
 """
 
@@ -61,11 +63,11 @@ def test_causal_attention_backward(
     q, k, v, grad = operands
     scale = q.shape[-1] ** -0.5
     out, logsumexp = ops.causal_attention(q, k, v, scale)
-    wide, wide_out, wide_grad = (equally_wide(x, q.shape[-1]) for x in (v, out, grad))
-    torchs = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
-    sums = logsumexp.transpose(1, 2).contiguous().transpose(1, 2)
+    leaves = [x.detach().requires_grad_() for x in (q, k, equally_wide(v, q.shape[-1]))]
+    theirs = torch.nn.functional.scaled_dot_product_attention(*leaves, is_causal=True, scale=scale)
+    wide_grad = equally_wide(grad, q.shape[-1])
     versus(
         lambda: ops.causal_attention_backward(grad, q, k, v, out, logsumexp, scale),
-        {"torch": lambda: torchs(wide_grad, q, k, wide, wide_out, sums, 0.0, True, scale=scale)},
+        {"torch": lambda: torch.autograd.grad(theirs, leaves, wide_grad, retain_graph=True)},
         flops=flops(shape, 5),
     )

@@ -30,4 +30,5 @@ def test_cross_entropy(rows: int, vocabulary: int, threads: int, versus: Callabl
         lambda: ops.cross_entropy_(written, targets),
         {"torch": lambda: composition(logits, column)},
         bytes_moved=2 * logits.nbytes,
+        compiled=lambda: composition(logits, column),
     )

@@ -46,7 +46,7 @@ def step(model: nn.Module, x: Tensor, *, autocast: bool) -> Callable[[], None]:
         for module in model.modules():
             if hasattr(module, "weights_changed"):
                 module.weights_changed()
-        with torch.autocast("cpu", torch.bfloat16) if autocast else nullcontext():
+        with torch.autocast(x.device.type, torch.bfloat16) if autocast else nullcontext():
             y = model(x)
         y.backward(torch.ones_like(y))
         model.zero_grad()

@@ -28,14 +28,15 @@ def torchs(x: Tensor, weight: Tensor) -> Tensor:
 
 def test_rms_norm(inputs: tuple[Tensor, ...], threads: int, measure: Callable[..., Any]) -> None:
     x, weight, _ = inputs
-    measure(lambda: ops.rms_norm(x, weight, 1e-6), {"torch": lambda: torchs(x, weight)}, [x, weight], GOAL)
+    rivals = {"torch": lambda: torchs(x, weight)}
+    measure(lambda: ops.rms_norm(x, weight, 1e-6), rivals, [x, weight], GOAL, rivals["torch"])
 
 
 def test_rms_norm_again(inputs: tuple[Tensor, ...], threads: int, measure: Callable[..., Any]) -> None:
     x, weight, _ = inputs
     _, rstd = ops.rms_norm(x, weight, 1e-6)
     rival = {"torch": lambda: torchs(x, weight)}
-    measure(lambda: ops.rms_norm_again(x, weight, rstd), rival, [x, weight, rstd], GOAL)
+    measure(lambda: ops.rms_norm_again(x, weight, rstd), rival, [x, weight, rstd], GOAL, rival["torch"])
 
 
 def test_rms_norm_backward(inputs: tuple[Tensor, ...], threads: int, measure: Callable[..., Any]) -> None:

@@ -78,7 +78,7 @@ def test_combine_rows(tokens: Tokens, weighted: bool, threads: int, measure: Cal
         wide = rows_out.float()
         if weighted:
             wide = wide * weights.flatten()[rows.long(), None]
-        return torch.zeros(x.shape).index_add_(0, target, wide).bfloat16()
+        return x.new_zeros(x.shape, dtype=torch.float32).index_add_(0, target, wide).bfloat16()
 
     arguments = (rows_out, slots, weights) if weighted else (rows_out, slots)
     measure(lambda: ops.combine_rows(*arguments), {"index_add": composed}, arguments, GOAL)
@@ -94,7 +94,7 @@ def test_combine_rows_backward(tokens: Tokens, threads: int, measure: Callable[.
 
     def composed() -> Tensor:
         wide = rows_out.float() * factors.flatten()[rows.long(), None]
-        return torch.zeros(x.shape).index_add_(0, target, wide).bfloat16()
+        return x.new_zeros(x.shape, dtype=torch.float32).index_add_(0, target, wide).bfloat16()
 
     ours, theirs = ops.combine_rows(rows_out, slots, factors), composed()
     measure(

@@ -52,22 +52,22 @@ def x(request: pytest.FixtureRequest, size: str) -> Tensor:
 
 def test_quantize_tiles(measure: Callable[..., None], threads: int, size: str, x: Tensor) -> None:
     rivals = {"cast": lambda: x.to(E4M3), "composed": lambda: composed_tiles(x)}
-    measure(lambda: ops.quantize_tiles(x), rivals, [x], QUANTIZE_GOAL[size])
+    measure(lambda: ops.quantize_tiles(x), rivals, [x], QUANTIZE_GOAL[size], rivals["composed"])
 
 
 def test_quantize_blocks(measure: Callable[..., None], threads: int, size: str, x: Tensor) -> None:
     rivals = {"cast": lambda: x.to(E4M3), "composed": lambda: composed_blocks(x)}
-    measure(lambda: ops.quantize_blocks(x), rivals, [x], QUANTIZE_GOAL[size])
+    measure(lambda: ops.quantize_blocks(x), rivals, [x], QUANTIZE_GOAL[size], rivals["composed"])
 
 
 def test_quantize_tiles_transposed(measure: Callable[..., None], threads: int, size: str, x: Tensor) -> None:
     rivals = {"composed": lambda: composed_tiles(x.T.contiguous())}
-    measure(lambda: ops.quantize_tiles_transposed(x), rivals, [x])
+    measure(lambda: ops.quantize_tiles_transposed(x), rivals, [x], compiled=rivals["composed"])
 
 
 def test_quantize_tiles_both(measure: Callable[..., None], threads: int, size: str, x: Tensor) -> None:
     rivals = {"composed": lambda: (composed_tiles(x), composed_tiles(x.T.contiguous()))}
-    measure(lambda: ops.quantize_tiles_both(x), rivals, [x])
+    measure(lambda: ops.quantize_tiles_both(x), rivals, [x], compiled=rivals["composed"])
 
 
 def test_quantize_e5m6(measure: Callable[..., None], threads: int, size: str, x: Tensor) -> None:
@@ -77,7 +77,7 @@ def test_quantize_e5m6(measure: Callable[..., None], threads: int, size: str, x:
 def test_retile(measure: Callable[..., None], threads: int, size: str) -> None:
     codes, scales = ops.quantize_tiles(torch.randn(SIZES[size], generator=torch.Generator().manual_seed(0)))
     rivals = {"composed": lambda: composed_tiles(composed_dequantize(codes, scales).T.contiguous())}
-    measure(lambda: ops.retile(codes, scales), rivals, [codes, scales], RETILE_GOAL[size])
+    measure(lambda: ops.retile(codes, scales), rivals, [codes, scales], RETILE_GOAL[size], rivals["composed"])
 
 
 def test_retile_e5m6(measure: Callable[..., None], threads: int, size: str) -> None:
@@ -95,7 +95,12 @@ def test_dequantize_tiles(measure: Callable[..., None], threads: int, size: str,
         "cast": lambda: codes.to(dtype),
         "composed": lambda: composed_dequantize(codes, scales).to(dtype),
     }
-    measure(lambda: ops.dequantize_tiles(codes, scales, dtype), rivals, [codes, scales])
+    measure(
+        lambda: ops.dequantize_tiles(codes, scales, dtype),
+        rivals,
+        [codes, scales],
+        compiled=rivals["composed"],
+    )
 
 
 def test_dequantize_blocks(measure: Callable[..., None], threads: int, size: str) -> None:
@@ -105,7 +110,7 @@ def test_dequantize_blocks(measure: Callable[..., None], threads: int, size: str
         return composed_dequantize(codes, scales.repeat_interleave(128, 0))
 
     rivals = {"cast": lambda: codes.float(), "composed": composed}
-    measure(lambda: ops.dequantize_blocks(codes, scales), rivals, [codes, scales])
+    measure(lambda: ops.dequantize_blocks(codes, scales), rivals, [codes, scales], compiled=composed)
 
 
 def test_dequantize_e5m6(measure: Callable[..., None], threads: int, size: str) -> None:
@@ -129,4 +134,5 @@ def test_transpose_blocks(measure: Callable[..., None], threads: int, size: str)
 def test_small_call(versus: Callable[..., Any], threads: int) -> None:
     """Overhead: one token of a small model."""
     x = torch.randn(1, 512, dtype=torch.bfloat16)
-    versus(lambda: ops.quantize_tiles(x), {"cast": lambda: x.to(E4M3), "composed": lambda: composed_tiles(x)})
+    rivals = {"cast": lambda: x.to(E4M3), "composed": lambda: composed_tiles(x)}
+    versus(lambda: ops.quantize_tiles(x), rivals, from_host=True)

@@ -36,7 +36,7 @@ def composed(logits: Tensor, bias: Tensor, top_k: int, n_groups: int, topk_group
     choice = scores + bias
     if topk_groups < n_groups:
         best = choice.unflatten(1, (n_groups, -1)).topk(2, dim=2).values.sum(2).topk(topk_groups).indices
-        kept = torch.zeros(logits.shape[0], n_groups, dtype=torch.bool).scatter_(1, best, True)
+        kept = best.new_zeros(logits.shape[0], n_groups, dtype=torch.bool).scatter_(1, best, True)
         kept = kept.repeat_interleave(logits.shape[1] // n_groups, dim=1)
         choice = choice.masked_fill(~kept, -torch.inf)
     indices = choice.topk(top_k).indices
@@ -53,7 +53,7 @@ def composed_like_transformers(
     choice = scores + bias.unsqueeze(0)
     by_group = choice.view(tokens, n_groups, experts // n_groups)
     best = torch.topk(by_group.topk(2, dim=-1)[0].sum(dim=-1), k=topk_groups, dim=-1, sorted=False)[1]
-    group_mask = torch.zeros(tokens, n_groups).scatter_(1, best, 1)
+    group_mask = logits.new_zeros(tokens, n_groups).scatter_(1, best, 1)
     mask = group_mask.unsqueeze(-1).expand(-1, n_groups, experts // n_groups).reshape(tokens, experts)
     choice = choice.masked_fill(~mask.bool(), 0.0)
     indices = torch.topk(choice, k=top_k, dim=-1, sorted=False)[1]
@@ -114,7 +114,7 @@ def test_sequence_balance_loss_and_gradient(shape: Shape, threads: int, versus: 
     def rival() -> None:
         scores = logits.sigmoid()
         share = (scores / scores.sum(1, keepdim=True)).view(sequences, -1, experts).mean(1)
-        chosen = torch.zeros(tokens, experts).scatter_(1, indices.long(), 1)
+        chosen = logits.new_zeros(tokens, experts).scatter_(1, indices.long(), 1)
         count = chosen.view(sequences, -1, experts).sum(1)
         loss = 1e-4 * (count * (experts * sequences / (top_k * tokens)) * share).sum(1).mean()
         torch.autograd.grad(loss, logits)

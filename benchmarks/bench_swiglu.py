@@ -48,7 +48,8 @@ def inputs(size: str) -> tuple[Tensor, Tensor]:
 
 
 def test_swiglu(inputs: tuple[Tensor, Tensor], threads: int, measure: Callable[..., Any]) -> None:
-    measure(lambda: ops.swiglu(*inputs), {"torch": lambda: composition(*inputs)}, inputs, GOAL)
+    rivals = {"torch": lambda: composition(*inputs)}
+    measure(lambda: ops.swiglu(*inputs), rivals, inputs, GOAL, rivals["torch"])
 
 
 @pytest.mark.parametrize("cache", [False, True], ids=["alone", "with_cache"])
@@ -57,16 +58,16 @@ def test_swiglu_quantize(
 ) -> None:
     gate_up, weights = inputs
 
-    def rival() -> None:
-        tiles_by_hand(composition(gate_up, weights))
-        if cache:
-            tiles_by_hand(gate_up)
+    def rival() -> tuple[Tensor, ...]:
+        results = tiles_by_hand(composition(gate_up, weights))
+        return (*results, *tiles_by_hand(gate_up)) if cache else results
 
     measure(
         lambda: ops.swiglu_quantize(gate_up, weights, cache=cache),
         {"torch": rival},
         inputs,
         QUANTIZE_GOAL[size],
+        rival,
     )
 
 
