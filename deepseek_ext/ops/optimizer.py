@@ -37,9 +37,10 @@ def adamw_step_(
     params, grads: float32, any shape and strides; grads are not changed. exp_avgs (m), exp_avg_sqs (v):
     bfloat16 or float32, the parameter's shape; computed in FP32 and rounded to nearest even when stored, the
     update taking them unrounded. No tensor may be named twice, and those written to must not share memory.
-    step counts from 1. Counts as an in-place change for autograd, and is never differentiated through.
-    Raises ValueError for lists or numbers that do not fit. Source: section 3.3.3, low-precision optimizer
-    states.
+    step counts from 1. A captured CUDA graph repeats lr, step and the other numbers at every replay: leave
+    this call out of the capture. Counts as an in-place change for autograd, and is never differentiated
+    through. Raises ValueError for lists or numbers that do not fit. Source: section 3.3.3, low-precision
+    optimizer states.
     """
     # Empty lists name no device, so that torch would find no kernel for them.
     run = _ops.adamw_step_.default if params or grads or exp_avgs or exp_avg_sqs else _check
