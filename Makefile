@@ -67,6 +67,7 @@ test-sim: build
 	$(MAKE) -s -j 2 -f tests/ptxsim/extension.mk PYTHON=$(PYTHON)
 	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n 2 -q tests/ptxsim $(ARGS)
 	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n 2 -q tests/ops --backend simulator --simulator-seed $(SEED) $(ARGS)
+	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -q benchmarks --device simulator --benchmark-columns=median
 
 test-cubin: build
 	$(PYTHON) -m pytest -q tests/cubin $(ARGS)

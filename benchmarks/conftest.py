@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import math
 import platform
 import re
 import statistics
@@ -315,19 +314,3 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
         write(f"{row.case:58} {row.ours * 1e6:8.1f}us {rate:8.1f} {unit:7} {share:>24}  {ratios}")
         for name, reason in row.missing.items():
             write(f"{'':58} {name} does not run: {reason}")
-    for test, ratios in fp8_ratios(_rows).items():
-        mean = math.exp(statistics.fmean(map(math.log, ratios)))
-        write(f"{test}: geometric mean {mean:.2f}x of the faster FP8 rival, least {min(ratios):.2f}x")
-
-
-FP8_RIVALS = {"scaled_mm", "DeepGEMM"}
-
-
-def fp8_ratios(rows: Iterable[Row]) -> dict[str, list[float]]:
-    """By test, of each case the ratio to the fastest rival that multiplies FP8 as ours does."""
-    found: dict[str, list[float]] = {}
-    for row in rows:
-        theirs = [row.ratio(name) for name in FP8_RIVALS & row.rivals.keys()]
-        if theirs:
-            found.setdefault(row.case.partition("[")[0], []).append(min(theirs))
-    return found

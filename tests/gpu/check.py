@@ -1,8 +1,9 @@
 """Runs what only a GPU can show, and writes docs/gpu-report.md: `make gpu-check`.
 
-The tests of the operators on the device; the same once more under each tool of compute-sanitizer, every
-allocation of torch its own so that accesses past a tensor's end are seen; the benchmarks. A step that fails
-does not stop the others. Exits with 1 if any failed.
+The tests of the operators and of the model on the device; the benchmarks; the operators' tests once more
+under each tool of compute-sanitizer, every allocation of torch its own so that accesses past a tensor's end
+are seen. A step that fails does not stop the others, and what each said is kept in build/gpu-check. Exits
+with 1 if any failed, and with 2 if none could run.
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ import platform
 import shutil
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 
@@ -23,6 +23,7 @@ from report import (
     Report,
     Step,
     benchmark_rows,
+    failed_tests,
     pytest_summary,
     render,
     sanitizer_summary,
@@ -30,7 +31,10 @@ from report import (
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs/gpu-report.md"
-ON_GPU = ["-m", "pytest", "-q", "tests/ops", "--backend", "cuda"]
+LOGS = ROOT / "build/gpu-check"
+ON_GPU = ["-m", "pytest", "-q", "--backend", "cuda"]
+OPERATORS = [*ON_GPU, "tests/ops"]
+WHOLE = [*ON_GPU, "tests/gpu"]
 
 
 def machine() -> dict[str, str]:
@@ -70,40 +74,55 @@ def shown(command: list[str]) -> str:
     return " ".join(Path(word).name if word == sys.executable else word for word in command)
 
 
-def test_step(folder: Path, limit: float) -> Step:
-    junit = folder / "tests.xml"
-    command = [sys.executable, *ON_GPU]
+def last_line(output: str) -> str:
+    return (output.strip().splitlines() or ["nothing"])[-1].strip("= ")
+
+
+def test_step(name: str, arguments: list[str], limit: float) -> Step:
+    junit = LOGS / f"{name}.xml"
+    command = [sys.executable, *arguments]
     code, output, seconds = run([*command, f"--junitxml={junit}"], limit)
-    summary = pytest_summary(junit.read_text()) if junit.exists() else output.strip().splitlines()[-1:]
-    return Step("operators", shown(command), seconds, code, str(summary))
+    (LOGS / f"{name}.log").write_text(output)
+    step = Step(name, shown(command), seconds, code, last_line(output))
+    if junit.exists():
+        step.summary, step.failed = pytest_summary(junit.read_text()), failed_tests(junit.read_text())
+    return step
+
+
+def sanitizer() -> str | None:
+    """compute-sanitizer's path: of PATH, or beside nvcc."""
+    beside = Path(shutil.which("nvcc") or "nvcc").resolve().with_name("compute-sanitizer")
+    return shutil.which("compute-sanitizer") or (str(beside) if beside.exists() else None)
 
 
 def sanitizer_step(tool: str, subset: str, limit: float) -> Step:
-    command = [
-        "compute-sanitizer",
-        "--tool",
-        tool,
-        "--error-exitcode",
-        "9",
-        sys.executable,
-        *ON_GPU,
-        "-k",
-        subset,
-    ]
-    if shutil.which("compute-sanitizer") is None:
+    program = sanitizer()
+    options = ["--tool", tool, "--error-exitcode", "9"]
+    if tool == "memcheck":  # tests ask for some errors of the runtime, and expect them
+        options += ["--report-api-errors", "no"]
+    command = [program or "compute-sanitizer", *options, sys.executable, *OPERATORS, "-k", subset]
+    if program is None:
         return Step(tool, shown(command), 0, None, "compute-sanitizer is not in PATH")
     code, output, seconds = run(command, limit, PYTORCH_NO_CUDA_MEMORY_CACHING="1")
+    (LOGS / f"{tool}.log").write_text(output)
     return Step(tool, shown(command), seconds, code, sanitizer_summary(output))
 
 
-def benchmark_step(folder: Path, limit: float, report: Report) -> Step:
-    results = folder / "benchmarks.json"
-    command = [sys.executable, "-m", "pytest", "-q", "benchmarks", "--device", "cuda"]
-    code, output, seconds = run([*command, f"--benchmark-json={results}"], limit)
-    if results.exists():
+def benchmark_step(limit: float, report: Report) -> Step:
+    results = LOGS / "benchmarks.json"
+    options = ["--benchmark-columns=median", f"--benchmark-json={results}"]
+    step = test_step("benchmarks", ["-m", "pytest", "-q", "benchmarks", "--device", "cuda", *options], limit)
+    if results.exists() and results.stat().st_size > 0:  # it is empty where a run was cut off
         report.benchmarks = benchmark_rows(json.loads(results.read_text()))
-    last = output.strip().splitlines()[-1:] or ["nothing"]
-    return Step("benchmarks", shown(command), seconds, code, last[0].strip("= "))
+    return step
+
+
+def missing_kernels() -> set[str]:
+    """Operators that the CPU has a kernel for and this build has none for on a GPU."""
+    sys.path.append(str(ROOT / "tests"))
+    import backends
+
+    return backends.operators("CPU") - backends.operators("CUDA")
 
 
 def main() -> int:
@@ -118,15 +137,29 @@ def main() -> int:
     if not torch.cuda.is_available():
         print("gpu-check: torch sees no GPU; it needs one, and a CUDA build of torch", file=sys.stderr)
         return 2
+    if missing := missing_kernels():
+        print(
+            f"gpu-check: this build has no CUDA kernel for {len(missing)} operators, such as {min(missing)}; "
+            "build it with nvcc in PATH: DSE_BUILD_CUDA=1 make build",
+            file=sys.stderr,
+        )
+        return 2
+    shutil.rmtree(LOGS, ignore_errors=True)
+    LOGS.mkdir(parents=True)
     report = Report(machine())
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        report.steps.append(test_step(folder, arguments.limit))
-        for tool in SANITIZERS:
-            report.steps.append(sanitizer_step(tool, arguments.sanitize, arguments.limit))
-        report.steps.append(benchmark_step(folder, arguments.limit, report))
-    PAGE.write_text(render(report))
-    print(f"wrote {PAGE.relative_to(ROOT)}")
+
+    def add(step: Step) -> None:
+        """Writes the page anew after every step, so that a run that is cut off leaves what it found."""
+        report.steps.append(step)
+        PAGE.write_text(render(report))
+        print(f"{step.name}: {step.outcome()}, {step.summary} ({step.seconds:.0f} s)", flush=True)
+
+    add(test_step("operators", OPERATORS, arguments.limit))
+    add(test_step("whole", WHOLE, arguments.limit))
+    add(benchmark_step(arguments.limit, report))
+    for tool in SANITIZERS:
+        add(sanitizer_step(tool, arguments.sanitize, arguments.limit))
+    print(f"wrote {PAGE.relative_to(ROOT)}; what each step said is in {LOGS.relative_to(ROOT)}")
     return 0 if report.passed() else 1
 
 
