@@ -19,8 +19,8 @@ def cross_entropy_(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     logits: bfloat16, float16 or float32 [M, V], columns adjacent, written; targets: int64 [M], -100 for rows
     that do not count, whose loss and gradient are zero. Returns (losses float32 [M], in nats, choices int64
     [M], the first largest of each row). Computed in FP32, the gradient rounded once. Not differentiable:
-    multiply the gradient. Raises ValueError for other dtypes, shapes and targets and for logits that require
-    grad.
+    multiply the gradient. Raises ValueError for other dtypes and shapes, for logits that require grad and, on
+    the CPU (on a GPU with DSE_CHECK=1), for targets that are no class.
     """
     require_no_grad("cross_entropy_", "torch.nn.functional.cross_entropy", logits=logits)
     return _ops.cross_entropy_.default(logits, targets)

@@ -63,11 +63,11 @@ def grouped_gemm(
 ) -> Tensor:
     """One product per expert, rows [offs[e-1], offs[e]) of a times b[e]^T: [M, N] in out_dtype.
 
-    a: codes [M, K] in 1x128 tiles, sorted by expert, a_scales [M, KB]. b: codes [E, N, K] in 128x128
-    blocks, b_scales [E, ceil(N/128), KB]. offs: int32 [E], the end of each expert's rows; experts may be
-    empty. Rows from offs[-1] on are never read and are zero in the result. out_dtype: bfloat16 or float32.
-    Not differentiable: see moe_ffn. Raises ValueError for arguments that do not fit or require grad and, on
-    the CPU, for offs that decrease or pass M.
+    a: codes [M, K] in 1x128 tiles, sorted by expert, a_scales [M, KB]. b: codes [E, N, K] in 128x128 blocks,
+    b_scales [E, ceil(N/128), KB]. offs: int32 [E], the end of each expert's rows; experts may be empty. Rows
+    from offs[-1] on are never read and are zero in the result. out_dtype: bfloat16 or float32. Not
+    differentiable: see moe_ffn. Raises ValueError for arguments that do not fit or require grad and, on the
+    CPU (on a GPU with DSE_CHECK=1), for offs that decrease or pass M.
     """
     require_no_grad("grouped_gemm", "moe_ffn", a=a, a_scales=a_scales, b=b, b_scales=b_scales)
     return _grouped_gemm(a, a_scales, b, b_scales, offs, out_dtype=out_dtype)
@@ -82,9 +82,9 @@ def grouped_gemm_wgrad(
     a_t: codes [N, M'] of the output gradient, b_t: codes [K, M'] of the input, both grouped transposed (as
     quantize_tiles_transposed and retile write them): expert e's columns start at P(e), a multiple of 128,
     P(e+1) = P(e) + 128*ceil(m_e/128), with code 0 in the gaps; a_scales_t [N, M'/128], b_scales_t [K,
-    M'/128]. offs: int32 [E], the end of each expert's rows before padding. An expert without rows gets
-    exact zeros. Not differentiable: see moe_ffn. Raises ValueError for arguments that do not fit or require
-    grad and, on the CPU, for offs that decrease or need more than M' columns.
+    M'/128]. offs: int32 [E], the end of each expert's rows before padding. An expert without rows gets exact
+    zeros. Not differentiable: see moe_ffn. Raises ValueError for arguments that do not fit or require grad
+    and, on the CPU (on a GPU with DSE_CHECK=1), for offs that decrease or need more than M' columns.
     """
     require_no_grad(
         "grouped_gemm_wgrad", "moe_ffn", a_t=a_t, a_scales_t=a_scales_t, b_t=b_t, b_scales_t=b_scales_t

@@ -5,7 +5,7 @@ row, `slots` int32 [T, K] the row of each (token, k): each is the other's invers
 "none". The rows of expert e are [offs[e-1], offs[e]); tokens ascend inside an expert, so the same indices
 always give the same order.
 
-Values are checked on the CPU, where the host can read them: a row or slot out of range raises ValueError.
+Values are checked on the CPU and, with DSE_CHECK=1, on a GPU: a row or slot out of range raises ValueError.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ def expert_order(indices: Tensor, num_experts: int) -> ExpertOrder:
     """Sorts the (token, k) pairs by chosen expert, tokens ascending inside it: (rows, slots, offs).
 
     indices: int32 [T, K]; -1 means "not here" (its slot is -1, and the rows it leaves free at the end are
-    -1). Experts may be empty. Nothing is read back by the host on a GPU. Raises ValueError for another
-    dtype or shape, and on the CPU for an index outside [-1, num_experts).
+    -1). Experts may be empty. Nothing is read back by the host on a GPU. Raises ValueError for another dtype
+    or shape and, on the CPU (on a GPU with DSE_CHECK=1), for an index outside [-1, num_experts).
     """
     return ExpertOrder(*_ops.expert_order.default(indices, num_experts))
 
@@ -46,7 +46,8 @@ def gather_tiles(codes: Tensor, scales: Tensor, rows: Tensor, top_k: int) -> tup
 
     codes: float8_e4m3fn [T, H] and scales: float32 [T, ceil(H/128)], as quantize_tiles makes them; rows:
     int32 [M] from expert_order, top_k its K. Row -1 becomes code 0, scale 1. Not differentiable. Raises
-    ValueError for arguments that do not fit, and on the CPU for a row outside [-1, T*top_k).
+    ValueError for arguments that do not fit and, on the CPU (on a GPU with DSE_CHECK=1), for a row outside
+    [-1, T*top_k).
     """
     return _ops.gather_tiles.default(codes, scales, rows, top_k)
 
@@ -58,8 +59,8 @@ def gather_rows(x: Tensor, rows: Tensor, top_k: int, weights: Tensor | None = No
     x: bfloat16, float16 or float32; rows: int32 [M] from expert_order (none twice), top_k its K. With weights
     (float32 [T, K]) each row is multiplied by its choice's weight in FP32 and rounded to x's dtype; without,
     it is copied bit for bit. Differentiable in x and weights: the gradient of x is combine_rows with the same
-    weights. Raises ValueError for arguments that do not fit, and on the CPU for a row outside [-1, T*top_k),
-    or in the backward for one named twice.
+    weights. Raises ValueError for arguments that do not fit and, on the CPU (on a GPU with DSE_CHECK=1), for
+    a row outside [-1, T*top_k), or in the backward for one named twice.
     """
     return _ops.gather_rows.default(x, rows, top_k, weights)
 
@@ -70,12 +71,12 @@ def combine_rows(
 ) -> Tensor:
     """Sums each token's rows: rows_out [M, H] in expert order -> [T, H] in rows_out's dtype.
 
-    The sum starts from zero in FP32 and adds the rows in top-k order, each times its weight (float32 [T,
-    K]) if given, then `residual` ([T, H], rows_out's dtype), and is rounded once. slots: int32 [T, K] from
+    The sum starts from zero in FP32 and adds the rows in top-k order, each times its weight (float32 [T, K])
+    if given, then `residual` ([T, H], rows_out's dtype), and is rounded once. slots: int32 [T, K] from
     expert_order; slot -1 adds nothing. rows_out: bfloat16, float16 or float32. Differentiable in rows_out,
     weights and residual: the gradient of rows_out is gather_rows with the same weights. Raises ValueError for
-    arguments that do not fit, and on the CPU for a slot outside [-1, M), or in the backward for one named
-    twice.
+    arguments that do not fit and, on the CPU (on a GPU with DSE_CHECK=1), for a slot outside [-1, M), or in
+    the backward for one named twice.
     """
     return _ops.combine_rows.default(rows_out, slots, weights, residual)
 
@@ -223,8 +224,8 @@ for _name in ("expert_order", "inverse_order", "gather_tiles"):
 
 # Autograd. Gathering and combining are each other's transposes, and either has row_dots as the gradient of
 # its weights; so the gradients of all three are made of the three. Two operators serve gradients only:
-#   inverse_order(places [N], size) -> int32 [size]: result[places[i]] = i, -1 where no i leads; on the CPU it
-#       refuses a place named twice, since the gradient of a row named twice would be a sum.
+#   inverse_order(places [N], size) -> int32 [size]: result[places[i]] = i, -1 where no i leads; where values
+#       are checked it refuses a place named twice, since the gradient of a row named twice would be a sum.
 #   row_dots(x [T, H], rows_out [M, H], slots [T, K]) -> float32 [T, K]: inner products of each token with its
 #       rows, 0 for slot -1.
 

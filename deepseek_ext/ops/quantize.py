@@ -44,8 +44,8 @@ def quantize_tiles_transposed(
     e's columns start at a multiple of 128, P(e+1) = P(e) + 128*ceil(m_e/128), and M' = 128*(floor(M/128) +
     E); rows past offs[-1] are not read. Columns that hold no row have code 0, and scale 1 where a whole tile
     is empty. x is bfloat16, float16 or float32, codes_t float8_e4m3fn, scales_t float32, powers of two if
-    power_of_2 is set. Raises ValueError for another dtype or shape, and on the CPU for offsets that do not
-    ascend within M. Source: section 3.3.2, 1x128 to 128x1 tiles.
+    power_of_2 is set. Raises ValueError for another dtype or shape and, on the CPU (on a GPU with
+    DSE_CHECK=1), for offsets that do not ascend within M. Source: section 3.3.2, 1x128 to 128x1 tiles.
     """
     return _ops.quantize_tiles_transposed.default(x, offs, power_of_2=power_of_2)
 

@@ -82,8 +82,8 @@ def sequence_balance_loss(
     equal length one after the other; valid: bool [N], False for padding. f_e = E / (K T) * (how often e was
     chosen), P_e = the mean over tokens of s_e / sum s with s = sigmoid(logits); T counts a sequence's valid
     tokens, and a sequence without any adds 0 to the mean. num_sequences=1 balances the batch as a whole.
-    Differentiable in logits, through P, once. Raises ValueError for arguments that do not fit and, on the
-    CPU, for indices outside [0, E). Source: equations 17 to 20.
+    Differentiable in logits, through P, once. Raises ValueError for arguments that do not fit and, on the CPU
+    (on a GPU with DSE_CHECK=1), for indices outside [0, E). Source: equations 17 to 20.
     """
     return _ops.sequence_balance_loss.default(
         logits, indices, valid, num_sequences=num_sequences, alpha=alpha

@@ -160,7 +160,7 @@ def wrong_arguments() -> list[Any]:
 
 
 @pytest.mark.parametrize(("args", "message"), wrong_arguments(), ids=lambda x: str(x)[:30])
-def test_wrong_arguments(args: tuple[Tensor, Tensor], message: str) -> None:
+def test_wrong_arguments(args: tuple[Tensor, Tensor], message: str, backend: str) -> None:
     with pytest.raises(ValueError, match=f"^cross_entropy_: {message}"):
         ops.cross_entropy_(*args)
     if "adjacent" not in message and "between" not in message:  # of strides and values fakes know nothing

@@ -155,7 +155,9 @@ def fake_message(op: str, arguments: Arguments) -> str:
 @pytest.mark.parametrize(
     ("op", "name", "change", "said"), BAD, ids=lambda x: x if isinstance(x, str) else None
 )
-def test_message(op: str, name: str, change: Callable[[Any], Any], said: str, rng: torch.Generator) -> None:
+def test_message(
+    op: str, name: str, change: Callable[[Any], Any], said: str, backend: str, rng: torch.Generator
+) -> None:
     arguments = GOOD[op](rng)
     arguments[name] = change(arguments.get(name))
     real = message(op, arguments)
@@ -164,7 +166,7 @@ def test_message(op: str, name: str, change: Callable[[Any], Any], said: str, rn
     assert fake_message(op, arguments) == real
 
 
-def test_columns_must_be_whole_tiles(rng: torch.Generator) -> None:
+def test_columns_must_be_whole_tiles(backend: str, rng: torch.Generator) -> None:
     arguments = wgrad(rng)
     for name in ("a_t", "b_t"):
         arguments[name] = arguments[name][:, :300]
@@ -184,7 +186,7 @@ def test_columns_must_be_whole_tiles(rng: torch.Generator) -> None:
         ("grouped_gemm_wgrad", [3, 130, 133], "offs need 384 columns"),
     ],
 )
-def test_values_of_offs(op: str, ends: list[int], said: str, rng: torch.Generator) -> None:
+def test_values_of_offs(op: str, ends: list[int], said: str, backend: str, rng: torch.Generator) -> None:
     arguments = GOOD[op](rng)
     if said.startswith("offs need"):  # one tile too few
         for name in ("a_t", "b_t", "a_scales_t", "b_scales_t"):
@@ -203,7 +205,7 @@ def test_opcheck(op: str, rng: torch.Generator) -> None:
 
 
 @pytest.mark.parametrize("op", GOOD)
-def test_inputs_are_left_alone(op: str, rng: torch.Generator) -> None:
+def test_inputs_are_left_alone(op: str, backend: str, rng: torch.Generator) -> None:
     """What test_schema would have checked."""
     arguments = GOOD[op](rng)
     before = {name: x.clone() for name, x in arguments.items()}
@@ -222,7 +224,7 @@ def test_fakes_know_shapes_and_dtypes(rng: torch.Generator) -> None:
         assert (fake.shape, fake.dtype, fake.stride()) == (real.shape, real.dtype, real.stride())
 
 
-def test_good_arguments_are_good(rng: torch.Generator) -> None:
+def test_good_arguments_are_good(backend: str, rng: torch.Generator) -> None:
     """So that each bad call above is bad for one reason."""
     for op, make in GOOD.items():
         getattr(ops, op)(**make(rng))

@@ -213,7 +213,7 @@ def wrong_arguments() -> list[Any]:
 
 
 @pytest.mark.parametrize(("op", "args", "message"), wrong_arguments(), ids=lambda x: str(x)[:30])
-def test_wrong_arguments(op: str, args: tuple[Any, ...], message: str) -> None:
+def test_wrong_arguments(op: str, args: tuple[Any, ...], message: str, backend: str) -> None:
     for device in ("cpu", "meta"):
         moved = [t.to(device) if isinstance(t, Tensor) else t for t in args]
         with pytest.raises(ValueError, match=f"^{op}: {message}; "):

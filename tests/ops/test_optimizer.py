@@ -209,7 +209,7 @@ def test_views_with_any_strides(
         assert_same_bits(got, right)
 
 
-def test_nothing_beside_a_view_changes(rng: torch.Generator) -> None:
+def test_nothing_beside_a_view_changes(backend: str, rng: torch.Generator) -> None:
     base = torch.randn(20, 30, generator=rng)
     before = base.clone()
     zeros = [torch.ones(20, 10)], [torch.zeros(20, 10)], [torch.zeros(20, 10)]
@@ -219,7 +219,7 @@ def test_nothing_beside_a_view_changes(rng: torch.Generator) -> None:
     assert bool((base[:, 5:15] != before[:, 5:15]).all())
 
 
-def test_an_expanded_gradient(rng: torch.Generator) -> None:
+def test_an_expanded_gradient(backend: str, rng: torch.Generator) -> None:
     ours, wanted = ([torch.ones(5, 6)] for _ in range(2))
     moments = [[torch.zeros(5, 6)] for _ in range(4)]
     ops.adamw_step_(ours, [torch.tensor(2.0).expand(5, 6)], *moments[:2], **HYPER, step=1)
@@ -227,13 +227,13 @@ def test_an_expanded_gradient(rng: torch.Generator) -> None:
     assert_same_bits(ours, wanted)
 
 
-def test_no_tensors_at_all() -> None:
+def test_no_tensors_at_all(backend: str) -> None:
     ops.adamw_step_([], [], [], [], **HYPER, step=1)
     with pytest.raises(ValueError, match="step must be at least 1, got 0"):
         ops.adamw_step_([], [], [], [], **HYPER, step=0)
 
 
-def test_a_gradient_that_is_not_finite_stays_in_its_place() -> None:
+def test_a_gradient_that_is_not_finite_stays_in_its_place(backend: str) -> None:
     params, moments = [torch.ones(4)], [[torch.zeros(4)] for _ in range(2)]
     ops.adamw_step_(params, [torch.tensor([1.0, torch.nan, 1, 1])], *moments, **HYPER, step=1)
     assert params[0].isnan().tolist() == [False, True, False, False]
@@ -328,7 +328,9 @@ ERRORS = [
 
 
 @pytest.mark.parametrize(("run", "message"), ERRORS)
-def test_argument_errors_are_the_same_from_real_and_fake(run: Callable[[], None], message: str) -> None:
+def test_argument_errors_are_the_same_from_real_and_fake(
+    run: Callable[[], None], message: str, backend: str
+) -> None:
     with pytest.raises(ValueError, match=message) as real:
         run()
     with FakeTensorMode(allow_non_fake_inputs=True), pytest.raises(ValueError, match=message) as fake:

@@ -119,7 +119,7 @@ BAD_CALLS: list[tuple[str, tuple[object, ...], str]] = [
 
 
 @pytest.mark.parametrize(("name", "args", "text"), BAD_CALLS, ids=lambda v: v if isinstance(v, str) else "")
-def test_argument_errors_real_and_fake(name: str, args: tuple[object, ...], text: str) -> None:
+def test_argument_errors_real_and_fake(name: str, args: tuple[object, ...], text: str, backend: str) -> None:
     with pytest.raises(ValueError) as real:  # noqa: PT011  the whole text is compared below
         getattr(ops, name)(*args)
     assert str(real.value) == f"{name}: {text}"

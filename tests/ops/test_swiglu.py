@@ -437,7 +437,9 @@ ERRORS: list[tuple[Callable[[], Any], str]] = [
 
 
 @pytest.mark.parametrize(("call", "message"), ERRORS)
-def test_argument_errors_are_the_same_from_real_and_fake(call: Callable[[], Any], message: str) -> None:
+def test_argument_errors_are_the_same_from_real_and_fake(
+    call: Callable[[], Any], message: str, backend: str
+) -> None:
     with pytest.raises(ValueError, match=message) as real:
         call()
     with FakeTensorMode(allow_non_fake_inputs=True), pytest.raises(ValueError, match=message) as fake:
