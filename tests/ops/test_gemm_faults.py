@@ -91,23 +91,38 @@ def test_an_unknown_tile_is_refused(
         fp32(random_operands(3, 4, 5, rng))
 
 
+@pytest.mark.parametrize("bits", [23, 13])
+@pytest.mark.parametrize("product", ["dense", "positive", "grouped", "wgrad"])
 def test_tensor_cores_that_cut_their_sums(
-    backend: str, tile: str | None, monkeypatch: pytest.MonkeyPatch, rng: torch.Generator
+    backend: str,
+    tile: str | None,
+    product: str,
+    bits: int,
+    monkeypatch: pytest.MonkeyPatch,
+    rng: torch.Generator,
 ) -> None:
-    """As devices do, to 23 bits after the largest of a step: a bound of its own, and not the exact sums."""
+    """As devices do, to so many bits below the largest of a step: another bound, and not the exact sums."""
     if backend != "simulator":
         pytest.skip("the simulator's tensor cores alone can be told how to add")
-    operands = [random_operands(20, 70, 600, rng, kind=kind) for kind in ("any", "positive")]
-    rounded = [fp32(o) for o in operands]
-    monkeypatch.setattr(gemm_inputs, "PARTIAL_SUMS", gemm_inputs.CUT)
-    backends.simulator_option("hwacc", 23)
+    loads = [0, 70, 3, 130]
+    if product == "grouped":
+        o = grouped_operands(loads, 70, 300, rng)
+        result, check = lambda: grouped(o, loads), assert_experts_within_bound
+    elif product == "wgrad":
+        o = transposed_operands(loads, 70, 130, rng)
+        result, check = lambda: wgrad(o, loads), assert_gradients_within_bound
+    else:
+        o = random_operands(20, 70, 600, rng, kind="positive" if product == "positive" else "any")
+        result, check = lambda: fp32(o), lambda result, o, _: assert_within_bound(result, o)
+    rounded = result()
+    monkeypatch.setattr(gemm_inputs, "PARTIAL_SUMS", gemm_inputs.CUT << 23 - bits)
+    backends.simulator_option("hwacc", bits)
     try:
-        cut = [fp32(o) for o in operands]
+        cut = result()
     finally:
         backends.simulator_option("hwacc", 0)
-    for o, result, other in zip(operands, cut, rounded, strict=True):
-        assert_within_bound(result, o)
-        assert not torch.equal(result, other)
+    check(cut, o, loads)
+    assert not torch.equal(cut, rounded)
 
 
 @pytest.mark.parametrize("loads", [[128], [128, 128], [0, 128, 1, 127, 129], [5, 0, 0, 256]], ids=str)

@@ -35,11 +35,11 @@ def operands(seed: int, m: int, n: int, k: int):
     return a, b, sa, sb
 
 
-def gemm(fault: str, seed: int, m: int = 64, n: int = 128, k: int = 768, **options: int) -> float:
-    """gemm_tma.cu; the largest |out - exact| / sum of |terms|."""
-    a, b, sa, sb = operands(seed, m, n, k)
+def gemm_result(fault: str, a, b, sa, sb, **options: int) -> np.ndarray:
+    """gemm_<fault> of gemm_tma.cu."""
+    m, n, k = len(a), len(b), a.shape[1]
     out = np.zeros((m, n), np.float32)
-    with Simulator(seed=seed, **{"max_inst": HANG, **options}) as sim:
+    with Simulator(**{"max_inst": HANG, **options}) as sim:
         sim.buffer(In(a)), sim.buffer(In(b))
         maps = [tensor_map(x, (k, len(x)), (k,), (128, 64)) for x in (a, b)]
         args = [*maps, In(sa), In(sb), Out(out), n, k]
@@ -47,7 +47,14 @@ def gemm(fault: str, seed: int, m: int = 64, n: int = 128, k: int = 768, **optio
         sim.launch(compile(GEMM, arch="90a"), f"gemm_{fault}", (n // 64, m // 64), 256, args, shared=shared)
         sim.run()
         assert sim.unwritten(out) is None
-    exact, size = product(a, b, sa, sb)
+    return out
+
+
+def gemm(fault: str, seed: int, m: int = 64, n: int = 128, k: int = 768, **options: int) -> float:
+    """The largest |out - exact| / sum of |terms| of gemm_result on random operands."""
+    given = operands(seed, m, n, k)
+    out = gemm_result(fault, *given, seed=seed, **options)
+    exact, size = product(*given)
     return float((np.abs(out - exact) / size).max())
 
 
@@ -109,10 +116,10 @@ def copy(fault: str, seed: int, **options: int) -> int:
     return int((y != x + 1).sum() + (z != y).sum())
 
 
-def product_of_fragments(fault: str, seed: int, **options: int) -> float:
-    """product_<fault> of async_rules.cu: the largest difference from the FP64 product of BF16 matrices."""
-    random = np.random.default_rng(seed)
-    a, b = (random.standard_normal((rows, 16)).astype(ml_dtypes.bfloat16) for rows in (64, 8))
+def fragment_product(
+    a: np.ndarray, b: np.ndarray, fault: str = "none", threads: int = 128, **options: int
+) -> np.ndarray:
+    """a b' of BF16 matrices [64, 16] and [8, 16] by product_<fault> of async_rules.cu: one wgmma."""
     words = a.view(np.uint32)  # [64, 8]
     fragments = np.zeros((128, 4), np.uint32)
     for thread in range(128):
@@ -120,11 +127,23 @@ def product_of_fragments(fault: str, seed: int, **options: int) -> float:
         for i in range(4):
             fragments[thread, i] = words[row + i % 2 * 8, column + i // 2 * 4]
     out = np.zeros((64, 8), np.float32)
-    threads = 96 if fault == "three_warps" else 128
-    with Simulator(seed=seed, **{"max_inst": HANG, **options}) as sim:
+    with Simulator(**{"max_inst": HANG, **options}) as sim:
         args = [In(fragments), In(b.view(np.uint32)), Out(out)]
         sim.launch(compile(RULES, arch="90a"), f"product_{fault}", 1, threads, args)
         sim.run()
+    return out
+
+
+def bf16_operands(seed: int) -> list[np.ndarray]:
+    random = np.random.default_rng(seed)
+    return [random.standard_normal((rows, 16)).astype(ml_dtypes.bfloat16) for rows in (64, 8)]
+
+
+def product_of_fragments(fault: str, seed: int, **options: int) -> float:
+    """The largest difference of fragment_product from the FP64 product of random matrices."""
+    a, b = bf16_operands(seed)
+    threads = 96 if fault == "three_warps" else 128
+    out = fragment_product(a, b, fault, threads, seed=seed, **options)
     return float(np.abs(out - a.astype(float) @ b.astype(float).T).max())
 
 

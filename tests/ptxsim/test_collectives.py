@@ -2,11 +2,10 @@
 
 import numpy as np
 import pytest
-from ptxsim import In, InOut, Out, Simulator, SimulatorError, compile
+from checks import SCHEDULES, is_reported, stays_silent
+from ptxsim import In, InOut, Out, Simulator, compile
 
 SOURCE = "tests/ptxsim/kernels/collectives.cu"
-SEEDS = range(8)
-CLEAN_SEEDS = range(60)
 LANE = np.arange(32)
 
 
@@ -33,9 +32,9 @@ def test_shuffles() -> None:
             np.where(LANE % 3 == 0, x, -1),
         ]
     )
-    for seed in CLEAN_SEEDS:
+    for options in SCHEDULES:
         y = np.zeros((8, 32), np.int32)
-        launch("shuffles", [In(x), In(source), Out(y)], seed=seed)
+        launch("shuffles", [In(x), In(source), Out(y)], **options)
         np.testing.assert_array_equal(y, expected)
 
 
@@ -61,18 +60,18 @@ def test_votes_matches_and_reductions() -> None:
     expected[9] = np.bitwise_xor.reduce(x.view(np.uint32))
     expected[10] = np.where(odd, ballot(odd & (x > 0)), 0)
     expected[11] = [bin(int(p)).count("1") for p in peers]
-    for seed in CLEAN_SEEDS:
+    for options in SCHEDULES:
         y = np.zeros((12, 32), np.uint32)
-        launch("votes", [In(x), Out(y)], seed=seed)
+        launch("votes", [In(x), Out(y)], **options)
         np.testing.assert_array_equal(y, expected)
 
 
 def test_softmax_by_shuffles() -> None:
     x = np.random.default_rng(3).standard_normal((3, 96)).astype(np.float32)
     wide = np.exp(x.astype(np.float64) - x.max(1, keepdims=True))
-    for seed in SEEDS:
+    for options in SCHEDULES:
         y = np.zeros_like(x)
-        launch("softmax", [In(x), Out(y), 3], grid=3, seed=seed)
+        launch("softmax", [In(x), Out(y), 3], grid=3, **options)
         np.testing.assert_allclose(y, wide / wide.sum(1, keepdims=True), rtol=2e-6)
 
 
@@ -85,9 +84,9 @@ def test_diverged_lanes_meet_again() -> None:
             value = 3 * value + 1 if value & 1 else value // 2
             count += 1
         steps.append(count)
-    for seed in CLEAN_SEEDS:
+    for options in SCHEDULES:
         y, meetings = np.zeros(32, np.int32), np.zeros(32, np.int32)
-        launch("collatz", [In(x), Out(y), Out(meetings)], seed=seed)
+        launch("collatz", [In(x), Out(y), Out(meetings)], **options)
         np.testing.assert_array_equal(y, steps)
         np.testing.assert_array_equal(meetings, max(steps))
 
@@ -95,60 +94,92 @@ def test_diverged_lanes_meet_again() -> None:
 def test_barriers_that_reduce() -> None:
     x = np.random.default_rng(5).integers(0, 255, 96).astype(np.int32)
     expected = int((x & 1).sum()) * 4 + 2 + int((x > 250).any())
-    for seed in CLEAN_SEEDS:
+    for options in SCHEDULES:
         y = np.zeros(96, np.int32)
-        launch("barrier_reductions", [In(x), Out(y)], threads=96, seed=seed)
+        launch("barrier_reductions", [In(x), Out(y)], threads=96, **options)
         np.testing.assert_array_equal(y, expected)
 
 
 def test_named_barriers_are_independent() -> None:
     x = np.arange(128, dtype=np.int32)
     rounds = np.where(np.arange(128) < 64, 3, 5)
-    for seed in CLEAN_SEEDS:
+    for options in SCHEDULES:
         y = np.zeros(128, np.int32)
-        launch("two_barriers", [In(x), Out(y)], threads=128, seed=seed)
+        launch("two_barriers", [In(x), Out(y)], threads=128, **options)
         np.testing.assert_array_equal(y, (np.arange(128) ^ 33) * rounds + rounds * (rounds - 1) // 2)
 
 
 X = np.arange(128, dtype=np.int32)
-# kernel: threads, further arguments, reads x, kinds of error, a part of its text
-MISUSE = {
-    "shuffle_from_absent": (32, [], True, "SHFL", "which does not take part"),
-    "shuffle_diverged": (32, [], True, "DIVERGED", "must execute this with them"),
-    "mask_without_self": (32, [], True, "SYNC_MASK", "member mask 0000ffff, which omits it"),
-    "barrier_diverged": (32, [], True, "DIVERGED", "cannot reach it"),
-    "barrier_after_exit": (64, [20], True, "BARRIER", "exited"),
-    "barrier_counts_differ": (96, [], False, "BARRIER", "now named for"),
-    "barrier_odd_count": (64, [], False, "BARRIER", "multiple of 32"),
-    "barrier_too_many": (96, [], False, "DEADLOCK", "barrier 1 (32 of 64 threads have come)"),
-    "arrive_without_wait": (96, [], False, "BARRIER", "32 of 96 threads arrived at barrier 1"),
-    "wait_without_arrive": (96, [], False, "DEADLOCK", "barrier 1 (32 of 96 threads have come)"),
+# Name: kernel, threads, whether it reads x; the kind of the error and a part of its text; the arguments that
+# are misuse and those that are not.
+RULES = {
+    "shuffle_from_absent": ("shuffle_from_absent", 32, True, "SHFL", "which does not take part", 16, 8),
+    "shuffle_diverged": ("shuffle_diverged", 32, True, "DIVERGED", "must execute this with them", 16, 32),
+    "mask_without_self": (
+        "mask_without_self",
+        32,
+        True,
+        "SYNC_MASK",
+        "member mask 0000ffff, which omits it",
+        0xFFFF,
+        0xFFFFFFFF,
+    ),
+    "barrier_diverged": ("barrier_diverged", 32, True, "DIVERGED", "cannot reach it", 1, 32),
+    "barrier_after_exit": ("barrier_after_exit", 64, True, "BARRIER", "exited", 20, 64),
+    "barrier_after_exit_of_a_warp": (
+        "barrier_after_exit",
+        64,
+        True,
+        "BARRIER",
+        "32 threads of the CTA have exited without it",
+        32,
+        64,
+    ),
+    "barrier_counts_differ": ("barrier_counts_differ", 96, False, "BARRIER", "now named for", 64, 96),
+    "barrier_odd_count": ("barrier_of", 64, False, "BARRIER", "multiple of 32", 48, 64),
+    "barrier_too_many": (
+        "barrier_of",
+        96,
+        False,
+        "DEADLOCK",
+        "barrier 1 (32 of 64 threads have come)",
+        64,
+        96,
+    ),
+    "arrive_without_wait": (
+        "arrive_without_wait",
+        96,
+        False,
+        "BARRIER",
+        "32 of 96 threads arrived at barrier 1",
+        96,
+        32,
+    ),
+    "wait_without_arrive": (
+        "wait_without_arrive",
+        96,
+        False,
+        "DEADLOCK",
+        "barrier 1 (32 of 96 threads have come)",
+        96,
+        32,
+    ),
 }
 
 
-@pytest.mark.parametrize("kernel", MISUSE)
-def test_misuse_is_reported(kernel: str) -> None:
-    threads, further, reads, kind, part = MISUSE[kernel]
-    for seed in SEEDS:
-        y = np.zeros(128, np.int32)
-        arguments = [*([In(X)] if reads else []), InOut(y), *further]
-        with pytest.raises(SimulatorError) as error:
-            launch(kernel, arguments, threads=threads, seed=seed)
-        assert error.value.kind == kind, (seed, str(error.value))
-        assert part in str(error.value)
-        assert f"kernel {kernel}" in str(error.value) or "PTX line" in str(error.value)
+def run(name: str, argument: int, **options: int) -> None:
+    kernel, threads, reads, *_ = RULES[name]
+    arguments = [*([In(X)] if reads else []), InOut(np.zeros(128, np.int32)), argument]
+    launch(kernel, arguments, threads=threads, **options)
 
 
-def test_a_barrier_that_a_whole_warp_left_is_reported() -> None:
-    for seed in SEEDS:
-        with pytest.raises(SimulatorError) as error:
-            launch("barrier_after_exit", [In(X), InOut(np.zeros(64, np.int32)), 32], threads=64, seed=seed)
-        assert error.value.kind == "BARRIER"
-        assert "32 threads of the CTA have exited without it" in str(error.value)
+@pytest.mark.parametrize("name", RULES)
+def test_misuse_is_reported(name: str) -> None:
+    *_, kind, part, misuse, _ = RULES[name]
+    is_reported(lambda **options: run(name, misuse, **options), kind, part)
 
 
-def test_a_barrier_that_all_reach_is_fine() -> None:
-    for seed in CLEAN_SEEDS:
-        y = np.zeros(64, np.int32)
-        launch("barrier_after_exit", [In(X), Out(y), 64], threads=64, seed=seed)
-        np.testing.assert_array_equal(y, X[:64])
+@pytest.mark.parametrize("name", RULES)
+def test_right_use_is_silent(name: str) -> None:
+    *_, right = RULES[name]
+    stays_silent(lambda **options: run(name, right, **options))

@@ -1,11 +1,13 @@
 """Memory: every space and width works, and every access that must not be made is refused with its reason."""
 
+import functools
+
 import numpy as np
 import pytest
+from checks import SEEDS, is_reported, stays_silent
 from ptxsim import In, InOut, Out, Simulator, SimulatorError, compile
 
 SOURCE = "tests/ptxsim/kernels/memory.cu"
-SEEDS = range(8)
 
 
 def launch(
@@ -86,14 +88,16 @@ def test_generic_addresses(which: int) -> None:
 @pytest.mark.parametrize("size", [4, 8, 16])
 def test_asynchronous_copies_fill_with_zeros(size: int) -> None:
     x = aligned(np.random.default_rng(0).integers(1, 127, 32 * size).astype(np.int8))
+
+    def copy(given: int, **options: int) -> None:
+        y = np.zeros(32 * size, np.int8)
+        launch(f"copy_some_{size}", [In(x), Out(y), given], **options)
+        expected = x.reshape(32, size) * (np.arange(size) < given)
+        np.testing.assert_array_equal(y.reshape(32, size), expected)
+
     for given in (0, 1, size - 1, size):
-        for seed in SEEDS:
-            y = np.zeros(32 * size, np.int8)
-            launch(f"copy_some_{size}", [In(x), Out(y), given], seed=seed)
-            expected = x.reshape(32, size) * (np.arange(size) < given)
-            np.testing.assert_array_equal(y.reshape(32, size), expected)
-    with pytest.raises(SimulatorError, match=r"CP_ASYNC.*exceeds the copy size"):
-        launch(f"copy_some_{size}", [In(x), Out(np.zeros(32 * size, np.int8)), size + 1])
+        stays_silent(functools.partial(copy, given))
+    is_reported(functools.partial(copy, size + 1), "CP_ASYNC", "exceeds the copy size")
 
 
 def test_atomics() -> None:
@@ -150,49 +154,121 @@ def ints(n: int) -> np.ndarray:
     return np.zeros(n, np.int32)
 
 
-# kernel: arguments, kind of the error, a part of its text
-WRONG = {
+def pair(*values: int):
+    return In(np.array(values, np.int32))
+
+
+# Kernel: the kind of the error and a part of its text; arguments that break the rule and that keep it.
+RULES = {
     "read_past_end": (
-        lambda: [In(ints(8)), Out(ints(8)), 8],
         "GLOBAL_OOB",
         "at offset 32 of the nearest buffer",
+        lambda: [In(ints(8)), Out(ints(8)), 9],
+        lambda: [In(ints(8)), Out(ints(8)), 8],
     ),
-    "write_past_end": (lambda: [Out(ints(64)), 40], "GLOBAL_OOB", "has 256 bytes"),
-    "write_before_start": (lambda: [Out(ints(64))], "GLOBAL_OOB", "offset -4"),
-    "write_input": (lambda: [In(ints(64))], "GLOBAL_RO", "may not be written"),
-    "wild": (lambda: [Out(ints(64))], "GLOBAL_OOB", "nearest buffer"),
-    "null_read": (lambda: [Out(ints(64))], "GLOBAL_OOB", "read of 4 bytes at 0"),
-    "misaligned": (lambda: [In(aligned(ints(4))), Out(ints(4))], "MISALIGNED", "4 bytes at address"),
-    "misaligned_vector": (lambda: [In(aligned(ints(8))), Out(aligned(ints(4)))], "MISALIGNED", "16 bytes"),
-    "read_uninitialised": (lambda: [Out(ints(4))], "UNINIT", "offset 4 of a buffer of 16 bytes"),
-    "shared_past_end": (lambda: [Out(ints(4))], "SHARED_OOB", "at offset 32 of the CTA's 32 bytes"),
-    "shared_uninitialised": (lambda: [Out(ints(32))], "UNINIT", "lane 7 reads shared offset 28"),
-    "shared_address_zero": (lambda: [Out(ints(4))], "SHARED_OOB", "below the first variable"),
+    "write_past_end": (
+        "GLOBAL_OOB",
+        "has 256 bytes",
+        lambda: [Out(ints(64)), 40],
+        lambda: [Out(ints(64)), 32],
+    ),
+    "write_before_start": (
+        "GLOBAL_OOB",
+        "offset -4",
+        lambda: [Out(ints(64)), -1],
+        lambda: [Out(ints(64)), 0],
+    ),
+    "write_input": ("GLOBAL_RO", "may not be written", lambda: [In(ints(64))], lambda: [InOut(ints(64))]),
+    "wild": ("GLOBAL_OOB", "nearest buffer", lambda: [Out(ints(64)), 1 << 40], lambda: [Out(ints(64)), 0]),
+    "null_read": (
+        "GLOBAL_OOB",
+        "read of 4 bytes at 0",
+        lambda: [0, Out(ints(64))],
+        lambda: [In(ints(1)), Out(ints(64))],
+    ),
+    "misaligned": (
+        "MISALIGNED",
+        "4 bytes at address",
+        lambda: [In(aligned(ints(4))), Out(ints(4)), 2],
+        lambda: [In(aligned(ints(4))), Out(ints(4)), 4],
+    ),
+    "misaligned_vector": (
+        "MISALIGNED",
+        "16 bytes",
+        lambda: [In(aligned(ints(8))), Out(aligned(ints(4))), 1],
+        lambda: [In(aligned(ints(8))), Out(aligned(ints(4))), 4],
+    ),
+    "read_uninitialised": (
+        "UNINIT",
+        "offset 4 of a buffer of 16 bytes",
+        lambda: [Out(ints(4))],
+        lambda: [InOut(ints(4))],
+    ),
+    "shared_past_end": (
+        "SHARED_OOB",
+        "at offset 32 of the CTA's 32 bytes",
+        lambda: [Out(ints(4)), 8],
+        lambda: [Out(ints(4)), 7],
+    ),
+    "shared_uninitialised": (
+        "UNINIT",
+        "lane 31 reads shared offset 124",
+        lambda: [Out(ints(32)), 31],
+        lambda: [Out(ints(32)), 32],
+    ),
+    "shared_address_zero": (
+        "SHARED_OOB",
+        "below the first variable",
+        lambda: [Out(ints(4)), 0],
+        lambda: [Out(ints(4)), 1],
+    ),
     "local_uninitialised": (
-        lambda: [In(np.array([0, 9], np.int32)), Out(ints(32))],
         "UNINIT",
         "local offset 36",
+        lambda: [pair(0, 9), Out(ints(32))],
+        lambda: [pair(0, 7), Out(ints(32))],
     ),
-    "local_past_end": (lambda: [In(np.array([0, 99], np.int32)), Out(ints(32))], "LOCAL_OOB", "of 64 bytes"),
-    "register_uninitialised": (lambda: [Out(ints(32))], "UNINIT", "never wrote"),
-    "divide_by_zero": (lambda: [In(ints(1)), Out(ints(1))], "UNINIT", "never wrote"),
-    "endless": (lambda: [In(ints(1)), Out(ints(1))], "TIMEOUT", "endless"),
-    "assertion": (lambda: [In(np.eye(32, dtype=np.int32)[7]), Out(ints(32))], "ASSERT", "x must be zero"),
-    "trap": (lambda: [Out(ints(32))], "TRAP", ""),
+    "local_past_end": (
+        "LOCAL_OOB",
+        "of 64 bytes",
+        lambda: [pair(0, 99), Out(ints(32))],
+        lambda: [pair(0, 15), Out(ints(32))],
+    ),
+    "register_uninitialised": (
+        "UNINIT",
+        "never wrote",
+        lambda: [Out(ints(32)), 0],
+        lambda: [Out(ints(32)), 1],
+    ),
+    "divide": ("UNINIT", "never wrote", lambda: [pair(0), Out(ints(1))], lambda: [pair(7), Out(ints(1))]),
+    "endless": ("TIMEOUT", "endless", lambda: [pair(0), Out(ints(1))], lambda: [pair(1), Out(ints(1))]),
+    "assertion": (
+        "ASSERT",
+        "x must be zero",
+        lambda: [In(np.eye(32, dtype=np.int32)[7]), Out(ints(32))],
+        lambda: [In(ints(32)), Out(ints(32))],
+    ),
+    "trap": ("TRAP", "", lambda: [Out(ints(32)), 3], lambda: [Out(ints(32)), 99]),
 }
 
 
-@pytest.mark.parametrize("kernel", WRONG)
+@pytest.mark.parametrize("kernel", RULES)
 def test_a_wrong_access_is_refused(kernel: str) -> None:
-    arguments, kind, part = WRONG[kernel]
-    for seed in SEEDS:
-        with pytest.raises(SimulatorError) as error:
-            launch(kernel, arguments(), seed=seed, max_inst=20_000)
-        text = str(error.value)
-        assert error.value.kind == kind, text
-        assert part in text
-        assert f"[kernel {kernel} cta (0,0,0) warp 0" in text
-        assert "at PTX line" in text
+    kind, part, broken, _ = RULES[kernel]
+    where = f"[kernel {kernel} cta (0,0,0) warp 0"
+    is_reported(
+        lambda **options: launch(kernel, broken(), max_inst=20_000, **options),
+        kind,
+        part,
+        where,
+        "at PTX line",
+    )
+
+
+@pytest.mark.parametrize("kernel", RULES)
+def test_a_right_access_is_not(kernel: str) -> None:
+    *_, kept = RULES[kernel]
+    stays_silent(lambda **options: launch(kernel, kept(), max_inst=20_000, **options))
 
 
 def test_moving_an_undefined_register_is_no_fault() -> None:
@@ -210,7 +286,7 @@ def test_dividing_by_zero_is_no_fault_unless_the_quotient_is_used() -> None:
 
 def test_undefined_registers_are_zero_when_not_looked_for() -> None:
     y = ints(32)
-    launch("register_uninitialised", [Out(y)], registers=0)
+    launch("register_uninitialised", [Out(y), 0], registers=0)
     np.testing.assert_array_equal(y, 1)
 
 

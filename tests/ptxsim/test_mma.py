@@ -3,10 +3,11 @@
 import ml_dtypes
 import numpy as np
 import pytest
-from ptxsim import In, Out, Simulator, SimulatorError, compile
+from checks import SEEDS, is_reported, stays_silent
+from ptxsim import In, Out, Simulator, compile
+from short_sum import short_products
 
 SOURCE = "tests/ptxsim/kernels/mma.cu"
-SEEDS = range(8)
 
 
 def launch(kernel: str, args: list, arch: str = "80", **options: int) -> None:
@@ -49,23 +50,15 @@ def test_products_are_exact(kernel: str) -> None:
         np.testing.assert_array_equal(d, exact(a, b, c))
 
 
-def cut(x: np.ndarray, largest: np.ndarray, bits: int) -> np.ndarray:
-    """x rounded down to a multiple of 2^-bits times the leading bit of `largest`."""
-    _, exponent = np.frexp(largest)
-    return np.ldexp(np.floor(np.ldexp(x, bits + 1 - exponent)), exponent - 1 - bits)
-
-
+@pytest.mark.parametrize("bits", [13, 23])
 @pytest.mark.parametrize("kernel", PRODUCTS)
-def test_products_with_a_short_accumulator(kernel: str) -> None:
+def test_products_with_a_short_accumulator(kernel: str, bits: int) -> None:
     differing = 0
     for seed in SEEDS:
         a, b, c, arguments, arch = operands(kernel, seed)
         d = np.zeros((16, 8), np.float32)
-        launch(kernel, [*arguments, Out(d)], arch, seed=seed, hwacc=13)
-        products = a.astype(np.float64)[:, :, None] * b.astype(np.float64)[None]
-        terms = np.concatenate([c.astype(np.float64)[:, None], products], 1)
-        total = cut(terms, np.abs(terms).max(1, keepdims=True), 13).sum(1)
-        np.testing.assert_array_equal(d, cut(total, total, 13).astype(np.float32))
+        launch(kernel, [*arguments, Out(d)], arch, seed=seed, hwacc=bits)
+        np.testing.assert_array_equal(d, short_products(a, b, c, bits))
         differing += (d != exact(a, b, c)).sum()
     assert differing > 0
 
@@ -99,16 +92,26 @@ def test_stored_matrices() -> None:
     np.testing.assert_array_equal(y, x.transpose(0, 2, 1))
 
 
-@pytest.mark.parametrize(
-    ("kernel", "inputs", "kind"),
-    [
-        ("matrices_unordered", [np.zeros(256, np.uint16)], "RACE"),
-        ("matrices_misaligned", [], "MISALIGNED"),
-        ("mma_by_half_a_warp", [np.zeros(32, np.uint32)], "DIVERGED"),
-    ],
-)
-def test_misuse_is_reported(kernel: str, inputs: list, kind: str) -> None:
-    for seed in SEEDS:
-        with pytest.raises(SimulatorError) as error:
-            launch(kernel, [*map(In, inputs), Out(np.zeros(128, np.uint32))], seed=seed)
-        assert error.value.kind == kind, (seed, str(error.value))
+# Kernel: the kind of the error, the argument that is misuse, and the one that is not.
+RULES = {
+    "matrices_unordered": ("RACE", 0, 1),
+    "matrices_misaligned": ("MISALIGNED", 7, 8),
+    "mma_by_some_lanes": ("DIVERGED", 16, 32),
+}
+
+
+def run(kernel: str, argument: int, **options: int) -> None:
+    x, y = np.zeros(256, np.uint16), np.zeros(128, np.uint32)
+    launch(kernel, [In(x), Out(y), argument], **options)
+
+
+@pytest.mark.parametrize("kernel", RULES)
+def test_misuse_is_reported(kernel: str) -> None:
+    kind, misuse, _ = RULES[kernel]
+    is_reported(lambda **options: run(kernel, misuse, **options), kind, f"kernel {kernel}", "PTX line")
+
+
+@pytest.mark.parametrize("kernel", RULES)
+def test_right_use_is_silent(kernel: str) -> None:
+    *_, right = RULES[kernel]
+    stays_silent(lambda **options: run(kernel, right, **options))

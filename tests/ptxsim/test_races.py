@@ -1,23 +1,23 @@
 """Races: each faulty kernel is caught on every seed, its clean twin raises nothing in 60 randomised runs."""
 
+import functools
 from collections.abc import Callable
 
 import numpy as np
 import pytest
+from checks import is_reported, stays_silent
 from ptxsim import In, InOut, Out, Simulator, SimulatorError, compile
 
-SEEDS = range(8)
-CLEAN_SEEDS = range(60)
 SOURCE = "tests/ptxsim/kernels/races.cu"
 X = np.arange(256, dtype=np.int32) * 7 + 3
 
-Case = Callable[[str, int], None]
+Case = Callable[..., None]
 
 
 def one_cta(threads: int, outputs: int, expected: Callable[[np.ndarray], np.ndarray]) -> Case:
-    def run(kernel: str, seed: int) -> None:
+    def run(kernel: str, **options: int) -> None:
         y = np.zeros(outputs, np.int32)
-        with Simulator(seed=seed) as sim:
+        with Simulator(**options) as sim:
             sim.launch(compile(SOURCE), kernel, 1, threads, [In(X), Out(y)])
             sim.run()
         np.testing.assert_array_equal(y, expected(X))
@@ -33,34 +33,34 @@ def bytes_of(x: np.ndarray) -> np.ndarray:
     return x[:128] % 256
 
 
-def accumulate(kernel: str, seed: int) -> None:
+def accumulate(kernel: str, **options: int) -> None:
     y = np.zeros(64, np.int32)
-    with Simulator(seed=seed) as sim:
+    with Simulator(**options) as sim:
         sim.launch(compile(SOURCE), kernel, 2, 64, [In(X), InOut(y)])
         sim.run()
     np.testing.assert_array_equal(y, X[:64] + X[64:128])
 
 
-def last(kernel: str, seed: int) -> None:
+def last(kernel: str, **options: int) -> None:
     y, ticket, partial = np.zeros(64, np.int32), np.zeros(1, np.uint32), np.zeros(256, np.int32)
-    with Simulator(seed=seed) as sim:
+    with Simulator(**options) as sim:
         sim.launch(compile(SOURCE), kernel, 4, 64, [In(X), Out(partial), InOut(ticket), Out(y)])
         sim.run()
     np.testing.assert_array_equal(y, 2 * X.reshape(4, 64).sum(0))
 
 
-def message(kernel: str, seed: int) -> None:
+def message(kernel: str, **options: int) -> None:
     y, flag, mailbox = np.zeros(32, np.int32), np.zeros(1, np.int32), np.zeros(32, np.int32)
-    with Simulator(seed=seed, max_inst=200_000) as sim:
+    with Simulator(max_inst=200_000, **options) as sim:
         args = [In(X), Out(mailbox), InOut(flag), Out(y)]
         sim.launch(compile(SOURCE), kernel, 2, 32, args)
         sim.run()
     np.testing.assert_array_equal(y, X[:32])
 
 
-def message_between_ranks(kernel: str, seed: int) -> None:
+def message_between_ranks(kernel: str, **options: int) -> None:
     y, flag, mailbox = np.zeros(32, np.int32), np.zeros(1, np.int32), np.zeros(32, np.int32)
-    with Simulator(seed=seed, devices=2, max_inst=200_000) as sim:
+    with Simulator(devices=2, max_inst=200_000, **options) as sim:
         for rank in range(2):
             args = [In(X), Out(mailbox), InOut(flag), Out(y), int(rank == 0)]
             sim.launch(compile(SOURCE), kernel + "_ranks", 1, 32, args, rank=rank)
@@ -68,50 +68,50 @@ def message_between_ranks(kernel: str, seed: int) -> None:
     np.testing.assert_array_equal(y, X[:32])
 
 
-def total(kernel: str, seed: int) -> None:
+def total(kernel: str, **options: int) -> None:
     y, ticket, total = np.zeros(1, np.int32), np.zeros(1, np.uint32), np.zeros(1, np.int32)
-    with Simulator(seed=seed) as sim:
+    with Simulator(**options) as sim:
         sim.launch(compile(SOURCE), kernel, 5, 32, [In(X), InOut(total), InOut(ticket), Out(y)])
         sim.run()
     assert y[0] == X[:5].sum()
 
 
-def lock(kernel: str, seed: int) -> None:
+def lock(kernel: str, **options: int) -> None:
     y, flag = np.zeros(1, np.int32), np.zeros(1, np.int32)
-    with Simulator(seed=seed, max_inst=1_000_000) as sim:
+    with Simulator(max_inst=1_000_000, **options) as sim:
         sim.launch(compile(SOURCE), kernel, 5, 32, [InOut(flag), InOut(y)])
         sim.run()
     assert y[0] == 5
 
 
-def counter(kernel: str, seed: int) -> None:
+def counter(kernel: str, **options: int) -> None:
     y = np.zeros(1, np.int32)
-    with Simulator(seed=seed) as sim:
+    with Simulator(**options) as sim:
         sim.launch(compile(SOURCE), kernel, 3, 32, [InOut(y)])
         sim.run()
     assert y[0] == 96
 
 
-def non_coherent(kernel: str, seed: int) -> None:
+def non_coherent(kernel: str, **options: int) -> None:
     x, y = np.zeros(64, np.int32), np.zeros(64, np.int32)
-    with Simulator(seed=seed) as sim:
+    with Simulator(**options) as sim:
         sim.launch(compile(SOURCE), kernel, 1, 64, [InOut(x), Out(y)])
         sim.run()
     np.testing.assert_array_equal(y, np.arange(64) ^ 1)
 
 
-def in_place(kernel: str, seed: int) -> None:
+def in_place(kernel: str, **options: int) -> None:
     x = np.arange(64, dtype=np.int32)
-    with Simulator(seed=seed) as sim:
+    with Simulator(**options) as sim:
         sim.launch(compile(SOURCE), kernel, 1, 64, [InOut(x)])
         sim.run()
     np.testing.assert_array_equal(x, np.arange(64) + 1)
 
 
-def copies(kernel: str, seed: int) -> None:
+def copies(kernel: str, **options: int) -> None:
     x = np.arange(512, dtype=np.int32).reshape(128, 4)
     y, scratch = np.zeros_like(x), np.zeros_like(x)
-    with Simulator(seed=seed) as sim:
+    with Simulator(**options) as sim:
         sim.launch(compile(SOURCE), kernel, 1, 64, [In(x), InOut(scratch), Out(y)])
         sim.run()
     np.testing.assert_array_equal(y[:64], x[63::-1])
@@ -191,8 +191,7 @@ CASES: dict[str, tuple[Case, str, dict[str, str]]] = {
 @pytest.mark.parametrize("name", CASES)
 def test_a_clean_kernel_raises_nothing(name: str) -> None:
     run, clean, _ = CASES[name]
-    for seed in CLEAN_SEEDS:
-        run(clean, seed)
+    stays_silent(functools.partial(run, clean))
 
 
 FAULTS = [(name, kernel) for name, (_, _, faults) in CASES.items() for kernel in faults]
@@ -201,39 +200,29 @@ FAULTS = [(name, kernel) for name, (_, _, faults) in CASES.items() for kernel in
 @pytest.mark.parametrize(("name", "kernel"), FAULTS)
 def test_a_fault_is_caught_on_every_seed(name: str, kernel: str) -> None:
     run, _, faults = CASES[name]
-    for seed in SEEDS:
-        with pytest.raises(SimulatorError) as error:
-            run(kernel, seed)
-        assert error.value.kind in faults[kernel].split("|"), (seed, str(error.value))
-        assert "PTX line" in str(error.value)
-        assert kernel in str(error.value)
+    is_reported(functools.partial(run, kernel), faults[kernel].split("|"), "PTX line", kernel)
 
 
-def chain(seed: int, streams: tuple[int, int]) -> np.ndarray:
+def chain(streams: tuple[int, int], **options: int) -> None:
     middle, y = np.zeros(64, np.int32), np.zeros(64, np.int32)
-    with Simulator(seed=seed) as sim:
+    with Simulator(**options) as sim:
         sim.launch(compile(SOURCE), "increment", 1, 64, [In(X), InOut(middle)], stream=streams[0])
         sim.launch(compile(SOURCE), "increment", 1, 64, [InOut(middle), Out(y)], stream=streams[1])
         sim.run()
-    return y
+    np.testing.assert_array_equal(y, X[:64] + 2)
 
 
 def test_launches_on_one_stream_are_ordered() -> None:
-    for seed in CLEAN_SEEDS:
-        np.testing.assert_array_equal(chain(seed, (1, 1)), X[:64] + 2)
+    stays_silent(functools.partial(chain, (1, 1)))
 
 
 def test_launches_on_two_streams_race() -> None:
-    for seed in SEEDS:
-        with pytest.raises(SimulatorError) as error:
-            chain(seed, (1, 2))
-        assert error.value.kind == "GLOBAL_RACE"
-        assert "launch" in str(error.value)
+    is_reported(functools.partial(chain, (1, 2)), "GLOBAL_RACE", "launch")
 
 
 def test_the_report_names_both_sides() -> None:
     with pytest.raises(SimulatorError) as error:
-        reverse("reverse_fault", 1)
+        reverse("reverse_fault", seed=1)
     text = str(error.value)
     if error.value.kind == "RACE":
         assert "of cta (0,0,0)" in text

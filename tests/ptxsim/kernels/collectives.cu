@@ -95,16 +95,16 @@ extern "C" __global__ void two_barriers(const int* x, int* y) {
     y[threadIdx.x] = value;
 }
 
-// ---- misuse
+// ---- misuse for some arguments, right for others
 
-extern "C" __global__ void shuffle_from_absent(const int* x, int* y) {
+extern "C" __global__ void shuffle_from_absent(const int* x, int* y, int bit) {
     int value = x[threadIdx.x];
-    if (threadIdx.x < 16) value = __shfl_sync(0xffffu, value, threadIdx.x + 8);
+    if (threadIdx.x < 16) value = __shfl_sync(0xffffu, value, threadIdx.x ^ bit);
     y[threadIdx.x] = value;
 }
-extern "C" __global__ void shuffle_diverged(const int* x, int* y) {
+extern "C" __global__ void shuffle_diverged(const int* x, int* y, int n) {
     int value = x[threadIdx.x];
-    if (threadIdx.x < 16) {
+    if (threadIdx.x < n) {
         value = __shfl_xor_sync(~0u, value, 1);
         y[threadIdx.x] = value;
     } else {
@@ -112,11 +112,11 @@ extern "C" __global__ void shuffle_diverged(const int* x, int* y) {
         y[threadIdx.x] = value + 1;
     }
 }
-extern "C" __global__ void mask_without_self(const int* x, int* y) {
-    y[threadIdx.x] = __shfl_xor_sync(0xffffu, x[threadIdx.x], 1);
+extern "C" __global__ void mask_without_self(const int* x, int* y, unsigned mask) {
+    y[threadIdx.x] = __shfl_xor_sync(mask, x[threadIdx.x], 1);
 }
-extern "C" __global__ void barrier_diverged(const int* x, int* y) {
-    if (threadIdx.x & 1) {
+extern "C" __global__ void barrier_diverged(const int* x, int* y, int bit) {
+    if (threadIdx.x & bit) {
         y[threadIdx.x] = x[threadIdx.x];
         asm volatile("bar.sync 0;" ::: "memory");
     } else {
@@ -129,27 +129,25 @@ extern "C" __global__ void barrier_after_exit(const int* x, int* y, int n) {
     y[threadIdx.x] = x[threadIdx.x];
     __syncthreads();
 }
-extern "C" __global__ void barrier_counts_differ(int* y) {
+extern "C" __global__ void barrier_counts_differ(int* y, int count) {
     y[threadIdx.x] = 1;
     if (threadIdx.x < 32) {
-        asm volatile("bar.sync 1, 64;" ::: "memory");
+        asm volatile("bar.sync 1, %0;" ::"r"(count) : "memory");
     } else {
         asm volatile("bar.sync 1, 96;" ::: "memory");
     }
 }
-extern "C" __global__ void barrier_odd_count(int* y) {
+extern "C" __global__ void barrier_of(int* y, int count) {
     y[threadIdx.x] = 1;
-    asm volatile("bar.sync 1, 48;" ::: "memory");
+    asm volatile("bar.sync 1, %0;" ::"r"(count) : "memory");
 }
-extern "C" __global__ void barrier_too_many(int* y) {
-    y[threadIdx.x] = 1;
-    asm volatile("bar.sync 1, 64;" ::: "memory");
-}
-extern "C" __global__ void arrive_without_wait(int* y) {
+extern "C" __global__ void arrive_without_wait(int* y, int n) {
     y[threadIdx.x] = 1;
     if (threadIdx.x < 32) asm volatile("bar.arrive 1, 96;" ::: "memory");
+    if (threadIdx.x >= n) asm volatile("bar.sync 1, 96;" ::: "memory");
 }
-extern "C" __global__ void wait_without_arrive(int* y) {
+extern "C" __global__ void wait_without_arrive(int* y, int n) {
     y[threadIdx.x] = 1;
     if (threadIdx.x < 32) asm volatile("bar.sync 1, 96;" ::: "memory");
+    if (threadIdx.x >= n) asm volatile("bar.arrive 1, 96;" ::: "memory");
 }

@@ -100,47 +100,49 @@ extern "C" __global__ void copy_some_4(const char* x, char* y, int bytes) { copy
 extern "C" __global__ void copy_some_8(const char* x, char* y, int bytes) { copy_some<8>(x, y, bytes); }
 extern "C" __global__ void copy_some_16(const char* x, char* y, int bytes) { copy_some<16>(x, y, bytes); }
 
-// ---- wrong
+// ---- wrong for some arguments, right for others
 
 extern "C" __global__ void read_past_end(const int* x, int* y, int n) {
-    if (threadIdx.x <= n) y[threadIdx.x == n ? 0 : threadIdx.x] = x[threadIdx.x];
+    if (threadIdx.x < n) y[threadIdx.x % 8] = x[threadIdx.x];
 }
 extern "C" __global__ void write_past_end(int* y, int n) { y[threadIdx.x + n] = 1; }
-extern "C" __global__ void write_before_start(int* y) { y[-1] = 1; }
+extern "C" __global__ void write_before_start(int* y, int i) { y[i] = 1; }
 extern "C" __global__ void write_input(int* x) { x[threadIdx.x] = 1; }
-extern "C" __global__ void wild(int* y) {
-    *reinterpret_cast<int*>(reinterpret_cast<uint64_t>(y) ^ 1ull << 40) = 1;
+extern "C" __global__ void wild(int* y, uint64_t bits) {
+    *reinterpret_cast<int*>(reinterpret_cast<uint64_t>(y) ^ bits) = 1;
 }
-extern "C" __global__ void null_read(int* y) {
-    const int* p = nullptr;
-    asm volatile("" : "+l"(p));
-    y[0] = *p;
+extern "C" __global__ void null_read(const int* p, int* y) { y[0] = *p; }
+extern "C" __global__ void misaligned(const char* x, int* y, int offset) {
+    y[0] = *reinterpret_cast<const int*>(x + offset);
 }
-extern "C" __global__ void misaligned(const char* x, int* y) { y[0] = *reinterpret_cast<const int*>(x + 2); }
-extern "C" __global__ void misaligned_vector(const float* x, float4* y) {
-    y[0] = *reinterpret_cast<const float4*>(x + 1);
+extern "C" __global__ void misaligned_vector(const float* x, float4* y, int offset) {
+    y[0] = *reinterpret_cast<const float4*>(x + offset);
 }
 extern "C" __global__ void read_uninitialised(int* y) { y[0] = y[1] + 1; }
 extern "C" __global__ void leave_unwritten(int* y, int n) {
     if (threadIdx.x < n) y[threadIdx.x] = 1;
 }
-extern "C" __global__ void shared_past_end(int* y) {
+extern "C" __global__ void shared_past_end(int* y, int i) {
     __shared__ int tile[8];
     tile[threadIdx.x & 7] = 1;
     __syncwarp();
     volatile int* p = tile;
-    y[0] = p[8];
+    y[0] = p[i];
 }
-extern "C" __global__ void shared_uninitialised(int* y) {
-    __shared__ int tile[8];
+extern "C" __global__ void shared_uninitialised(int* y, int n) {
+    __shared__ int tile[32];
     volatile int* p = tile;
-    if (threadIdx.x < 7) p[threadIdx.x] = 1;
+    if (threadIdx.x < n) p[threadIdx.x] = 1;
     __syncwarp();
     y[threadIdx.x] = p[threadIdx.x];
 }
-extern "C" __global__ void shared_address_zero(int* y) {
+extern "C" __global__ void shared_address_zero(int* y, int right) {
+    __shared__ int word;
+    word = 1;
+    __syncwarp();
+    const auto address = static_cast<uint32_t>(__cvta_generic_to_shared(&word));
     int value;
-    asm volatile("ld.shared.u32 %0, [%1];" : "=r"(value) : "r"(0));
+    asm volatile("ld.shared.u32 %0, [%1];" : "=r"(value) : "r"(right ? address : 0));
     y[0] = value;
 }
 extern "C" __global__ void local_uninitialised(const int* x, int* y) {
@@ -153,9 +155,13 @@ extern "C" __global__ void local_past_end(const int* x, int* y) {
     for (int i = 0; i < 16; ++i) values[i] = i + x[0];
     y[threadIdx.x] = values[x[1]];
 }
-extern "C" __global__ void register_uninitialised(int* y) {
+extern "C" __global__ void register_uninitialised(int* y, int written) {
     int value;
-    asm volatile("{ .reg .u32 never; add.u32 %0, never, 1; }" : "=r"(value));
+    asm volatile(
+        "{ .reg .pred p; .reg .u32 perhaps; setp.ne.u32 p, %1, 0; @p mov.u32 perhaps, 0; "
+        "add.u32 %0, perhaps, 1; }"
+        : "=r"(value)
+        : "r"(written));
     y[threadIdx.x] = value;
 }
 extern "C" __global__ void register_moved_uninitialised(int* y) {  // a mov passes it on: no fault by itself
@@ -164,7 +170,7 @@ extern "C" __global__ void register_moved_uninitialised(int* y) {  // a mov pass
     if (threadIdx.x > 1000) value = other;
     y[threadIdx.x] = value;
 }
-extern "C" __global__ void divide_by_zero(const int* x, int* y) { y[0] = 7 / x[0]; }
+extern "C" __global__ void divide(const int* x, int* y) { y[0] = 7 / x[0]; }
 extern "C" __global__ void guarded_division(const int* x, int* y) {
     int quotient;
     asm volatile("div.s32 %0, 7, %1;" : "=r"(quotient) : "r"(x[0]));  // before the test, as compilers move it
@@ -179,7 +185,7 @@ extern "C" __global__ void assertion(const int* x, int* y) {
     assert(x[threadIdx.x] == 0 && "x must be zero");
     y[threadIdx.x] = 1;
 }
-extern "C" __global__ void trap(int* y) {
-    if (threadIdx.x == 3) __trap();
+extern "C" __global__ void trap(int* y, int lane) {
+    if (threadIdx.x == lane) __trap();
     y[threadIdx.x] = 1;
 }

@@ -138,32 +138,34 @@ extern "C" __global__ void store_matrices(const uint32_t* x, uint16_t* y) {
 }
 #endif
 
-// ---- faults
+// ---- faults for some arguments, right for others
 
-// ldmatrix of rows that other lanes wrote, without __syncwarp between.
-extern "C" __global__ void matrices_unordered(const uint16_t* x, uint32_t* y) {
+// ldmatrix of rows that other lanes wrote, with or without __syncwarp between.
+extern "C" __global__ void matrices_unordered(const uint16_t* x, uint32_t* y, int ordered) {
     __shared__ __align__(16) uint16_t in[32][8];
     const int lane = threadIdx.x;
     for (int j = 0; j < 8; ++j) in[lane][j] = x[lane * 8 + j];
+    if (ordered) __syncwarp();
     uint32_t r[4];
     load4(&in[lane ^ 1][0], r, false);
     for (int m = 0; m < 4; ++m) y[m * 32 + lane] = r[m];
 }
-extern "C" __global__ void matrices_misaligned(uint32_t* y) {
+extern "C" __global__ void matrices_misaligned(const uint16_t*, uint32_t* y, int element) {
     __shared__ __align__(16) uint16_t in[33][8];
     const int lane = threadIdx.x;
-    for (int j = 0; j < 8; ++j) in[lane][j] = 0;
+    for (int j = 0; j < 8; ++j) in[lane + 1][j] = 0;
+    if (lane == 0) in[0][7] = 0;
     __syncwarp();
     uint32_t r[4];
-    load4(&in[lane][1], r, false);
+    load4(&in[lane][element], r, false);
     for (int m = 0; m < 4; ++m) y[m * 32 + lane] = r[m];
 }
-extern "C" __global__ void mma_by_half_a_warp(const uint32_t* a, float* d) {
-    if (threadIdx.x >= 16) return;
+extern "C" __global__ void mma_by_some_lanes(const uint16_t* a, float* d, int lanes) {
+    if (threadIdx.x >= lanes) return;
     float r[4] = {};
     asm volatile(
         "mma.sync.aligned.m16n8k8.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%4}, {%4}, {%0,%1,%2,%3};"
         : "+f"(r[0]), "+f"(r[1]), "+f"(r[2]), "+f"(r[3])
-        : "r"(a[threadIdx.x]));
+        : "r"(uint32_t{a[threadIdx.x]}));
     d[threadIdx.x] = r[0];
 }
