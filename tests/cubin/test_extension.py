@@ -15,6 +15,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 ROOT = Path(__file__).parents[2]
 STAND_IN = "int aoti_torch_get_current_cuda_stream(int device, void** stream) { return 1; }\n"
@@ -63,4 +64,5 @@ def test_the_built_module_registers_every_operator(package: Path, tmp_path: Path
     assert done.returncode == 0, done.stderr
     cpu, before, after = map(set, json.loads(done.stdout))
     assert after == cpu
-    assert before == {"causal_attention", "causal_attention_backward"}  # written in Python
+    if torch.version.cuda is None:  # else the package itself may have loaded the module
+        assert before == {"causal_attention", "causal_attention_backward"}  # written in Python
