@@ -24,6 +24,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--simulator-seed", type=int, default=0, help="another schedule of every simulated kernel"
     )
+    parser.addoption(
+        "--simulator-capability",
+        type=int,
+        choices=[80, 90],
+        default=90,
+        help="the simulated device's compute capability, which chooses between the PTX of a kernel",
+    )
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -77,6 +84,7 @@ def _chosen(request: pytest.FixtureRequest) -> contextlib.AbstractContextManager
     if request.param == "simulator":
         digest = hashlib.sha256(request.node.nodeid.encode()).digest()
         seed = int.from_bytes(digest[:4], "little") >> 1
+        backends.simulator_option("capability", request.config.getoption("--simulator-capability"))
         backends.simulator_option("seed", seed ^ request.config.getoption("--simulator-seed"))
     return contextlib.nullcontext()
 

@@ -1,7 +1,8 @@
 // A 128x128 block held in the registers of 512 threads, and its codes on the way to the transposed layout.
 //
-// Thread t has the eight columns from 8 (t % 16) on of the four rows from 4 (t / 16) on: a row of a block is
-// read by sixteen neighbouring lanes, and the codes of four rows of a column make one word of the transpose.
+// Thread t has eight columns of the four rows from 4 (t / 16) on, in runs of kRun neighbouring ones as in
+// tile.cuh: a row of a block is read by sixteen neighbouring lanes, and the codes of four rows of a column
+// make one word of the transpose.
 #pragma once
 #include "cuda/tile.cuh"
 
@@ -10,33 +11,40 @@ namespace dse::cuda {
 inline constexpr int kBlockThreads = 512;
 inline constexpr int kBlockWarps = kBlockThreads / kWarpSize;
 inline constexpr int kBlockSide = static_cast<int>(kTile);
-inline constexpr int kRowLanes = kBlockSide / kVectorLength;                // threads that share a row
+inline constexpr int kThreadColumns = 8;
+inline constexpr int kRowLanes = kBlockSide / kThreadColumns;               // threads that share a row
 inline constexpr int kThreadRows = kBlockSide * kRowLanes / kBlockThreads;  // rows of a thread
 
-__device__ inline int thread_column() { return threadIdx.x % kRowLanes * kVectorLength; }
-__device__ inline int thread_row() { return threadIdx.x / kRowLanes * kThreadRows; }
+// The column of a thread's i-th element of a row.
+template <int kRun>
+__device__ inline int thread_column(int i) {
+    return (i / kRun * kRowLanes + static_cast<int>(threadIdx.x) % kRowLanes) * kRun + i % kRun;
+}
+__device__ inline int thread_row() { return static_cast<int>(threadIdx.x) / kRowLanes * kThreadRows; }
 
-using ThreadRows = float[kThreadRows][kVectorLength];
+using ThreadRows = float[kThreadRows][kThreadColumns];
 
-// Where a block's numbers come from: eight of them from (row, column) on, of which `count` exist.
+// Where a block's numbers come from: kRun of them from (row, column) on, of which `count` exist.
 template <class T, bool kVector>
 struct FloatSource {
     static constexpr bool kHasRowResults = true;
+    static constexpr int kRun = E4M3Codes::kRun<T>;
     const T* data;
     int64_t row_stride;
 
     __device__ void load(int64_t row, int64_t column, int count, float* values) const {
         const T* from = data + row * row_stride + column;
         if (kVector)
-            load_vector(from, values);
+            load_vector<kRun>(from, values);
         else
-            load_some(from, count, values);
+            load_some<kRun>(from, count, values);
     }
 };
 
 template <class Codes, bool kVector>
 struct CodeSource {
     static constexpr bool kHasRowResults = false;
+    static constexpr int kRun = 8;
     const uint8_t* codes;
     const float* scales;
     int64_t row_stride, scale_row_stride, scale_column_stride;
@@ -44,7 +52,7 @@ struct CodeSource {
     __device__ void load(int64_t row, int64_t column, int count, float* values) const {
         const uint8_t* from = codes + row * row_stride + column * Codes::kBytes / kTile;
         const float scale = scales[row * scale_row_stride + column / kTile * scale_column_stride];
-        Codes::template load<kVector>(from, scale, count, values);
+        Codes::template load<kVector, kRun>(from, scale, count, values);
     }
 };
 
@@ -52,25 +60,42 @@ struct CodeSource {
 template <class Source>
 __device__ inline void load_block(const Source& source, int64_t row, int rows, int64_t column, int columns,
                                   ThreadRows& values) {
-    const int left = columns - thread_column();
+    constexpr int kRun = Source::kRun;
 #pragma unroll
-    for (int r = 0; r < kThreadRows; ++r) {
-        if (thread_row() + r < rows && left > 0) {
-            source.load(row + thread_row() + r, column + thread_column(), left, values[r]);
-        } else {
+    for (int r = 0; r < kThreadRows; ++r)
 #pragma unroll
-            for (int i = 0; i < kVectorLength; ++i) values[r][i] = 0.0f;
+        for (int i = 0; i < kThreadColumns; i += kRun) {
+            const int at = thread_column<kRun>(i);
+            if (thread_row() + r < rows && at < columns) {
+                source.load(row + thread_row() + r, column + at, columns - at, values[r] + i);
+            } else {
+#pragma unroll
+                for (int j = 0; j < kRun; ++j) values[r][i + j] = 0.0f;
+            }
         }
+}
+
+// A thread's share of a row of codes, of which `columns` exist; the block's row starts at `to`.
+template <bool kVector, int kRun>
+__device__ inline void store_row(const float (&values)[kThreadColumns], float multiplier, bool all_finite,
+                                 int columns, uint8_t* to) {
+#pragma unroll
+    for (int i = 0; i < kThreadColumns; i += kRun) {
+        const int at = thread_column<kRun>(i);
+        if (at < columns)
+            E4M3Codes::store<kVector, kRun>(values + i, multiplier, all_finite, columns - at, to + at);
     }
 }
 
 // The bytes of a block in shared memory, column by column: put as words of four rows, got as sixteen. The
 // words of a column are permuted by its number, which leaves neither access a bank conflict: the lanes of a
-// warp put columns 8 apart and two neighbouring words, and eight lanes get one whole column.
+// warp put columns kRun apart and two neighbouring words, and eight lanes get one whole column.
+template <int kRun>
 class TransposedBytes {
   public:
-    __device__ void put(int column, int word, uint32_t bytes) {
-        words_[column * kWords + (word ^ swizzle(column))] = bytes;
+    // Four rows, the word-th of 32, of column `run + i`, where `run` is the first of a run of kRun columns.
+    __device__ void put(int run, int i, int word, uint32_t bytes) {
+        words_[(run + i) * kWords + (word ^ swizzle(run))] = bytes;
     }
 
     // Rows 16 i .. 16 i + 15 of a column.
@@ -82,14 +107,14 @@ class TransposedBytes {
 
   private:
     static constexpr int kWords = kBlockSide / 4;
-    static __device__ int swizzle(int column) { return column / kVectorLength * 2; }
+    static __device__ int swizzle(int column) { return column / kRun % kRowLanes * 2; }
 
     uint32_t words_[kBlockSide * kWords];  // at a 16-byte boundary: see alignas where it is declared
 };
 
 // f(column, i, bytes) for every sixteen rows of every column below `columns`, by all threads of the block.
-template <class F>
-__device__ inline void each_sixteen(const TransposedBytes& block, int columns, const F& f) {
+template <int kRun, class F>
+__device__ inline void each_sixteen(const TransposedBytes<kRun>& block, int columns, const F& f) {
     constexpr int kPerColumn = kBlockSide / 16;
 #pragma unroll
     for (int at = 0; at < kBlockSide * kPerColumn; at += kBlockThreads) {

@@ -12,6 +12,7 @@
 // shared memory, and 1300 of integer arithmetic for conversion: it runs at the rate of BF16, not of FP8.
 #include <cstdlib>
 
+#include "cuda/convert.cuh"
 #include "cuda/gemm.cuh"
 #include "cuda/gemm_mma.cuh"
 #include "cuda/gemm_plan.h"

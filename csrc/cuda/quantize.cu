@@ -51,14 +51,15 @@ template <class Codes, class T, bool kVector>
 __global__ void __launch_bounds__(kThreads)
     encode_kernel(TileGrid grid, FloatMatrix x, bool power_of_2, uint8_t* codes, ScaleMatrix scales) {
     grid.each([&](int64_t row, int64_t tile, int64_t left, int lane) {
+        constexpr int kRun = Codes::template kRun<T>;
         float values[kLaneElements];
-        load_tile<kVector>(static_cast<const T*>(x.data) + row * x.row_stride + tile * kTile, lane, left,
-                           values);
-        const Scale s = tile_scale<typename Codes::Format>(values, power_of_2);
+        load_tile<kVector, kRun>(static_cast<const T*>(x.data) + row * x.row_stride + tile * kTile, lane,
+                                 left, values);
+        const TileScale s = tile_scale<typename Codes::Format>(values, power_of_2);
         if (left <= 0) return;
-        if (lane == 0) scales.data[row * scales.row_stride + tile * scales.column_stride] = s.scale;
-        store_tile<Codes, kVector>(values, s.multiplier, lane, left,
-                                   codes + row * Codes::row_bytes(x.columns) + tile * Codes::kBytes);
+        if (lane == 0) scales.data[row * scales.row_stride + tile * scales.column_stride] = s.scale.scale;
+        store_tile<Codes, kVector, kRun>(values, s, lane, left,
+                                         codes + row * Codes::row_bytes(x.columns) + tile * Codes::kBytes);
     });
 }
 
@@ -93,27 +94,25 @@ __global__ void __launch_bounds__(kThreads) decode_kernel(TileGrid grid, Coded x
         const float* scales = x.scales + matrix * x.stack.scale_stride;
         T* result = out + matrix * grid.rows * grid.columns;
         grid.each([&](int64_t row, int64_t tile, int64_t left, int lane) {
+            constexpr int kRun = Codes::template kRun<T>;
             if (left <= 0) return;
             const int64_t scale_row = x.in_blocks ? row / kTile : row;
             const float scale = scales[scale_row * x.scale_row_stride + tile * x.scale_column_stride];
 #pragma unroll
-            for (int half = 0; half < 2; ++half) {
-                const int at = lane_element(lane, half);
+            for (int run = 0; run < kLaneElements / kRun; ++run) {
+                const int at = lane_element<kRun>(lane, run);
                 if (at >= left) continue;
-                float values[kVectorLength];
-                Codes::template load<kVector>(codes + row * x.row_stride + tile * Codes::kBytes +
-                                                  at * Codes::kBytes / static_cast<int>(kTile),
-                                              scale, left - at, values);
-                T results[kVectorLength];
-#pragma unroll
-                for (int i = 0; i < kVectorLength; ++i) from_float(values[i], results + i);
+                float values[kRun];
+                Codes::template load<kVector, kRun>(codes + row * x.row_stride + tile * Codes::kBytes +
+                                                        at * Codes::kBytes / static_cast<int>(kTile),
+                                                    scale, left - at, values);
                 T* to = result + row * grid.columns + tile * kTile + at;
-                if (kVector) {
-                    store_vector(results, to);
+                if constexpr (kVector) {
+                    store_vector<true, kRun>(values, to);
                 } else {
 #pragma unroll
-                    for (int i = 0; i < kVectorLength; ++i)
-                        if (i < left - at) to[i] = results[i];
+                    for (int i = 0; i < kRun; ++i)
+                        if (i < left - at) from_float(values[i], to + i);
                 }
             }
         });

@@ -43,8 +43,13 @@ __global__ void __launch_bounds__(kBlockThreads, 2)
     ThreadRows values;
     load_block(source, block.row, block.rows, block.column, block.columns, values);
     uint32_t amax = 0;
+    bool all_finite = true;
 #pragma unroll
-    for (int r = 0; r < kThreadRows; ++r) amax = max(amax, finite_amax_bits<kVectorLength>(values[r]));
+    for (int r = 0; r < kThreadRows; ++r) {
+        const Magnitude row = magnitude_of<kThreadColumns>(values[r]);
+        amax = max(amax, row.bits);
+        all_finite = all_finite && row.all_finite;
+    }
     amax = largest_of_lanes<kWarpSize>(amax);
     if (threadIdx.x % kWarpSize == 0) maxima[threadIdx.x / kWarpSize] = amax;
     __syncthreads();
@@ -53,15 +58,12 @@ __global__ void __launch_bounds__(kBlockThreads, 2)
     if (threadIdx.x == 0)
         scales.data[(block.matrix * grid.down() + block.row / kTile) * scales.row_stride +
                     block.column / kTile * scales.column_stride] = s.scale;
-    const int left = block.columns - thread_column();
+    uint8_t* to = codes + (block.matrix * grid.rows + block.row + thread_row()) * grid.columns + block.column;
 #pragma unroll
-    for (int r = 0; r < kThreadRows; ++r) {
-        const int64_t row = block.row + thread_row() + r;
-        if (thread_row() + r < block.rows && left > 0)
-            E4M3Codes::store<kVector>(
-                values[r], s.multiplier, left,
-                codes + (block.matrix * grid.rows + row) * grid.columns + block.column + thread_column());
-    }
+    for (int r = 0; r < kThreadRows; ++r)
+        if (thread_row() + r < block.rows)
+            store_row<kVector, FloatSource<T, kVector>::kRun>(values[r], s.multiplier, all_finite,
+                                                              block.columns, to + r * grid.columns);
 }
 
 // Eight bytes from `from` on, of which `count` exist, zeros for the rest.
@@ -92,24 +94,25 @@ template <bool kVector, bool kVectorOut>
 __global__ void __launch_bounds__(kBlockThreads, 2)
     transpose_blocks_kernel(BlockGrid grid, CodeMatrix w, Stack stack, uint8_t* codes_t,
                             ScaleMatrix scales_t) {
-    __shared__ alignas(16) TransposedBytes transposed;
+    constexpr int kRun = kThreadColumns;
+    __shared__ alignas(16) TransposedBytes<kRun> transposed;
     const Block block(grid);
     const uint8_t* from = w.codes + block.matrix * stack.matrix_stride +
-                          (block.row + thread_row()) * w.row_stride + block.column + thread_column();
-    const int left = block.columns - thread_column();
+                          (block.row + thread_row()) * w.row_stride + block.column + thread_column<kRun>(0);
+    const int left = block.columns - thread_column<kRun>(0);
     uint2 rows[kThreadRows];
 #pragma unroll
     for (int r = 0; r < kThreadRows; ++r) {
         const bool present = thread_row() + r < block.rows && left > 0;
         rows[r] = present ? load_bytes<kVector>(from + r * w.row_stride, left) : make_uint2(0, 0);
     }
-    uint32_t columns[kVectorLength];
+    uint32_t columns[kThreadColumns];
     static_assert(kThreadRows == 4);
     transpose_words(rows[0].x, rows[1].x, rows[2].x, rows[3].x, columns);
     transpose_words(rows[0].y, rows[1].y, rows[2].y, rows[3].y, columns + 4);
 #pragma unroll
-    for (int i = 0; i < kVectorLength; ++i)
-        transposed.put(thread_column() + i, thread_row() / kThreadRows, columns[i]);
+    for (int i = 0; i < kThreadColumns; ++i)
+        transposed.put(thread_column<kRun>(0), i, thread_row() / kThreadRows, columns[i]);
     if (threadIdx.x == 0)
         scales_t.data[(block.matrix * grid.across() + block.column / kTile) * scales_t.row_stride +
                       block.row / kTile * scales_t.column_stride] =

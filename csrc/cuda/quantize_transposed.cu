@@ -13,10 +13,13 @@
 namespace dse::cuda {
 namespace {
 
-// Where a column's maximum and multiplier lie: threads store columns 8 apart and read neighbouring ones, both
-// without a bank conflict.
-constexpr int kSpread = 20, kSpreadColumns = 7 * kSpread + kBlockSide / kVectorLength;
-__device__ int spread(int column) { return column % kVectorLength * kSpread + column / kVectorLength; }
+// Where a column's maximum and multiplier lie: a thread's eight are two vectors of four, which the sixteen
+// lanes of a row access without a bank conflict, as do 32 threads that take neighbouring columns.
+constexpr int kSpreadColumns = kBlockSide + 16;
+template <int kRun>
+__device__ int spread(int column) {
+    return kRun == 4 ? column : column % 8 / 4 * (kBlockSide / 2 + 16) + column / 8 * 4 + column % 4;
+}
 
 // Rows of the matrix that become the columns of one tile; none in a tile that is all gap.
 struct RowTile {
@@ -31,14 +34,16 @@ __device__ RowTile row_tile(const Groups& groups, int64_t rows, int64_t tile) {
     return {found.begin, gap ? 0 : static_cast<int>(found.end - found.begin)};
 }
 
+template <int kRun>
 struct Shared {
+    using Transposed = TransposedBytes<kRun>;
     RowTile tile;
-    float multipliers[kSpreadColumns];
+    alignas(16) float multipliers[kSpreadColumns];
     union {  // one after the other
-        uint32_t maxima[kBlockWarps][kSpreadColumns];
-        alignas(16) uint32_t bytes[sizeof(TransposedBytes) / 4];
+        alignas(16) float maxima[kBlockWarps][kSpreadColumns];
+        alignas(16) uint32_t bytes[sizeof(Transposed) / 4];
     };
-    __device__ TransposedBytes& transposed() { return *reinterpret_cast<TransposedBytes*>(bytes); }
+    __device__ Transposed& transposed() { return *reinterpret_cast<Transposed*>(bytes); }
 };
 
 // What the kernel makes of x [rows, columns]: `tiles` tiles of 128 rows wide, and of `codes` if not null.
@@ -54,57 +59,82 @@ struct Results {
 };
 
 // The row tiles of the block at (row, column): sixteen lanes have a row, so of four scales each computes one.
-template <bool kVector>
-__device__ void store_rows(const ThreadRows& values, const RowTile& tile, int64_t column, int columns,
-                           const Results& results) {
+template <bool kVector, int kRun>
+__device__ void store_rows(const ThreadRows& values, bool all_finite, const RowTile& tile, int64_t column,
+                           int columns, const Results& results) {
     const int lane = threadIdx.x % kRowLanes;
     uint32_t mine = 0;
 #pragma unroll
     for (int r = 0; r < kThreadRows; ++r) {
-        const uint32_t amax = largest_of_lanes<kRowLanes>(finite_amax_bits<kVectorLength>(values[r]));
+        const uint32_t amax = largest_of_lanes<kRowLanes>(magnitude_of<kThreadColumns>(values[r]).bits);
         if (lane % kThreadRows == r) mine = amax;
     }
     const Scale s = scale_of<E4M3>(bits_float(mine), results.power_of_2);
+    const int64_t row = tile.row + thread_row();
     if (lane < kThreadRows && thread_row() + lane < tile.rows)
-        results.scales.data[(tile.row + thread_row() + lane) * results.scales.row_stride +
-                            column / kTile * results.scales.column_stride] = s.scale;
-    const int left = columns - thread_column();
+        results.scales
+            .data[(row + lane) * results.scales.row_stride + column / kTile * results.scales.column_stride] =
+            s.scale;
+    uint8_t* to = results.codes + row * results.columns + column;
 #pragma unroll
     for (int r = 0; r < kThreadRows; ++r) {
         const float multiplier = __shfl_sync(kAllLanes, s.multiplier, r, kRowLanes);
-        if (thread_row() + r < tile.rows && left > 0)
-            E4M3Codes::store<kVector>(
-                values[r], multiplier, left,
-                results.codes + (tile.row + thread_row() + r) * results.columns + column + thread_column());
+        if (thread_row() + r < tile.rows)
+            store_row<kVector, kRun>(values[r], multiplier, all_finite, columns, to + r * results.columns);
     }
 }
 
-// A warp's maxima of each column to shared memory.
-__device__ void store_maxima(const ThreadRows& values, Shared& shared) {
+// A warp's maxima of each column to shared memory. Returns whether all of the thread's numbers are finite.
+template <int kRun>
+__device__ bool store_maxima(const ThreadRows& values, Shared<kRun>& shared) {
+    float maxima[kThreadColumns], largest = 0.0f;
 #pragma unroll
-    for (int i = 0; i < kVectorLength; ++i) {
-        const float column[] = {values[0][i], values[1][i], values[2][i], values[3][i]};
-        uint32_t amax = finite_amax_bits<kThreadRows>(column);
-        amax = max(amax, __shfl_xor_sync(kAllLanes, amax, kRowLanes));
-        if (threadIdx.x % kWarpSize < kRowLanes)
-            shared.maxima[threadIdx.x / kWarpSize][spread(thread_column() + i)] = amax;
+    for (int i = 0; i < kThreadColumns; ++i) {
+        maxima[i] = larger_magnitude(larger_magnitude(values[0][i], values[1][i]),
+                                     larger_magnitude(values[2][i], values[3][i]));
+        largest = larger_magnitude(largest, maxima[i]);
     }
-}
-
-__device__ Scale column_scale(const Shared& shared, int column, bool power_of_2) {
-    uint32_t amax = 0;
+    const bool all_finite = is_finite(largest);
 #pragma unroll
-    for (int warp = 0; warp < kBlockWarps; ++warp) amax = max(amax, shared.maxima[warp][spread(column)]);
-    return scale_of<E4M3>(bits_float(amax), power_of_2);
-}
-
-__device__ void put_codes(const ThreadRows& values, Shared& shared) {
-#pragma unroll
-    for (int i = 0; i < kVectorLength; ++i) {
+    for (int i = 0; i < kThreadColumns; ++i) {
         const float column[] = {values[0][i], values[1][i], values[2][i], values[3][i]};
-        static_assert(kThreadRows == 4);
-        shared.transposed().put(thread_column() + i, thread_row() / kThreadRows,
-                                encode_four(column, shared.multipliers[spread(thread_column() + i)]));
+        if (!all_finite) maxima[i] = bits_float(finite_amax_bits<kThreadRows>(column));
+        maxima[i] = fmaxf(maxima[i], __shfl_xor_sync(kAllLanes, maxima[i], kRowLanes));
+    }
+    if (threadIdx.x % kWarpSize < kRowLanes) {
+        float* to = shared.maxima[threadIdx.x / kWarpSize];
+#pragma unroll
+        for (int i = 0; i < kThreadColumns; i += 4)
+            *reinterpret_cast<float4*>(to + spread<kRun>(thread_column<kRun>(i))) =
+                make_float4(maxima[i], maxima[i + 1], maxima[i + 2], maxima[i + 3]);
+    }
+    return all_finite;
+}
+
+template <int kRun>
+__device__ Scale column_scale(const Shared<kRun>& shared, int column, bool power_of_2) {
+    float amax = 0.0f;
+#pragma unroll
+    for (int warp = 0; warp < kBlockWarps; ++warp)
+        amax = fmaxf(amax, shared.maxima[warp][spread<kRun>(column)]);
+    return scale_of<E4M3>(amax, power_of_2);
+}
+
+template <int kRun>
+__device__ void put_codes(const ThreadRows& values, bool all_finite, Shared<kRun>& shared) {
+    static_assert(kThreadRows == 4);
+#pragma unroll
+    for (int first = 0; first < kThreadColumns; first += 4) {
+        const int at = thread_column<kRun>(first);
+        const float4 four = *reinterpret_cast<const float4*>(shared.multipliers + spread<kRun>(at));
+        const float multipliers[] = {four.x, four.y, four.z, four.w};
+#pragma unroll
+        for (int i = first; i < first + 4; ++i) {
+            const float column[] = {values[0][i], values[1][i], values[2][i], values[3][i]};
+            shared.transposed().put(thread_column<kRun>(i / kRun * kRun), i % kRun,
+                                    thread_row() / kThreadRows,
+                                    encode_four(column, multipliers[i - first], all_finite));
+        }
     }
 }
 
@@ -112,7 +142,8 @@ __device__ void put_codes(const ThreadRows& values, Shared& shared) {
 template <class Source, bool kRowResults, bool kRowVector>
 __global__ void __launch_bounds__(kBlockThreads, 2)
     transposed_kernel(Source source, Groups groups, Results results) {
-    __shared__ Shared shared;
+    constexpr int kRun = Source::kRun;
+    __shared__ Shared<kRun> shared;
     const auto across = static_cast<unsigned>(num_tiles(results.columns));
     const unsigned index = blockIdx.x / across;
     const int64_t column = static_cast<int64_t>(blockIdx.x % across) * kTile;
@@ -125,18 +156,18 @@ __global__ void __launch_bounds__(kBlockThreads, 2)
     const int columns = static_cast<int>(min(results.columns - column, kTile));
     ThreadRows values;
     load_block(source, tile.row, tile.rows, column, columns, values);
-    if (kRowResults) store_rows<kRowVector>(values, tile, column, columns, results);
-    store_maxima(values, shared);
+    const bool all_finite = store_maxima(values, shared);
+    if (kRowResults) store_rows<kRowVector, kRun>(values, all_finite, tile, column, columns, results);
     __syncthreads();
     if (threadIdx.x < kBlockSide) {
         const Scale s = column_scale(shared, threadIdx.x, results.power_of_2);
-        shared.multipliers[spread(threadIdx.x)] = s.multiplier;
+        shared.multipliers[spread<kRun>(threadIdx.x)] = s.multiplier;
         if (threadIdx.x < columns)
             results.scales_t.data[(column + threadIdx.x) * results.scales_t.row_stride +
                                   index * results.scales_t.column_stride] = s.scale;
     }
     __syncthreads();
-    put_codes(values, shared);
+    put_codes(values, all_finite, shared);
     __syncthreads();
     uint8_t* codes_t = results.codes_t + (column * results.tiles + index) * kTile;
     each_sixteen(shared.transposed(), columns, [&](int c, int i, uint4 bytes) {

@@ -65,15 +65,12 @@ __device__ inline void round_to(float x, F16* out) { out->bits = float_to_f16(x)
 // The inverse: rounded to nearest even, to infinity beyond the largest finite value.
 template <bool kVector, class T>
 __device__ void store_part(const float* values, int64_t left, T* p) {
-    T rounded[kVectorLength];
-#pragma unroll
-    for (int i = 0; i < kVectorLength; ++i) round_to(values[i], rounded + i);
     if (kVector) {
-        store_vector(rounded, p);
+        store_vector<false>(values, p);
     } else {
 #pragma unroll
         for (int i = 0; i < kVectorLength; ++i)
-            if (i < left) p[i] = rounded[i];
+            if (i < left) round_to(values[i], p + i);
     }
 }
 

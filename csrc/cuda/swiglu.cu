@@ -42,6 +42,7 @@ template <class T, bool kVector, bool kCache>
 __global__ void __launch_bounds__(kRowThreads)
     swiglu_quantize_kernel(FloatMatrix gate_up, RowWeights weights, bool power_of_2, TileOutput output,
                            TileOutput cache) {
+    constexpr int kRun = E4M3Codes::kRun<T>;
     const int64_t width = gate_up.columns / 2, tiles = num_tiles(width);
     const int lane = threadIdx.x % kTileLanes;
     const int64_t tile = blockIdx.x, column = tile * kTile;
@@ -51,16 +52,16 @@ __global__ void __launch_bounds__(kRowThreads)
         const int64_t left = row < gate_up.rows ? width - column : 0;  // absent rows take part in shuffles
         const T* const gates = static_cast<const T*>(gate_up.data) + row * gate_up.row_stride + column;
         const auto store = [&](const float* values, const TileOutput& to, int64_t columns, int64_t at) {
-            const Scale s = tile_scale<E4M3>(values, power_of_2);
+            const TileScale s = tile_scale<E4M3>(values, power_of_2);
             if (left <= 0) return;
-            store_tile<E4M3Codes, kVector>(values, s.multiplier, lane, left,
-                                           to.codes + row * columns + at * kTile);
+            store_tile<E4M3Codes, kVector, kRun>(values, s, lane, left,
+                                                 to.codes + row * columns + at * kTile);
             if (lane == 0)
-                to.scales.data[row * to.scales.row_stride + at * to.scales.column_stride] = s.scale;
+                to.scales.data[row * to.scales.row_stride + at * to.scales.column_stride] = s.scale.scale;
         };
         float gate[kLaneElements], up[kLaneElements];
-        load_tile<kVector>(gates, lane, left, gate);
-        load_tile<kVector>(gates + width, lane, left, up);
+        load_tile<kVector, kRun>(gates, lane, left, gate);
+        load_tile<kVector, kRun>(gates + width, lane, left, up);
         if (kCache) {
             store(gate, cache, gate_up.columns, tile);
             store(up, cache, gate_up.columns, tile + tiles);
@@ -92,7 +93,8 @@ struct CodeSource {
         const uint8_t* const codes = x.codes + row * x.row_stride + column;
         const float* const scales = x.scales + row * x.scale_row_stride;
         if (kVector) {  // within one tile
-            E4M3Codes::load<true>(codes, scales[column / kTile * x.scale_column_stride], left, out);
+            E4M3Codes::load<true, kVectorLength>(codes, scales[column / kTile * x.scale_column_stride], left,
+                                                 out);
         } else {
 #pragma unroll
             for (int i = 0; i < kVectorLength; ++i)

@@ -1,38 +1,41 @@
-// One 1x128 tile, held by kTileLanes neighbouring lanes of a warp: lane j has the elements from 8 j and from
-// 64 + 8 j on, eight each, so that neighbouring lanes read and write neighbouring memory and one division
-// serves sixteen elements. Codes of a tile: its maximum, its scale, its elements encoded, as formats/scale.h
-// says.
+// One 1x128 tile, held by kTileLanes neighbouring lanes of a warp, sixteen elements each, so that one
+// division serves sixteen. A lane has runs of kRun neighbouring elements, which are one access to memory, and
+// the runs of neighbouring lanes are neighbours. Codes of a tile: its maximum, its scale, its elements
+// encoded, as formats/scale.h says.
 //
 // All 32 lanes of a warp call tile_scale together; a lane without work brings zeros.
+//
+// What is not finite is rare: a maximum finds it, the largest magnitude being none of a number then, and only
+// then is each element looked at.
 #pragma once
 #include "cuda/vector.cuh"
 #include "cuda/warp.cuh"
-#include "formats/e4m3.h"
-#include "formats/e5m6.h"
 #include "formats/scale.h"
 #include "formats/tiles.h"
 
 namespace dse::cuda {
 
 inline constexpr int kTileLanes = 8;
-inline constexpr int kHalfTile = static_cast<int>(kTile) / 2;
-inline constexpr int kLaneElements = 2 * kVectorLength;
+inline constexpr int kLaneElements = static_cast<int>(kTile) / kTileLanes;
 
-// The first element of a lane's half (0 or 1), counted from the start of the tile.
-__device__ inline int lane_element(int lane, int half) { return half * kHalfTile + lane * kVectorLength; }
+// A lane's run `run`, counted from the start of the tile.
+template <int kRun>
+__device__ inline int lane_element(int lane, int run) {
+    return (run * kTileLanes + lane) * kRun;
+}
 
 // A lane's share of the tile at `tile`, of which `left` elements exist (none if left <= 0), zeros elsewhere.
 // kVector: the tile lies on a 16-byte boundary and `left` is a multiple of 8.
-template <bool kVector, class T>
+template <bool kVector, int kRun, class T>
 __device__ inline void load_tile(const T* tile, int lane, int64_t left, float* values) {
 #pragma unroll
-    for (int half = 0; half < 2; ++half) {
-        const int at = lane_element(lane, half);
-        float* to = values + half * kVectorLength;
+    for (int run = 0; run < kLaneElements / kRun; ++run) {
+        const int at = lane_element<kRun>(lane, run);
+        float* to = values + run * kRun;
         if (kVector && at < left)
-            load_vector(tile + at, to);
+            load_vector<kRun>(tile + at, to);
         else
-            load_some(tile + at, kVector ? 0 : left - at, to);
+            load_some<kRun>(tile + at, kVector ? 0 : left - at, to);
     }
 }
 
@@ -48,83 +51,110 @@ __device__ inline uint32_t finite_amax_bits(const float* values) {
     return (amax - kZero) / 2;
 }
 
+// The largest finite magnitude of numbers, as bits, and whether all of them are finite.
+struct Magnitude {
+    uint32_t bits;
+    bool all_finite;
+};
+
+template <int count>
+__device__ inline Magnitude magnitude_of(const float* values) {
+    float amax = 0.0f;
+#pragma unroll
+    for (int i = 0; i < count; ++i) amax = larger_magnitude(amax, values[i]);
+    Magnitude result{float_bits(amax), true};
+    if (result.bits >= kFloatInfBits) result = {finite_amax_bits<count>(values), false};
+    return result;
+}
+
+// A tile's scale, and whether all elements of this lane are finite.
+struct TileScale {
+    Scale scale;
+    bool all_finite;
+};
+
 // The scale of a tile for codes of `Format` (E4M3 or E5M6).
 template <class Format>
-__device__ inline Scale tile_scale(const float* values, bool power_of_2) {
-    const uint32_t amax = finite_amax_bits<kLaneElements>(values);
-    return scale_of<Format>(bits_float(largest_of_lanes<kTileLanes>(amax)), power_of_2);
+__device__ inline TileScale tile_scale(const float* values, bool power_of_2) {
+    const Magnitude mine = magnitude_of<kLaneElements>(values);
+    const float amax = bits_float(largest_of_lanes<kTileLanes>(mine.bits));
+    return {scale_of<Format>(amax, power_of_2), mine.all_finite};
 }
 
-// What is not finite becomes NaN.
-template <class Format>
-__device__ inline auto encode(float x, float multiplier) {
-    return is_finite(x) ? Format::encode(x * multiplier) : Format::kNaN;
-}
-
-// E4M3 codes of four elements, the first in the lowest byte: encode<E4M3> without branches, a third of its
-// instructions. |x * multiplier| must be below 464, as the scale rule sees to.
-//
-// With 2^e the power of two at or below |v|, and at least the smallest normal 2^-6, |v| + 2^(e + 20) has a
-// last place of 2^(e - 3): the addition rounds to the code's mantissa, which the sum's low bits then hold,
-// its leading 1 included, and a carry into the next binade too. 480, the number that 0x7f would be, makes a
-// NaN.
-__device__ inline uint32_t encode_four(const float* values, const float* multipliers) {
-    uint32_t magnitudes[4], numbers[4];
+// E4M3 codes of four elements, the first in the lowest byte; all_finite may be false even if they are.
+__device__ inline uint32_t encode_four(const float* values, float multiplier, bool all_finite) {
+    float products[4];
 #pragma unroll
-    for (int i = 0; i < 4; ++i) {
-        const float v = is_finite(values[i]) ? values[i] * multipliers[i] : 480.0f;
-        numbers[i] = float_bits(v);
-        const float power = fmaxf(bits_float(numbers[i] & kFloatInfBits), 0x1p-6f);
-        const float sum = __fmaf_rn(power, 0x1p20f, fabsf(v));
-        magnitudes[i] = float_bits(sum) + (float_bits(power) >> 20) - (121u << 3);
+    for (int i = 0; i < 4; ++i) products[i] = values[i] * multiplier;
+    uint32_t codes = encode_four(products);
+    if (!all_finite) {
+#pragma unroll
+        for (int i = 0; i < 4; ++i)
+            if (!is_finite(values[i])) codes = (codes & ~(0xffu << 8 * i)) | uint32_t{E4M3::kNaN} << 8 * i;
     }
-    const auto bytes = [](const uint32_t* w, unsigned byte) {
-        const unsigned pair = byte | (byte + 4) << 4;
-        return __byte_perm(__byte_perm(w[0], w[1], pair), __byte_perm(w[2], w[3], pair), 0x5410);
-    };
-    return (bytes(magnitudes, 0) & 0x7f7f7f7fu) | (bytes(numbers, 3) & 0x80808080u);
+    return codes;
 }
 
-__device__ inline uint32_t encode_four(const float* values, float multiplier) {
-    const float multipliers[4] = {multiplier, multiplier, multiplier, multiplier};
-    return encode_four(values, multipliers);
+// From this scale on a code times it may exceed FP32's largest number.
+template <class Format>
+inline constexpr float kLargeScale = kFloatMax / 2 / Format::kMax;
+
+// Codes' values times their scale, saturated.
+template <class Format, int count>
+__device__ inline void apply_scale(float* values, float scale) {
+#pragma unroll
+    for (int i = 0; i < count; ++i) values[i] *= scale;
+    if (fabsf(scale) >= kLargeScale<Format>) {  // else nothing to do
+#pragma unroll
+        for (int i = 0; i < count; ++i) values[i] = kept_finite(values[i]);
+    }
 }
 
-// How codes lie in memory: `kBytes` a tile; a row of n codes takes row_bytes(n).
+// How codes lie in memory: `kBytes` a tile; a row of n codes takes row_bytes(n). A lane reads or writes
+// kRun<T> codes at a time beside elements of type T.
 struct E4M3Codes {
     using Format = E4M3;
     static constexpr int kBytes = static_cast<int>(kTile);
     static constexpr int kAlignment = 8;  // what kVector asks of a tile's address
     static DSE_FN int64_t row_bytes(int64_t n) { return n; }
+    template <class T>
+    static constexpr int kRun = 16 / static_cast<int>(sizeof(T));
 
-    // Eight elements at `to`, of which `count` exist.
-    template <bool kVector>
-    static __device__ void store(const float* values, float multiplier, int64_t count, uint8_t* to) {
-        const uint32_t words[2] = {encode_four(values, multiplier), encode_four(values + 4, multiplier)};
-        if (kVector) {
-            *reinterpret_cast<uint2*>(to) = make_uint2(words[0], words[1]);
-        } else {
+    // kCount elements at `to`, of which `count` exist.
+    template <bool kVector, int kCount>
+    static __device__ void store(const float* values, float multiplier, bool all_finite, int64_t count,
+                                 uint8_t* to) {
+        uint32_t words[kCount / 4];
 #pragma unroll
-            for (int i = 0; i < kVectorLength; ++i)
+        for (int w = 0; w < kCount / 4; ++w) words[w] = encode_four(values + 4 * w, multiplier, all_finite);
+        if constexpr (!kVector) {
+#pragma unroll
+            for (int i = 0; i < kCount; ++i)
                 if (i < count) to[i] = static_cast<uint8_t>(words[i / 4] >> 8 * (i % 4));
+        } else if constexpr (kCount == 4) {
+            *reinterpret_cast<uint32_t*>(to) = words[0];
+        } else {
+            *reinterpret_cast<uint2*>(to) = make_uint2(words[0], words[1]);
         }
     }
 
-    // Eight codes at `from`, of which `count` exist, times the scale in FP32, saturated.
-    template <bool kVector>
+    // kCount codes at `from`, of which `count` exist, times the scale in FP32, saturated.
+    template <bool kVector, int kCount>
     static __device__ void load(const uint8_t* from, float scale, int64_t count, float* values) {
-        uint32_t words[2] = {0, 0};
-        if (kVector) {
+        uint32_t words[kCount / 4] = {};
+        if constexpr (!kVector) {
+#pragma unroll
+            for (int i = 0; i < kCount; ++i)
+                if (i < count) words[i / 4] |= static_cast<uint32_t>(from[i]) << 8 * (i % 4);
+        } else if constexpr (kCount == 4) {
+            words[0] = *reinterpret_cast<const uint32_t*>(from);
+        } else {
             const uint2 both = *reinterpret_cast<const uint2*>(from);
             words[0] = both.x, words[1] = both.y;
-        } else {
-#pragma unroll
-            for (int i = 0; i < kVectorLength; ++i)
-                if (i < count) words[i / 4] |= static_cast<uint32_t>(from[i]) << 8 * (i % 4);
         }
 #pragma unroll
-        for (int i = 0; i < kVectorLength; ++i)
-            values[i] = saturated(E4M3::decode(words[i / 4] >> 8 * (i % 4) & 0xffu) * scale, kFloatMax);
+        for (int w = 0; w < kCount / 4; ++w) decode_four(words[w], values + 4 * w);
+        apply_scale<Format, kCount>(values, scale);
     }
 };
 
@@ -134,29 +164,41 @@ struct E5M6Codes {
     static constexpr int kBytes = static_cast<int>(kTile) / 8 * 12;
     static constexpr int kAlignment = 4;
     static DSE_FN int64_t row_bytes(int64_t n) { return e5m6_row_bytes(n); }
+    template <class T>
+    static constexpr int kRun = 8;
 
-    template <bool kVector>
-    static __device__ void store(const float* values, float multiplier, int64_t count, uint8_t* to) {
-        uint32_t codes[kVectorLength];
+    template <bool kVector, int kCount>
+    static __device__ void store(const float* values, float multiplier, bool all_finite, int64_t count,
+                                 uint8_t* to) {
+        static_assert(kCount == 8);
+        uint32_t codes[8];
 #pragma unroll
-        for (int i = 0; i < kVectorLength; ++i)
-            codes[i] = i < count ? encode<E5M6>(values[i], multiplier) : 0u;
+        for (int i = 0; i < 8; ++i) {
+            const float v = values[i] * multiplier;
+            codes[i] = (magnitude_code<E5M6>(v) & 0x7ffu) | (float_bits(v) >> 20 & 0x800u);
+            if (!all_finite && !is_finite(values[i])) codes[i] = E5M6::kNaN;
+            if (!kVector && i >= count) codes[i] = 0;
+        }
         const uint32_t words[3] = {codes[0] | codes[1] << 12 | codes[2] << 24,
                                    codes[2] >> 8 | codes[3] << 4 | codes[4] << 16 | codes[5] << 28,
                                    codes[5] >> 4 | codes[6] << 8 | codes[7] << 20};
         put<kVector>(words, to);
     }
 
-    template <bool kVector>
+    template <bool kVector, int kCount>
     static __device__ void load(const uint8_t* from, float scale, int64_t count, float* values) {
+        static_assert(kCount == 8);
         uint32_t words[3];
         get<kVector>(from, words);
-        const uint32_t codes[kVectorLength] = {words[0],      words[0] >> 12, words[0] >> 24 | words[1] << 8,
-                                               words[1] >> 4, words[1] >> 16, words[1] >> 28 | words[2] << 4,
-                                               words[2] >> 8, words[2] >> 20};
+        // Two codes to a word, each as the half that it is the upper part of.
+        const auto pair = [](uint32_t low, uint32_t high) { return (low & 0xfff0u) | (high & 0xfff00000u); };
+        widen_pair(pair(words[0] << 4, words[0] << 8), values, F16{});
+        widen_pair(pair(words[0] >> 20 | words[1] << 12, words[1] << 16), values + 2, F16{});
+        widen_pair(pair(words[1] >> 12, words[1] >> 8 | words[2] << 24), values + 4, F16{});
+        widen_pair(pair(words[2] >> 4, words[2]), values + 6, F16{});
 #pragma unroll
-        for (int i = 0; i < kVectorLength; ++i)
-            values[i] = i < count ? saturated(E5M6::decode(codes[i] & 0xfffu) * scale, kFloatMax) : 0.0f;
+        for (int i = 0; i < 8; ++i)  // a code that nobody writes is infinite
+            values[i] = kVector || i < count ? kept_finite(values[i] * scale) : 0.0f;
     }
 
   private:
@@ -179,15 +221,16 @@ struct E5M6Codes {
 };
 
 // A lane's share of a tile's codes, the tile starting at `tile`.
-template <class Codes, bool kVector>
-__device__ inline void store_tile(const float* values, float multiplier, int lane, int64_t left,
+template <class Codes, bool kVector, int kRun>
+__device__ inline void store_tile(const float* values, const TileScale& s, int lane, int64_t left,
                                   uint8_t* tile) {
 #pragma unroll
-    for (int half = 0; half < 2; ++half) {
-        const int at = lane_element(lane, half);
+    for (int run = 0; run < kLaneElements / kRun; ++run) {
+        const int at = lane_element<kRun>(lane, run);
         if (at < left)
-            Codes::template store<kVector>(values + half * kVectorLength, multiplier, left - at,
-                                           tile + at * Codes::kBytes / static_cast<int>(kTile));
+            Codes::template store<kVector, kRun>(values + run * kRun, s.scale.multiplier, s.all_finite,
+                                                 left - at,
+                                                 tile + at * Codes::kBytes / static_cast<int>(kTile));
     }
 }
 

@@ -32,6 +32,7 @@ DSE_FN float bits_float(uint32_t u) {
 }
 
 inline constexpr uint32_t kFloatInfBits = 0x7f800000u;
+inline constexpr uint32_t kFloatOneBits = 0x3f800000u;
 inline constexpr float kFloatMax = 3.40282346638528859812e38f;
 
 DSE_FN bool is_finite(float x) { return (float_bits(x) & kFloatInfBits) != kFloatInfBits; }
@@ -42,6 +43,16 @@ DSE_FN float divide(float a, float b) {
     return __fdiv_rn(a, b);
 #else
     return a / b;
+#endif
+}
+
+// a * b + c rounded once. Where the target has no such instruction, the C library's function: slow, and
+// rounded once all the same.
+DSE_FN float multiply_add(float a, float b, float c) {
+#if defined(__CUDA_ARCH__)
+    return __fmaf_rn(a, b, c);
+#else
+    return __builtin_fmaf(a, b, c);
 #endif
 }
 

@@ -9,6 +9,7 @@ struct E4M3 {
     static constexpr float kMax = 448.0f;
     static constexpr uint8_t kMaxCode = 0x7e;
     static constexpr uint8_t kNaN = 0x7f;
+    static constexpr int kMantissaBits = 3, kBias = 7;
 
     // Nearest even, saturating to +-448, subnormals exact, -0 kept; NaN becomes 0x7f, whatever its sign.
     static DSE_FN uint8_t encode(float x) {

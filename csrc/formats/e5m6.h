@@ -11,6 +11,7 @@ struct E5M6 {
     static constexpr float kMax = 65024.0f;
     static constexpr uint16_t kMaxCode = 0x7bf;
     static constexpr uint16_t kNaN = 0x7ff;
+    static constexpr int kMantissaBits = 6, kBias = 15;
 
     // Nearest even directly from FP32 (by way of a half it would be rounded twice), saturating to +-65024,
     // subnormals exact, -0 kept; NaN becomes 0x7ff, whatever its sign.

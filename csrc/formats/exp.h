@@ -2,7 +2,7 @@
 // every operation is an IEEE one and a fused multiply-add happens exactly where it is written. The formulas
 // and their error bounds are in formats/exp.inc; here are their operations on one float.
 #pragma once
-#include "formats/bits.h"
+#include "formats/quotient.h"
 
 namespace dse {
 
@@ -12,15 +12,8 @@ inline constexpr float kExpShift = 0x1.8p23f;
 inline constexpr float kExpZero = -104.5f;
 inline constexpr float kExpInfinity = 89.0f;
 
-// Where the target has no such instruction, the C library's function: slow, and rounded once all the same.
-DSE_FN float multiply_add(float a, float b, float c) {
-#if defined(__CUDA_ARCH__)
-    return __fmaf_rn(a, b, c);
-#else
-    return __builtin_fmaf(a, b, c);
-#endif
-}
 DSE_FN float constant(float c, float) { return c; }
+DSE_FN float reciprocal(float d) { return divide_moderate(1.0f, d); }
 DSE_FN float at_least(float x, float low) { return x < low ? low : x; }
 DSE_FN float at_most(float x, float high) { return x > high ? high : x; }
 DSE_FN float negative_magnitude(float x) { return bits_float(float_bits(x) | 0x80000000u); }

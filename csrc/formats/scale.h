@@ -8,7 +8,7 @@
 // finite and both quotients normal; there is no larger floor, since gradients of 1e-7 must keep their
 // precision.
 #pragma once
-#include "formats/bits.h"
+#include "formats/quotient.h"
 
 namespace dse {
 
@@ -25,13 +25,35 @@ DSE_FN float power_of_2_at_least(float x) {
     return bits_float((u + 0x7fffffu) & kFloatInfBits);
 }
 
+// a / max_code and max_code / a for a in [2^-110, 2^128).
+template <class Format>
+DSE_FN float scale_for(float a) {
+#if defined(__CUDA_ARCH__)
+    return corrected_quotient(a, Format::kMax, 1.0f / Format::kMax);
+#else
+    return divide(a, Format::kMax);
+#endif
+}
+template <class Format>
+DSE_FN float multiplier_for(float a) {
+#if defined(__CUDA_ARCH__)
+    // 1 / a need not be a normal number: divides by the significand and subtracts the exponent.
+    const uint32_t exponent = float_bits(a) & kFloatInfBits;
+    const float significand = bits_float(float_bits(a) - exponent + kFloatOneBits);
+    return bits_float(float_bits(divide_moderate(Format::kMax, significand)) - exponent + kFloatOneBits);
+#else
+    return divide(Format::kMax, a);
+#endif
+}
+
 template <class Format>
 DSE_FN Scale scale_of(float amax, bool power_of_2) {
     if (amax == 0.0f) return {1.0f, 1.0f};
     const float a = amax < kMinAmax ? kMinAmax : amax;
-    if (!power_of_2) return {divide(a, Format::kMax), divide(Format::kMax, a)};
-    const float scale = power_of_2_at_least(divide(a, Format::kMax));
-    return {scale, divide(1.0f, scale)};
+    const float scale = scale_for<Format>(a);
+    if (!power_of_2) return {scale, multiplier_for<Format>(a)};
+    const float power = power_of_2_at_least(scale);
+    return {power, bits_float(2 * kFloatOneBits - float_bits(power))};  // 1 / power
 }
 
 }  // namespace dse

@@ -11,10 +11,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 ARCHITECTURES = ("sm_80", "sm_90")
-# The package's flags (setup.py); ptxas compiles the PTX that ships, for the device it was written for and
-# for the one that translates it when it is loaded.
+# The package's flags (setup.py).
 FLAGS = ["-O3", "-std=c++20", "-fmad=false", f"-I{ROOT / 'csrc'}"]
-TARGET = ["-gencode", f"arch=compute_80,code=[{','.join(ARCHITECTURES)}]", "-fatbin"]
+TARGET = [f"-gencode=arch={a.replace('sm', 'compute')},code={a}" for a in ARCHITECTURES] + ["-fatbin"]
 
 
 @dataclass(frozen=True)

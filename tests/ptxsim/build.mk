@@ -4,7 +4,7 @@
 #   make -f tests/ptxsim/build.mk cuda       the package's kernels (csrc/cuda/*.cu) as host objects with PTX inside
 #   make -f tests/ptxsim/build.mk clean-ptxsim
 #
-# Who includes this file gets NVCC80, NVCC90, CUDA_INCLUDE, PTXSIM_LIBRARY, PTXSIM_CUDA_OBJECTS and the pattern rules.
+# Who includes this file gets NVCC80, NVCC90, NVCC_PACKAGE, CUDA_INCLUDE, PTXSIM_LIBRARY, PTXSIM_CUDA_OBJECTS and the pattern rules.
 
 PTXSIM := $(patsubst %/,%,$(dir $(lastword $(MAKEFILE_LIST))))
 OUT := build/ptxsim
@@ -19,10 +19,12 @@ CUDA_INCLUDE := -isystem $(CUDA_HOME)/include -isystem $(CUDA_HOME)/include/cccl
 PTXSIM_CXXFLAGS := -std=c++20 -O3 -g1 -fPIC -Wall -Wextra -fvisibility=hidden -ffp-contract=off -fno-math-errno \
     -fno-trapping-math -Wno-restrict $(if $(shell grep -m1 -o avx2 /proc/cpuinfo),-mavx2 -mfma)
 
-# What ships is PTX for compute_80 (Hopper's own gemm: compute_90a); the simulator reads it from the fat binary,
-# which must therefore hold it uncompressed. The machine code beside it shows that ptxas accepts the PTX too.
+# What ships is PTX for compute_80 and compute_90 (Hopper's own gemm: compute_90a); the simulator reads what suits
+# its `capability` from the fat binary, which must therefore hold it uncompressed. The machine code beside it shows
+# that ptxas accepts the PTX too.
 NVCC_COMMON := $(NVCC) -std=c++20 -O3 -fmad=false --no-compress -cudart none -Xcompiler -fPIC -MMD -MP
 NVCC80 := $(NVCC_COMMON) -gencode 'arch=compute_80,code=[compute_80,sm_80]'
+NVCC_PACKAGE := $(NVCC80) -gencode 'arch=compute_90,code=[compute_90,sm_90]'
 NVCC90 := $(NVCC_COMMON) -gencode 'arch=compute_90a,code=[compute_90a,sm_90a]'
 
 PTXSIM_OBJECTS := $(patsubst $(PTXSIM)/%.cpp,$(OUT)/sim/%.o,$(wildcard $(PTXSIM)/*.cpp))
@@ -45,7 +47,7 @@ $(OUT)/sim/%.o: $(PTXSIM)/%.cpp
 # The package's launchers take -DDSE_SIMULATOR like the operators registered above them.
 $(OUT)/cuda/%.o: csrc/cuda/%.cu
 	@mkdir -p $(@D)
-	$(NVCC80) -DDSE_SIMULATOR -Icsrc -c $< -o $@
+	$(NVCC_PACKAGE) -DDSE_SIMULATOR -Icsrc -c $< -o $@
 
 # Test programs: host code and kernels in one shared object, as an extension has them. NAME_sm90.cu is for Hopper.
 $(OUT)/kernels/%.so: $(PTXSIM)/kernels/%.cu $(PTXSIM_LIBRARY)
