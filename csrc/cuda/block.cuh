@@ -4,6 +4,8 @@
 // tile.cuh: a row of a block is read by sixteen neighbouring lanes, and the codes of four rows of a column
 // make one word of the transpose.
 #pragma once
+#include <type_traits>
+
 #include "cuda/tile.cuh"
 
 namespace dse::cuda {
@@ -18,13 +20,21 @@ inline constexpr int kThreadRows = kBlockSide * kRowLanes / kBlockThreads;  // r
 // The column of a thread's i-th element of a row.
 template <int kRun>
 __device__ inline int thread_column(int i) {
-    return (i / kRun * kRowLanes + static_cast<int>(threadIdx.x) % kRowLanes) * kRun + i % kRun;
+    return (i / kRun * kRowLanes + static_cast<int>(threadIdx.x % kRowLanes)) * kRun + i % kRun;
 }
-__device__ inline int thread_row() { return static_cast<int>(threadIdx.x) / kRowLanes * kThreadRows; }
+__device__ inline int thread_row() { return static_cast<int>(threadIdx.x / kRowLanes) * kThreadRows; }
 
 using ThreadRows = float[kThreadRows][kThreadColumns];
 
-// Where a block's numbers come from: kRun of them from (row, column) on, of which `count` exist.
+// An offset that is computed once: else nvcc multiplies anew for every row that is addressed from there.
+__device__ inline int64_t settled(int64_t offset) {
+    asm("" : "+l"(offset));
+    return offset;
+}
+
+// Where a block's numbers come from. from(row, column) begins there, at the first column of a tile;
+// fetch(row, column, count) gets kRun numbers of that tile, of which `count` exist. What is in memory is
+// fetched first and converted later, so that a thread has all its loads under way at once; Raw{} is zeros.
 template <class T, bool kVector>
 struct FloatSource {
     static constexpr bool kHasRowResults = true;
@@ -32,12 +42,33 @@ struct FloatSource {
     const T* data;
     int64_t row_stride;
 
-    __device__ void load(int64_t row, int64_t column, int count, float* values) const {
+    struct Sixteen {
+        uint4 bytes;
+    };
+    struct Floats {
+        float of[kRun];
+    };
+    using Raw = std::conditional_t<kVector, Sixteen, Floats>;
+
+    __device__ FloatSource from(int64_t row, int64_t column) const {
+        return {data + settled(row * row_stride + column), row_stride};
+    }
+    __device__ Raw fetch(int row, int column, int count) const {
         const T* from = data + row * row_stride + column;
-        if (kVector)
-            load_vector<kRun>(from, values);
+        Raw raw;
+        if constexpr (kVector)
+            raw.bytes = *reinterpret_cast<const uint4*>(from);
         else
-            load_some<kRun>(from, count, values);
+            load_some<kRun>(from, count, raw.of);
+        return raw;
+    }
+    __device__ void convert(const Raw& raw, float* values) const {
+        if constexpr (kVector) {
+            widen_sixteen(raw.bytes, values, T{});
+        } else {
+#pragma unroll
+            for (int i = 0; i < kRun; ++i) values[i] = raw.of[i];
+        }
     }
 };
 
@@ -49,10 +80,22 @@ struct CodeSource {
     const float* scales;
     int64_t row_stride, scale_row_stride, scale_column_stride;
 
-    __device__ void load(int64_t row, int64_t column, int count, float* values) const {
-        const uint8_t* from = codes + row * row_stride + column * Codes::kBytes / kTile;
-        const float scale = scales[row * scale_row_stride + column / kTile * scale_column_stride];
-        Codes::template load<kVector, kRun>(from, scale, count, values);
+    struct Raw {
+        CodeWords<Codes, kRun> words;
+        float scale;
+    };
+
+    __device__ CodeSource from(int64_t row, int64_t column) const {
+        return {codes + settled(row * row_stride + column / kTile * Codes::kBytes),
+                scales + settled(row * scale_row_stride + column / kTile * scale_column_stride), row_stride,
+                scale_row_stride, scale_column_stride};
+    }
+    __device__ Raw fetch(int row, int column, int count) const {
+        const uint8_t* from = codes + row * row_stride + column * Codes::kBytes / kBlockSide;
+        return {Codes::template fetch<kVector, kRun>(from, count), scales[row * scale_row_stride]};
+    }
+    __device__ void convert(const Raw& raw, float* values) const {
+        Codes::template decode<kRun>(raw.words, raw.scale, values);
     }
 };
 
@@ -60,19 +103,21 @@ struct CodeSource {
 template <class Source>
 __device__ inline void load_block(const Source& source, int64_t row, int rows, int64_t column, int columns,
                                   ThreadRows& values) {
-    constexpr int kRun = Source::kRun;
+    constexpr int kRun = Source::kRun, kRuns = kThreadColumns / kRun;
+    const Source begin = source.from(row + thread_row(), column);
+    typename Source::Raw raw[kThreadRows][kRuns];
 #pragma unroll
     for (int r = 0; r < kThreadRows; ++r)
 #pragma unroll
-        for (int i = 0; i < kThreadColumns; i += kRun) {
-            const int at = thread_column<kRun>(i);
-            if (thread_row() + r < rows && at < columns) {
-                source.load(row + thread_row() + r, column + at, columns - at, values[r] + i);
-            } else {
-#pragma unroll
-                for (int j = 0; j < kRun; ++j) values[r][i + j] = 0.0f;
-            }
+        for (int i = 0; i < kRuns; ++i) {
+            const int at = thread_column<kRun>(i * kRun);
+            raw[r][i] = {};
+            if (thread_row() + r < rows && at < columns) raw[r][i] = begin.fetch(r, at, columns - at);
         }
+#pragma unroll
+    for (int r = 0; r < kThreadRows; ++r)
+#pragma unroll
+        for (int i = 0; i < kRuns; ++i) source.convert(raw[r][i], values[r] + i * kRun);
 }
 
 // A thread's share of a row of codes, of which `columns` exist; the block's row starts at `to`.

@@ -103,9 +103,10 @@ __global__ void __launch_bounds__(kThreads) decode_kernel(TileGrid grid, Coded x
                 const int at = lane_element<kRun>(lane, run);
                 if (at >= left) continue;
                 float values[kRun];
-                Codes::template load<kVector, kRun>(codes + row * x.row_stride + tile * Codes::kBytes +
-                                                        at * Codes::kBytes / static_cast<int>(kTile),
-                                                    scale, left - at, values);
+                const uint8_t* from = codes + row * x.row_stride + tile * Codes::kBytes +
+                                      at * Codes::kBytes / static_cast<int>(kTile);
+                Codes::template decode<kRun>(Codes::template fetch<kVector, kRun>(from, left - at), scale,
+                                             values);
                 T* to = result + row * grid.columns + tile * kTile + at;
                 if constexpr (kVector) {
                     store_vector<true, kRun>(values, to);

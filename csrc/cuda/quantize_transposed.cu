@@ -21,23 +21,17 @@ __device__ int spread(int column) {
     return kRun == 4 ? column : column % 8 / 4 * (kBlockSide / 2 + 16) + column / 8 * 4 + column % 4;
 }
 
-// Rows of the matrix that become the columns of one tile; none in a tile that is all gap.
-struct RowTile {
-    int64_t row;
-    int rows;
+// A thread block's block of the matrix: `rows` rows from `row` on, which become the columns of tile `tile` of
+// the transposed layout, and `columns` columns from `column` on. No rows in a tile that is all gap.
+struct Place {
+    int64_t tile, row, column;
+    int rows, columns;
 };
-
-// Tile `tile` of the transposed layout; all lanes of a warp call it and get the same.
-__device__ RowTile row_tile(const Groups& groups, int64_t rows, int64_t tile) {
-    const GroupTile found = find_group_tile<kTile>(groups, 1, rows, tile);
-    const bool gap = groups.ends != nullptr && found.group == groups.count;  // nothing past the last group
-    return {found.begin, gap ? 0 : static_cast<int>(found.end - found.begin)};
-}
 
 template <int kRun>
 struct Shared {
     using Transposed = TransposedBytes<kRun>;
-    RowTile tile;
+    Place place;
     alignas(16) float multipliers[kSpreadColumns];
     union {  // one after the other
         alignas(16) float maxima[kBlockWarps][kSpreadColumns];
@@ -58,10 +52,20 @@ struct Results {
     __host__ __device__ int64_t blocks() const { return tiles * num_tiles(columns); }
 };
 
-// The row tiles of the block at (row, column): sixteen lanes have a row, so of four scales each computes one.
+// All lanes of a warp call it and get the same.
+__device__ Place find_place(const Groups& groups, const Results& results) {
+    const auto across = static_cast<unsigned>(num_tiles(results.columns));
+    const int64_t tile = blockIdx.x / across, column = static_cast<int64_t>(blockIdx.x % across) * kTile;
+    const GroupTile found = find_group_tile<kTile>(groups, 1, results.rows, tile);
+    const bool gap = groups.ends != nullptr && found.group == groups.count;  // nothing past the last group
+    return {tile, found.begin, column, gap ? 0 : static_cast<int>(found.end - found.begin),
+            static_cast<int>(min(results.columns - column, kTile))};
+}
+
+// The row tiles of the block: sixteen lanes have a row, so of four scales each computes one.
 template <bool kVector, int kRun>
-__device__ void store_rows(const ThreadRows& values, bool all_finite, const RowTile& tile, int64_t column,
-                           int columns, const Results& results) {
+__device__ void store_rows(const ThreadRows& values, bool all_finite, const Place& place,
+                           const Results& results) {
     const int lane = threadIdx.x % kRowLanes;
     uint32_t mine = 0;
 #pragma unroll
@@ -70,17 +74,17 @@ __device__ void store_rows(const ThreadRows& values, bool all_finite, const RowT
         if (lane % kThreadRows == r) mine = amax;
     }
     const Scale s = scale_of<E4M3>(bits_float(mine), results.power_of_2);
-    const int64_t row = tile.row + thread_row();
-    if (lane < kThreadRows && thread_row() + lane < tile.rows)
-        results.scales
-            .data[(row + lane) * results.scales.row_stride + column / kTile * results.scales.column_stride] =
-            s.scale;
-    uint8_t* to = results.codes + row * results.columns + column;
+    const int64_t row = place.row + thread_row();
+    if (lane < kThreadRows && thread_row() + lane < place.rows)
+        results.scales.data[(row + lane) * results.scales.row_stride +
+                            place.column / kTile * results.scales.column_stride] = s.scale;
+    uint8_t* to = results.codes + row * results.columns + place.column;
 #pragma unroll
     for (int r = 0; r < kThreadRows; ++r) {
         const float multiplier = __shfl_sync(kAllLanes, s.multiplier, r, kRowLanes);
-        if (thread_row() + r < tile.rows)
-            store_row<kVector, kRun>(values[r], multiplier, all_finite, columns, to + r * results.columns);
+        if (thread_row() + r < place.rows)
+            store_row<kVector, kRun>(values[r], multiplier, all_finite, place.columns,
+                                     to + r * results.columns);
     }
 }
 
@@ -144,33 +148,29 @@ __global__ void __launch_bounds__(kBlockThreads, 2)
     transposed_kernel(Source source, Groups groups, Results results) {
     constexpr int kRun = Source::kRun;
     __shared__ Shared<kRun> shared;
-    const auto across = static_cast<unsigned>(num_tiles(results.columns));
-    const unsigned index = blockIdx.x / across;
-    const int64_t column = static_cast<int64_t>(blockIdx.x % across) * kTile;
     if (threadIdx.x < kWarpSize) {
-        const RowTile found = row_tile(groups, results.rows, index);
-        if (threadIdx.x == 0) shared.tile = found;
+        const Place found = find_place(groups, results);
+        if (threadIdx.x == 0) shared.place = found;
     }
     __syncthreads();
-    const RowTile tile = shared.tile;
-    const int columns = static_cast<int>(min(results.columns - column, kTile));
+    const Place& place = shared.place;
     ThreadRows values;
-    load_block(source, tile.row, tile.rows, column, columns, values);
+    load_block(source, place.row, place.rows, place.column, place.columns, values);
     const bool all_finite = store_maxima(values, shared);
-    if (kRowResults) store_rows<kRowVector, kRun>(values, all_finite, tile, column, columns, results);
+    if (kRowResults) store_rows<kRowVector, kRun>(values, all_finite, place, results);
     __syncthreads();
     if (threadIdx.x < kBlockSide) {
         const Scale s = column_scale(shared, threadIdx.x, results.power_of_2);
         shared.multipliers[spread<kRun>(threadIdx.x)] = s.multiplier;
-        if (threadIdx.x < columns)
-            results.scales_t.data[(column + threadIdx.x) * results.scales_t.row_stride +
-                                  index * results.scales_t.column_stride] = s.scale;
+        if (threadIdx.x < place.columns)
+            results.scales_t.data[(place.column + threadIdx.x) * results.scales_t.row_stride +
+                                  place.tile * results.scales_t.column_stride] = s.scale;
     }
     __syncthreads();
     put_codes(values, all_finite, shared);
     __syncthreads();
-    uint8_t* codes_t = results.codes_t + (column * results.tiles + index) * kTile;
-    each_sixteen(shared.transposed(), columns, [&](int c, int i, uint4 bytes) {
+    uint8_t* codes_t = results.codes_t + (place.column * results.tiles + place.tile) * kTile;
+    each_sixteen(shared.transposed(), place.columns, [&](int c, int i, uint4 bytes) {
         reinterpret_cast<uint4*>(codes_t + c * results.tiles * kTile)[i] = bytes;
     });
 }

@@ -95,20 +95,11 @@ __device__ inline uint32_t encode_four(const float* values, float multiplier, bo
     return codes;
 }
 
-// From this scale on a code times it may exceed FP32's largest number.
-template <class Format>
-inline constexpr float kLargeScale = kFloatMax / 2 / Format::kMax;
-
-// Codes' values times their scale, saturated.
-template <class Format, int count>
-__device__ inline void apply_scale(float* values, float scale) {
-#pragma unroll
-    for (int i = 0; i < count; ++i) values[i] *= scale;
-    if (fabsf(scale) >= kLargeScale<Format>) {  // else nothing to do
-#pragma unroll
-        for (int i = 0; i < count; ++i) values[i] = kept_finite(values[i]);
-    }
-}
+// kCount codes as they lie in memory.
+template <class Codes, int kCount>
+struct CodeWords {
+    uint32_t of[kCount * Codes::kBytes / static_cast<int>(kTile) / 4];
+};
 
 // How codes lie in memory: `kBytes` a tile; a row of n codes takes row_bytes(n). A lane reads or writes
 // kRun<T> codes at a time beside elements of type T.
@@ -138,23 +129,34 @@ struct E4M3Codes {
         }
     }
 
-    // kCount codes at `from`, of which `count` exist, times the scale in FP32, saturated.
+    // kCount codes at `from`, of which `count` exist, zeros for the rest.
     template <bool kVector, int kCount>
-    static __device__ void load(const uint8_t* from, float scale, int64_t count, float* values) {
-        uint32_t words[kCount / 4] = {};
+    static __device__ CodeWords<E4M3Codes, kCount> fetch(const uint8_t* from, int64_t count) {
+        CodeWords<E4M3Codes, kCount> words{};
         if constexpr (!kVector) {
 #pragma unroll
             for (int i = 0; i < kCount; ++i)
-                if (i < count) words[i / 4] |= static_cast<uint32_t>(from[i]) << 8 * (i % 4);
+                if (i < count) words.of[i / 4] |= static_cast<uint32_t>(from[i]) << 8 * (i % 4);
         } else if constexpr (kCount == 4) {
-            words[0] = *reinterpret_cast<const uint32_t*>(from);
+            words.of[0] = *reinterpret_cast<const uint32_t*>(from);
         } else {
             const uint2 both = *reinterpret_cast<const uint2*>(from);
-            words[0] = both.x, words[1] = both.y;
+            words.of[0] = both.x, words.of[1] = both.y;
         }
+        return words;
+    }
+
+    // Their values times the scale in FP32, saturated.
+    template <int kCount>
+    static __device__ void decode(const CodeWords<E4M3Codes, kCount>& words, float scale, float* values) {
 #pragma unroll
-        for (int w = 0; w < kCount / 4; ++w) decode_four(words[w], values + 4 * w);
-        apply_scale<Format, kCount>(values, scale);
+        for (int w = 0; w < kCount / 4; ++w) decode_four(words.of[w], values + 4 * w);
+#pragma unroll
+        for (int i = 0; i < kCount; ++i) values[i] *= scale;
+        if (fabsf(scale) >= kFloatMax / 2 / Format::kMax) {  // else no product is too large
+#pragma unroll
+            for (int i = 0; i < kCount; ++i) values[i] = kept_finite(values[i]);
+        }
     }
 };
 
@@ -186,19 +188,26 @@ struct E5M6Codes {
     }
 
     template <bool kVector, int kCount>
-    static __device__ void load(const uint8_t* from, float scale, int64_t count, float* values) {
+    static __device__ CodeWords<E5M6Codes, kCount> fetch(const uint8_t* from, int64_t) {
         static_assert(kCount == 8);
-        uint32_t words[3];
-        get<kVector>(from, words);
+        CodeWords<E5M6Codes, kCount> words;
+#pragma unroll
+        for (int i = 0; i < 3; ++i)
+            words.of[i] = kVector ? reinterpret_cast<const uint32_t*>(from)[i] : word_of(from + 4 * i);
+        return words;
+    }
+
+    template <int kCount>
+    static __device__ void decode(const CodeWords<E5M6Codes, kCount>& words, float scale, float* values) {
+        const uint32_t a = words.of[0], b = words.of[1], c = words.of[2];
         // Two codes to a word, each as the half that it is the upper part of.
         const auto pair = [](uint32_t low, uint32_t high) { return (low & 0xfff0u) | (high & 0xfff00000u); };
-        widen_pair(pair(words[0] << 4, words[0] << 8), values, F16{});
-        widen_pair(pair(words[0] >> 20 | words[1] << 12, words[1] << 16), values + 2, F16{});
-        widen_pair(pair(words[1] >> 12, words[1] >> 8 | words[2] << 24), values + 4, F16{});
-        widen_pair(pair(words[2] >> 4, words[2]), values + 6, F16{});
+        widen_pair(pair(a << 4, a << 8), values, F16{});
+        widen_pair(pair(a >> 20 | b << 12, b << 16), values + 2, F16{});
+        widen_pair(pair(b >> 12, b >> 8 | c << 24), values + 4, F16{});
+        widen_pair(pair(c >> 4, c), values + 6, F16{});
 #pragma unroll
-        for (int i = 0; i < 8; ++i)  // a code that nobody writes is infinite
-            values[i] = kVector || i < count ? kept_finite(values[i] * scale) : 0.0f;
+        for (int i = 0; i < 8; ++i) values[i] = kept_finite(values[i] * scale);  // a code may be infinite
     }
 
   private:
@@ -211,12 +220,6 @@ struct E5M6Codes {
             else
                 for (int b = 0; b < 4; ++b) to[4 * i + b] = static_cast<uint8_t>(words[i] >> 8 * b);
         }
-    }
-    template <bool kVector>
-    static __device__ void get(const uint8_t* from, uint32_t* words) {
-#pragma unroll
-        for (int i = 0; i < 3; ++i)
-            words[i] = kVector ? reinterpret_cast<const uint32_t*>(from)[i] : word_of(from + 4 * i);
     }
 };
 

@@ -22,24 +22,23 @@ inline __host__ __device__ bool vector_rows(const void* data, int64_t columns, i
     return is_aligned(data, 16) && columns % kVectorLength == 0 && row_stride * element % 16 == 0;
 }
 
-template <int kCount = kVectorLength>
-__device__ inline void load_vector(const float* p, float* out) {
-#pragma unroll
-    for (int i = 0; i < kCount; i += 4) {
-        const float4 four = *reinterpret_cast<const float4*>(p + i);
-        out[i] = four.x, out[i + 1] = four.y, out[i + 2] = four.z, out[i + 3] = four.w;
-    }
+// Sixteen bytes, four of FP32 or eight of the others, the lower address in the lower half of a word.
+__device__ inline void widen_sixteen(uint4 words, float* values, float) {
+    values[0] = bits_float(words.x), values[1] = bits_float(words.y);
+    values[2] = bits_float(words.z), values[3] = bits_float(words.w);
+}
+template <class Half>
+__device__ inline void widen_sixteen(uint4 words, float* values, Half type) {
+    widen_pair(words.x, values, type), widen_pair(words.y, values + 2, type);
+    widen_pair(words.z, values + 4, type), widen_pair(words.w, values + 6, type);
 }
 
-template <int kCount = kVectorLength,
-          class Half>  // Bf16 or F16: two to a word, the lower address in the lower half
-__device__ inline void load_vector(const Half* p, float* out) {
-    static_assert(kCount == 8);
-    const uint4 words = *reinterpret_cast<const uint4*>(p);
-    widen_pair(words.x, out, Half{});
-    widen_pair(words.y, out + 2, Half{});
-    widen_pair(words.z, out + 4, Half{});
-    widen_pair(words.w, out + 6, Half{});
+template <int kCount = kVectorLength, class T>
+__device__ inline void load_vector(const T* p, float* out) {
+    constexpr int kEach = 16 / static_cast<int>(sizeof(T));
+#pragma unroll
+    for (int i = 0; i < kCount; i += kEach)
+        widen_sixteen(*reinterpret_cast<const uint4*>(p + i), out + i, T{});
 }
 
 // The first `count` of kCount elements, and zeros for the rest.
@@ -53,23 +52,22 @@ __device__ inline void load_some(const T* p, int64_t count, float* out) {
 __device__ inline void store_sixteen(uint4 bytes, void* p) { __stwb(static_cast<uint4*>(p), bytes); }
 
 // Rounded to nearest even; with kSaturate within the largest finite values of the type.
-template <bool kSaturate, int kCount = kVectorLength>
-__device__ inline void store_vector(const float* values, float* p) {
-#pragma unroll
-    for (int i = 0; i < kCount; i += 4) {
-        uint32_t words[4];
-#pragma unroll
-        for (int j = 0; j < 4; ++j)
-            words[j] = float_bits(kSaturate ? kept_finite(values[i + j]) : values[i + j]);
-        store_sixteen(make_uint4(words[0], words[1], words[2], words[3]), p + i);
-    }
+template <bool kSaturate>
+__device__ inline uint4 round_sixteen(const float* values, float) {
+    const auto word = [&](int i) { return float_bits(kSaturate ? kept_finite(values[i]) : values[i]); };
+    return make_uint4(word(0), word(1), word(2), word(3));
+}
+template <bool kSaturate, class Half>
+__device__ inline uint4 round_sixteen(const float* values, Half type) {
+    const auto pair = [&](int i) { return round_pair<kSaturate>(values[i], values[i + 1], type); };
+    return make_uint4(pair(0), pair(2), pair(4), pair(6));
 }
 
-template <bool kSaturate, int kCount = kVectorLength, class Half>
-__device__ inline void store_vector(const float* values, Half* p) {
-    static_assert(kCount == 8);
-    const auto pair = [&](int i) { return round_pair<kSaturate>(values[i], values[i + 1], Half{}); };
-    store_sixteen(make_uint4(pair(0), pair(2), pair(4), pair(6)), p);
+template <bool kSaturate, int kCount = kVectorLength, class T>
+__device__ inline void store_vector(const float* values, T* p) {
+    constexpr int kEach = 16 / static_cast<int>(sizeof(T));
+#pragma unroll
+    for (int i = 0; i < kCount; i += kEach) store_sixteen(round_sixteen<kSaturate>(values + i, T{}), p + i);
 }
 
 // Four bytes as the word that holds them, the lowest address first.

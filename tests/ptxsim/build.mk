@@ -24,7 +24,7 @@ PTXSIM_CXXFLAGS := -std=c++20 -O3 -g1 -fPIC -Wall -Wextra -fvisibility=hidden -f
 # that ptxas accepts the PTX too.
 NVCC_COMMON := $(NVCC) -std=c++20 -O3 -fmad=false --no-compress -cudart none -Xcompiler -fPIC -MMD -MP
 NVCC80 := $(NVCC_COMMON) -gencode 'arch=compute_80,code=[compute_80,sm_80]'
-NVCC_PACKAGE := $(NVCC80) -gencode 'arch=compute_90,code=[compute_90,sm_90]'
+NVCC_PACKAGE := $(NVCC_COMMON) -gencode arch=compute_80,code=compute_80 -gencode arch=compute_90,code=compute_90
 NVCC90 := $(NVCC_COMMON) -gencode 'arch=compute_90a,code=[compute_90a,sm_90a]'
 
 PTXSIM_OBJECTS := $(patsubst $(PTXSIM)/%.cpp,$(OUT)/sim/%.o,$(wildcard $(PTXSIM)/*.cpp))
