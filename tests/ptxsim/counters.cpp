@@ -139,7 +139,7 @@ std::string Counters::json(const Kernel& code) const {
     }
     std::ostringstream out;
     out << "{\"kernel\": \"" << kernel << "\", \"ctas\": " << ctas << ", \"threads\": " << threads
-        << ", \"instructions\": " << total_thread_instructions()
+        << ", \"shared_bytes\": " << shared_bytes << ", \"instructions\": " << total_thread_instructions()
         << ", \"warp_instructions\": " << total_warp_instructions();
     for (bool by_warp : {false, true}) {
         out << (by_warp ? ", \"warp_instructions_by_class\": {" : ", \"instructions_by_class\": {");

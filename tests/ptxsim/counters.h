@@ -42,6 +42,7 @@ struct RequestCounters {
 struct Counters {
     std::string kernel;
     uint64_t ctas = 0, threads = 0;
+    uint64_t shared_bytes = 0;                  // of a CTA, static and dynamic
     std::vector<uint64_t> warp_instructions;    // per instruction of the kernel
     std::vector<uint64_t> thread_instructions;  // the same, by active lanes
     RequestCounters global_load, global_store, global_atomic;

@@ -243,6 +243,7 @@ std::unique_ptr<Cluster> Machine::make_cluster(LaunchState& state) {
     for (auto& cta : cluster->ctas) {
         for (auto& warp : cta->warps) warp->known = cluster->new_clock();
     }
+    launch.counters.shared_bytes = launch.kernel->static_shared_bytes + launch.dynamic_shared;
     launch.counters.ctas += ids.size();
     launch.counters.threads += uint64_t{threads} * ids.size();
     return cluster;
