@@ -13,28 +13,10 @@ constexpr auto product = [](auto a, auto b) { return a * b; };
 constexpr auto quotient = [](auto a, auto b) { return a / b; };
 constexpr auto fused = [](auto a, auto b, auto c) { return std::fma(a, b, c); };
 
-// The common case, without .ftz, .sat or a rounding direction: a loop that becomes vector instructions.
-template <class T, auto operation>
-void nearest_binary(const Instruction& instruction, uint64_t* registers, uint32_t mask) {
-    const uint64_t* a = row(registers, instruction.inputs[0]);
-    const uint64_t* b = row(registers, instruction.inputs[1]);
-    uint64_t* result = row(registers, instruction.outputs[0]);
-    for_lanes(mask, [=](int lane) {
-        result[lane] = result_cell(operation(from_cell<T>(a[lane]), from_cell<T>(b[lane])));
-    });
-}
-
-template <class T, auto operation>
-void nearest_ternary(const Instruction& instruction, uint64_t* registers, uint32_t mask) {
-    const uint64_t* a = row(registers, instruction.inputs[0]);
-    const uint64_t* b = row(registers, instruction.inputs[1]);
-    const uint64_t* c = row(registers, instruction.inputs[2]);
-    uint64_t* result = row(registers, instruction.outputs[0]);
-    for_lanes(mask, [=](int lane) {
-        result[lane] =
-            result_cell(operation(from_cell<T>(a[lane]), from_cell<T>(b[lane]), from_cell<T>(c[lane])));
-    });
-}
+// The operation with the NaN that instructions give. Without .ftz, .sat and a rounding direction, the common
+// case, this is all: a loop that becomes vector instructions.
+template <auto operation>
+constexpr auto nearest = [](auto... values) { return result_cell(operation(values...)); };
 
 bool is_plain_nearest(const Instruction& instruction) {
     return !is_directed(instruction.rounding) && !instruction.flush_subnormals && !instruction.saturate;
@@ -42,10 +24,10 @@ bool is_plain_nearest(const Instruction& instruction) {
 
 template <auto operation>
 PlainFunction arithmetic(const Instruction& instruction) {
-    const bool nearest = is_plain_nearest(instruction);
+    const bool plain = is_plain_nearest(instruction);
     if (instruction.type == Type::kF32)
-        return nearest ? &nearest_binary<float, operation> : &qualified<float, operation, 2>;
-    return nearest ? &nearest_binary<double, operation> : &qualified<double, operation, 2>;
+        return plain ? &binary<float, nearest<operation>> : &qualified<float, operation, 2>;
+    return plain ? &binary<double, nearest<operation>> : &qualified<double, operation, 2>;
 }
 
 // div.approx: within 2 ulp on the device, here the rounded quotient; but 0 (or NaN for an infinite a) for a
@@ -140,9 +122,9 @@ PlainFunction select_float_sub(const Instruction& instruction) { return arithmet
 PlainFunction select_float_mul(const Instruction& instruction) { return arithmetic<product>(instruction); }
 
 PlainFunction select_float_fma(const Instruction& instruction) {
-    const bool nearest = is_plain_nearest(instruction);
-    if (is_f32(instruction)) return nearest ? &nearest_ternary<float, fused> : &qualified<float, fused, 3>;
-    return nearest ? &nearest_ternary<double, fused> : &qualified<double, fused, 3>;
+    const bool plain = is_plain_nearest(instruction);
+    if (is_f32(instruction)) return plain ? &ternary<float, nearest<fused>> : &qualified<float, fused, 3>;
+    return plain ? &ternary<double, nearest<fused>> : &qualified<double, fused, 3>;
 }
 
 // div.full: within 2 ulp on the device, here the rounded quotient.
@@ -152,13 +134,13 @@ PlainFunction select_float_div(const Instruction& instruction) {
 }
 
 PlainFunction select_float_min(const Instruction& instruction) {
-    if (!is_f32(instruction)) return &nearest_binary<double, smaller>;
-    return is_unqualified_extreme(instruction) ? &nearest_binary<float, smaller>
+    if (!is_f32(instruction)) return &binary<double, nearest<smaller>>;
+    return is_unqualified_extreme(instruction) ? &binary<float, nearest<smaller>>
                                                : &binary_cells<extreme<float, false>>;
 }
 PlainFunction select_float_max(const Instruction& instruction) {
-    if (!is_f32(instruction)) return &nearest_binary<double, larger>;
-    return is_unqualified_extreme(instruction) ? &nearest_binary<float, larger>
+    if (!is_f32(instruction)) return &binary<double, nearest<larger>>;
+    return is_unqualified_extreme(instruction) ? &binary<float, nearest<larger>>
                                                : &binary_cells<extreme<float, true>>;
 }
 PlainFunction select_float_abs(const Instruction& instruction) {

@@ -144,27 +144,13 @@ PlainFunction select_integer_mad(const Instruction& instruction) {
     }
 }
 
-PlainFunction select_integer_div(const Instruction& instruction) {
-    return integer_binary<quotient>(instruction.type);
-}
-PlainFunction select_integer_rem(const Instruction& instruction) {
-    return integer_binary<remainder>(instruction.type);
-}
-PlainFunction select_integer_min(const Instruction& instruction) {
-    return integer_binary<minimum>(instruction.type);
-}
-PlainFunction select_integer_max(const Instruction& instruction) {
-    return integer_binary<maximum>(instruction.type);
-}
-PlainFunction select_integer_abs(const Instruction& instruction) {
-    return integer_unary<magnitude>(instruction.type);
-}
-PlainFunction select_integer_neg(const Instruction& instruction) {
-    return integer_unary<negative>(instruction.type);
-}
-PlainFunction select_sad(const Instruction& instruction) {
-    return integer_ternary<absolute_difference_sum>(instruction.type);
-}
+PlainFunction select_integer_div(const Instruction& of) { return integer_binary<quotient>(of.type); }
+PlainFunction select_integer_rem(const Instruction& of) { return integer_binary<remainder>(of.type); }
+PlainFunction select_integer_min(const Instruction& of) { return integer_binary<minimum>(of.type); }
+PlainFunction select_integer_max(const Instruction& of) { return integer_binary<maximum>(of.type); }
+PlainFunction select_integer_abs(const Instruction& of) { return integer_unary<magnitude>(of.type); }
+PlainFunction select_integer_neg(const Instruction& of) { return integer_unary<negative>(of.type); }
+PlainFunction select_sad(const Instruction& of) { return integer_ternary<absolute_difference_sum>(of.type); }
 PlainFunction select_dp4a(const Instruction&) { return &ternary_cells<dot_of_bytes>; }
 
 }  // namespace ptxsim

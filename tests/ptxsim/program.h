@@ -303,10 +303,10 @@ struct Instruction {
 
     bool aligned = false;       // all threads of the warp must execute it together
     bool non_coherent = false;  // ld.global.nc
-    bool saturate = false, flush_subnormals = false, approximate = false, full_range = false;
+    bool saturate = false, flush_subnormals = false, approximate = false;
     bool saturate_finite = false, relu = false, nan = false, xorsign_abs = false, round_to_integer = false;
     bool shift_amount = false, wrap = false, right = false, to_space = false;
-    bool transposed = false, match_all = false, increase = false, wait_all = false, no_increment = false;
+    bool transposed = false, match_all = false, increase = false, wait_all = false;
     bool expect_tx = false, drop = false, no_complete = false, parity = false, test_only = false;
     bool multicast = false, cache_hint = false, read_only = false, a_in_registers = false;
     uint8_t count = 0;                      // matrices of ldmatrix, dimensions of a tensor map

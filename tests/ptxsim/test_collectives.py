@@ -1,5 +1,7 @@
 """Lanes and warps that act together, and every misuse that must be reported."""
 
+import functools
+
 import numpy as np
 import pytest
 from checks import SCHEDULES, is_reported, stays_silent
@@ -110,76 +112,30 @@ def test_named_barriers_are_independent() -> None:
 
 
 X = np.arange(128, dtype=np.int32)
-# Name: kernel, threads, whether it reads x; the kind of the error and a part of its text; the arguments that
-# are misuse and those that are not.
-RULES = {
-    "shuffle_from_absent": ("shuffle_from_absent", 32, True, "SHFL", "which does not take part", 16, 8),
-    "shuffle_diverged": ("shuffle_diverged", 32, True, "DIVERGED", "must execute this with them", 16, 32),
-    "mask_without_self": (
-        "mask_without_self",
-        32,
-        True,
-        "SYNC_MASK",
-        "member mask 0000ffff, which omits it",
-        0xFFFF,
-        0xFFFFFFFF,
-    ),
-    "barrier_diverged": ("barrier_diverged", 32, True, "DIVERGED", "cannot reach it", 1, 32),
-    "barrier_after_exit": ("barrier_after_exit", 64, True, "BARRIER", "exited", 20, 64),
-    "barrier_after_exit_of_a_warp": (
-        "barrier_after_exit",
-        64,
-        True,
-        "BARRIER",
-        "32 threads of the CTA have exited without it",
-        32,
-        64,
-    ),
-    "barrier_counts_differ": ("barrier_counts_differ", 96, False, "BARRIER", "now named for", 64, 96),
-    "barrier_odd_count": ("barrier_of", 64, False, "BARRIER", "multiple of 32", 48, 64),
-    "barrier_too_many": (
-        "barrier_of",
-        96,
-        False,
-        "DEADLOCK",
-        "barrier 1 (32 of 64 threads have come)",
-        64,
-        96,
-    ),
-    "arrive_without_wait": (
-        "arrive_without_wait",
-        96,
-        False,
-        "BARRIER",
-        "32 of 96 threads arrived at barrier 1",
-        96,
-        32,
-    ),
-    "wait_without_arrive": (
-        "wait_without_arrive",
-        96,
-        False,
-        "DEADLOCK",
-        "barrier 1 (32 of 96 threads have come)",
-        96,
-        32,
-    ),
-}
+# Kernel, threads; an argument that is misuse and one that is not; kind of the error, a part of its text.
+RULES = [
+    ("shuffle_from_absent", 32, 16, 8, "SHFL", "which does not take part"),
+    ("shuffle_diverged", 32, 16, 32, "DIVERGED", "must execute this with them"),
+    ("mask_without_self", 32, 0xFFFF, 0xFFFFFFFF, "SYNC_MASK", "member mask 0000ffff, which omits it"),
+    ("barrier_diverged", 32, 1, 32, "DIVERGED", "cannot reach it"),
+    ("barrier_after_exit", 64, 20, 64, "BARRIER", "exited"),
+    ("barrier_after_exit", 64, 32, 64, "BARRIER", "32 threads of the CTA have exited without it"),
+    ("barrier_counts_differ", 96, 64, 96, "BARRIER", "now named for"),
+    ("barrier_of", 64, 48, 64, "BARRIER", "multiple of 32"),
+    ("barrier_of", 96, 64, 96, "DEADLOCK", "barrier 1 (32 of 64 threads have come)"),
+    ("arrive_without_wait", 96, 96, 32, "BARRIER", "32 of 96 threads arrived at barrier 1"),
+    ("wait_without_arrive", 96, 96, 32, "DEADLOCK", "barrier 1 (32 of 96 threads have come)"),
+]
+IDS = [f"{kernel}-{misuse}" for kernel, _, misuse, *_ in RULES]
 
 
-def run(name: str, argument: int, **options: int) -> None:
-    kernel, threads, reads, *_ = RULES[name]
+def run(kernel: str, threads: int, argument: int, **options: int) -> None:
+    reads = len(compile(SOURCE).kernels[kernel]) == 3
     arguments = [*([In(X)] if reads else []), InOut(np.zeros(128, np.int32)), argument]
     launch(kernel, arguments, threads=threads, **options)
 
 
-@pytest.mark.parametrize("name", RULES)
-def test_misuse_is_reported(name: str) -> None:
-    *_, kind, part, misuse, _ = RULES[name]
-    is_reported(lambda **options: run(name, misuse, **options), kind, part)
-
-
-@pytest.mark.parametrize("name", RULES)
-def test_right_use_is_silent(name: str) -> None:
-    *_, right = RULES[name]
-    stays_silent(lambda **options: run(name, right, **options))
+@pytest.mark.parametrize(("kernel", "threads", "misuse", "right", "kind", "part"), RULES, ids=IDS)
+def test_misuse_is_reported(kernel: str, threads: int, misuse: int, right: int, kind: str, part: str) -> None:
+    is_reported(functools.partial(run, kernel, threads, misuse), kind, part)
+    stays_silent(functools.partial(run, kernel, threads, right))

@@ -105,6 +105,7 @@ PRODUCT = {
     "descriptor_differs": {"NOT_UNIFORM"},
     "reserved_bits": {"WGMMA_DESC"},
     "three_warps": {"WGMMA_GROUP"},
+    "one_warp_more": {"WGMMA_GROUP"},
 }
 
 PAIR = {

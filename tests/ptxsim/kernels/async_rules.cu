@@ -1,5 +1,6 @@
 // Small kernels for rules of the asynchronous instructions that the gemms do not come near: each fault is a
 // kernel of its own, named after what it does wrong.
+#include "faults.cuh"
 #include "hopper.cuh"
 
 namespace {
@@ -17,57 +18,53 @@ using namespace hopper;
     X(token_of_another_phase) X(mbarrier_in_global) X(read_only_result) X(used_after_invalidate)
 // clang-format on
 
-enum CopyFault {
-#define X(name) copy_fault_##name,
-    COPY_FAULTS(X)
-#undef X
-};
+DEFINE_FAULTS(CopyFault, COPY_FAULTS);
 
-template <int kFault>
+template <CopyFault kFault>
 __device__ void copy(const float* x, float* y, float* z) {
     __shared__ alignas(128) float buffer[256];
     __shared__ alignas(16) uint64_t barriers[3];
     const uint32_t bytes = sizeof buffer, at = shared(buffer), thread = threadIdx.x;
     uint32_t barrier = shared(barriers);
-    if (kFault == copy_fault_barrier_misaligned) barrier += 4;
+    if (kFault == CopyFault::barrier_misaligned) barrier += 4;
     if (thread == 0) {
-        init(barrier, kFault == copy_fault_count_of_0 ? 0 : 1);
-        if (kFault == copy_fault_init_twice) init(barrier, 1);
+        init(barrier, kFault == CopyFault::count_of_0 ? 0 : 1);
+        if (kFault == CopyFault::init_twice) init(barrier, 1);
         fence_init();
     }
-    if (kFault == copy_fault_source_written_without_fence)
+    if (kFault == CopyFault::source_written_without_fence)
         for (uint32_t i = thread; i < 256; i += blockDim.x) z[i] = x[i];
     __syncthreads();
-    const float* source = kFault == copy_fault_source_written_without_fence ? z : x;
+    const float* source = kFault == CopyFault::source_written_without_fence ? z : x;
     if (thread == 0) {
-        if (kFault == copy_fault_mbarrier_in_global)
+        if (kFault == CopyFault::mbarrier_in_global)
             asm volatile("{\n.reg .b64 t;\nmbarrier.arrive.b64 t, [%0];\n}" ::"l"(y) : "memory");
         arrive_expect(barrier, bytes);
-        load(at, source, kFault == copy_fault_size_of_8 ? 8 : bytes, barrier);
-        if (kFault == copy_fault_invalidate_in_use) invalidate(barrier);
+        load(at, source, kFault == CopyFault::size_of_8 ? 8 : bytes, barrier);
+        if (kFault == CopyFault::invalidate_in_use) invalidate(barrier);
     }
-    if (kFault == copy_fault_exit_before_load) return;
-    if (kFault == copy_fault_plain_read_in_flight) {
+    if (kFault == CopyFault::exit_before_load) return;
+    if (kFault == CopyFault::plain_read_in_flight) {
         y[thread] = buffer[thread];
     }
-    if (kFault == copy_fault_token_of_another_phase) {
+    if (kFault == CopyFault::token_of_another_phase) {
         asm volatile("{\n.reg .pred p;\nmbarrier.try_wait.shared::cta.b64 p, [%0], %1;\n}" ::"r"(barrier),
                      "l"(uint64_t{5})
                      : "memory");
     }
-    wait(barrier, kFault == copy_fault_parity_of_2 ? 2 : 0);
+    wait(barrier, kFault == CopyFault::parity_of_2 ? 2 : 0);
     for (uint32_t i = thread; i < 256; i += blockDim.x) buffer[i] += 1.f;
     fence_async();
     __syncthreads();
     if (thread == 0) {
         store(y, at, bytes);
-        if (kFault != copy_fault_store_not_committed) commit();
-        if (kFault == copy_fault_read_before_written)
+        if (kFault != CopyFault::store_not_committed) commit();
+        if (kFault == CopyFault::read_before_written)
             wait_stores_read();
         else
             wait_stores();
-        if (kFault == copy_fault_bytes_left) arrive_expect(barrier, 16);
-        if (kFault == copy_fault_used_after_invalidate) {
+        if (kFault == CopyFault::bytes_left) arrive_expect(barrier, 16);
+        if (kFault == CopyFault::used_after_invalidate) {
             invalidate(barrier);
             arrive(barrier);
         }
@@ -81,27 +78,23 @@ __device__ void copy(const float* x, float* y, float* z) {
 // clang-format off
 #define PRODUCT_FAULTS(X) \
     X(none) X(no_proxy_fence) X(operand_changed) X(accumulator_undefined) X(descriptor_differs) \
-    X(reserved_bits) X(three_warps)
+    X(reserved_bits) X(three_warps) X(one_warp_more)
 // clang-format on
 
-enum ProductFault {
-#define X(name) product_fault_##name,
-    PRODUCT_FAULTS(X)
-#undef X
-};
+DEFINE_FAULTS(ProductFault, PRODUCT_FAULTS);
 
 // a: the fragments, 4 words a thread; b [8, 16] BF16 pairs in words; d [64, 8].
-template <int kFault>
+template <ProductFault kFault>
 __device__ void product(const uint32_t* a, const uint32_t* b, float* d) {
     __shared__ alignas(1024) uint32_t matrix[64];  // without swizzle: 2 blocks of 8 rows of 16 bytes
     const int thread = threadIdx.x, lane = thread % 32, warp = thread / 32;
     if (thread < 64) matrix[thread % 8 / 4 * 32 + thread / 8 * 4 + thread % 4] = b[thread];
-    if (kFault != product_fault_no_proxy_fence) fence_async();
+    if (kFault != ProductFault::no_proxy_fence) fence_async();
     __syncthreads();
     uint32_t fragment[4];
     for (int i = 0; i < 4; ++i) fragment[i] = a[thread * 4 + i];
     float sum[4];
-    if (kFault == product_fault_accumulator_undefined) {
+    if (kFault == ProductFault::accumulator_undefined) {
         // Never written: the product adds to whatever the registers hold.
         asm volatile("{\n.reg .f32 t;\nmov.f32 %0, t;\nmov.f32 %1, t;\nmov.f32 %2, t;\nmov.f32 %3, t;\n}"
                      : "=f"(sum[0]), "=f"(sum[1]), "=f"(sum[2]), "=f"(sum[3]));
@@ -110,15 +103,16 @@ __device__ void product(const uint32_t* a, const uint32_t* b, float* d) {
     }
     for (float& value : sum) settle(value);
     uint64_t where = shared(matrix) >> 4 | uint64_t{128 >> 4} << 16 | uint64_t{256 >> 4} << 32;
-    if (kFault == product_fault_descriptor_differs) where += lane == 5;
-    if (kFault == product_fault_reserved_bits) where |= uint64_t{1} << 46;
+    if (kFault == ProductFault::descriptor_differs) where += lane == 5;
+    if (kFault == ProductFault::reserved_bits) where |= uint64_t{1} << 46;
     wgmma_fence();
-    wgmma_bf16(sum, fragment, where, kFault == product_fault_accumulator_undefined);
+    wgmma_bf16(sum, fragment, where, kFault == ProductFault::accumulator_undefined);
+    if (kFault == ProductFault::one_warp_more && warp == 3) wgmma_bf16(sum, fragment, where, 1);
     wgmma_commit();
-    if (kFault == product_fault_operand_changed)
+    if (kFault == ProductFault::operand_changed)
         asm volatile("add.u32 %0, %0, 1;" : "+r"(fragment[0])::"memory");
     wgmma_wait();
-    if (kFault == product_fault_operand_changed && fragment[0] == 12345) d[0] = 1.f;
+    if (kFault == ProductFault::operand_changed && fragment[0] == 12345) d[0] = 1.f;
     for (int i = 0; i < 4; ++i) d[(warp * 16 + lane / 4 + i / 2 * 8) * 8 + lane % 4 * 2 + i % 2] = sum[i];
 }
 
@@ -126,52 +120,48 @@ __device__ void product(const uint32_t* a, const uint32_t* b, float* d) {
 
 #define PAIR_FAULTS(X) X(none) X(no_sync_before_read) X(no_sync_before_exit) X(relaxed_barrier)
 
-enum PairFault {
-#define X(name) pair_fault_##name,
-    PAIR_FAULTS(X)
-#undef X
-};
+DEFINE_FAULTS(PairFault, PAIR_FAULTS);
 
-template <int kFault>
+template <PairFault kFault>
 __device__ void pair(float* out) {
     __shared__ float inbox[32];
     const uint32_t rank = cluster_rank(), thread = threadIdx.x;
     const uint32_t mine = shared(inbox) + 4 * thread, theirs = in_cta(mine, rank ^ 1);
     cluster_sync();  // both CTAs have begun
     asm volatile("st.shared::cluster.f32 [%0], %1;" ::"r"(theirs), "f"(rank * 100.f + thread) : "memory");
-    if (kFault == pair_fault_relaxed_barrier) {
+    if (kFault == PairFault::relaxed_barrier) {
         asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
         cluster_wait();
-    } else if (kFault != pair_fault_no_sync_before_read) {
+    } else if (kFault != PairFault::no_sync_before_read) {
         cluster_sync();
     }
     float value;
-    if (kFault == pair_fault_no_sync_before_exit)
+    if (kFault == PairFault::no_sync_before_exit)
         asm volatile("ld.shared::cluster.f32 %0, [%1];" : "=f"(value) : "r"(theirs) : "memory");
     else
         asm volatile("ld.shared.f32 %0, [%1];" : "=f"(value) : "r"(mine) : "memory");
     out[blockIdx.x * 32 + thread] = value;
-    if (kFault == pair_fault_no_sync_before_read) cluster_sync();
+    if (kFault == PairFault::no_sync_before_read) cluster_sync();
 }
 
 }  // namespace
 
 #define COPY(name)                                                                                     \
     extern "C" __global__ void __launch_bounds__(64) copy_##name(const float* x, float* y, float* z) { \
-        copy<copy_fault_##name>(x, y, z);                                                              \
+        copy<CopyFault::name>(x, y, z);                                                                \
     }
 COPY_FAULTS(COPY)
 
 #define PRODUCT(name)                                                    \
     extern "C" __global__ void __launch_bounds__(128)                    \
         product_##name(const uint32_t* a, const uint32_t* b, float* d) { \
-        product<product_fault_##name>(a, b, d);                          \
+        product<ProductFault::name>(a, b, d);                            \
     }
 PRODUCT_FAULTS(PRODUCT)
 
 #define PAIR(name)                                                                 \
     extern "C" __global__ void __cluster_dims__(2, 1, 1) pair_##name(float* out) { \
-        pair<pair_fault_##name>(out);                                              \
+        pair<PairFault::name>(out);                                                \
     }
 PAIR_FAULTS(PAIR)
 

@@ -3,6 +3,8 @@
 // between the right kernel and the faults, exchange_<fault>, is how flags are written and read.
 #include <cstdint>
 
+#include "faults.cuh"
+
 namespace {
 
 constexpr int kMaxRanks = 8;
@@ -19,11 +21,8 @@ struct Peers {
     X(no_acknowledgement)
 // clang-format on
 
-enum Fault {
-#define X(name) name,
-    EXCHANGE_FAULTS(X)
-#undef X
-};
+DEFINE_FAULTS(Fault, EXCHANGE_FAULTS);
+using enum Fault;
 
 template <Fault kFault>
 __device__ void raise(uint32_t* flag, uint32_t value) {

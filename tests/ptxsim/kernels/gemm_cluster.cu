@@ -6,6 +6,7 @@
 // without swizzle); sa [M, K/128], sb [N/128, K/128]. 384 threads: warps 0..3 load, 4..7 and 8..11 multiply.
 #include <cuda_bf16.h>
 
+#include "faults.cuh"
 #include "hopper.cuh"
 
 namespace {
@@ -24,11 +25,8 @@ constexpr uint32_t kBytesA = kRows * kDepth, kBytesB = kColumns * kDepth, kBytes
     X(arrive_twice) X(wait_without_arrive) X(mapa_outside)
 // clang-format on
 
-enum Fault {
-#define X(name) name,
-    CLUSTER_FAULTS(X)
-#undef X
-};
+DEFINE_FAULTS(Fault, CLUSTER_FAULTS);
+using enum Fault;
 
 struct Layout {
     uint32_t a, b, out, full, empty;

@@ -4,6 +4,7 @@
 //
 // a [M, K], b [N, K] E4M3 by tensor maps with boxes of 64 rows; sa [M, K/128], sb [N/128, K/128]; out [M, N]
 // FP32. Grid (N/64, M/64), 256 threads: warps 0..3 load, warps 4..7 multiply.
+#include "faults.cuh"
 #include "hopper.cuh"
 
 namespace {
@@ -26,11 +27,8 @@ constexpr uint32_t kTileBytes = kTile * kDepth;
     X(map_not_grid_constant) X(base_offset) X(exit_before_wait)
 // clang-format on
 
-enum Fault {
-#define X(name) name,
-    GEMM_FAULTS(X)
-#undef X
-};
+DEFINE_FAULTS(Fault, GEMM_FAULTS);
+using enum Fault;
 
 __device__ __forceinline__ void start(uint32_t full, uint32_t empty, Fault fault) {
     for (int s = 0; s < kStages; ++s) {
