@@ -25,7 +25,7 @@ from .reproduce import ReproduceOptions, reproduce
 from .reproduce.compare import CompareOptions, compare
 from .train import TrainConfig, load_run, recipes, run
 from .train.data import bits_per_byte, prepare_data
-from .train.run import stored_config
+from .train.session import stored_config
 from .train.tokenizer import eos_id, load_tokenizer
 from .train.trainer import RunStopped
 

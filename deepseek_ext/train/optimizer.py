@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -11,6 +12,10 @@ from torch import Tensor, nn
 from .. import ops
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
+
+# torch hides these from its compiler by importing all of it at the first call: 60 MiB and a second.
+_add_param_group = inspect.unwrap(torch.optim.Optimizer.add_param_group)
+_zero_grad = inspect.unwrap(torch.optim.Optimizer.zero_grad)
 
 
 class AdamW(torch.optim.Optimizer):
@@ -38,7 +43,7 @@ class AdamW(torch.optim.Optimizer):
         )
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        super().add_param_group(param_group)
+        _add_param_group(self, param_group)
         for parameter in self.param_groups[-1]["params"]:
             if parameter.dtype != torch.float32:
                 del self.param_groups[-1]
@@ -50,6 +55,9 @@ class AdamW(torch.optim.Optimizer):
             self.state[parameter] = {
                 moment: torch.zeros_like(parameter, dtype=self.moment_dtype) for moment in _MOMENTS
             }
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        _zero_grad(self, set_to_none)
 
     @torch.no_grad()
     def step(  # type: ignore[override]

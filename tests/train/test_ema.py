@@ -15,7 +15,7 @@ from deepseek_ext.train import TrainConfig, checkpoint
 from deepseek_ext.train.data import bits_per_byte, prepare_data
 from deepseek_ext.train.ema import MovingAverage
 from deepseek_ext.train.metrics import read_metrics
-from deepseek_ext.train.run import load_run
+from deepseek_ext.train.session import load_run
 from deepseek_ext.train.trainer import Trainer
 
 
