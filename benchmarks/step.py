@@ -44,9 +44,11 @@ def our_step(shape: str, precision: Any, mtp: int) -> Callable[[Tensor, Tensor],
     """One step of ours, as the trainer takes it."""
     from deepseek_ext import DeepseekV3, ops
     from deepseek_ext.train import build_optimizer
+    from deepseek_ext.train.environment import keep_freed_memory
 
     model = DeepseekV3(model_config(shape, mtp), precision=precision)
     optimizer = build_optimizer(model, lr=1e-3)
+    keep_freed_memory()
 
     def step(tokens: Tensor, targets: Tensor) -> None:
         with ops.accumulate_weight_gradients():

@@ -18,7 +18,7 @@ from .nn.derived import Derived
 from .nn.head import IGNORED, Head
 from .nn.init import initialise
 from .nn.linear import PRECISIONS, Precision, high_precision, stream_dtype
-from .nn.moe import Router
+from .nn.moe import MoE, Router
 from .nn.norm import RMSNorm
 from .nn.rope import rotations
 
@@ -317,7 +317,8 @@ class DeepseekV3(nn.Module):
         return 0.0
 
     def _routers(self) -> Iterator[Router]:
-        return (module for module in self.modules() if isinstance(module, Router))
+        blocks = cast("list[Block]", self.model.layers)
+        return (block.mlp.gate for block in blocks if isinstance(block.mlp, MoE))
 
     def _override(self, pattern: str, precision: Precision) -> None:
         matched: list[Any] = [

@@ -27,7 +27,7 @@ from .linear import Linear, Precision, project
 from .norm import RMSNorm
 from .product import Fp8Product, Operand, Product, product_backward
 from .recompute import Recomputed, save_groups, saved_groups
-from .rope import rotate, softmax_scale
+from .rope import rotate, rotate_, softmax_scale
 
 LATENT_NORM_EPS = 1e-6
 """Of the norms of the latents: a constant in DeepSeek's released code too, whatever rms_norm_eps is."""
@@ -123,22 +123,21 @@ class _Heads:
 
     def forward(self, q: Tensor, kv: Tensor, k_rope: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """q [B, T, N * (nope + rope)], kv [B, T, N * (nope + v)] and the shared k_rope [B, T, rope] to
-        q, k [B, N, T, nope + rope] and v [B, N, T, v]."""
+        q, k [B, N, T, nope + rope] and v [B, N, T, v]; q and v are the arguments' own memory."""
         c, heads = self.config, self.config.num_attention_heads
-        q_nope, q_rope = q.unflatten(-1, (heads, -1)).split([c.qk_nope_head_dim, c.qk_rope_head_dim], -1)
+        q = q.unflatten(-1, (heads, -1))
+        rotate_(q[..., c.qk_nope_head_dim :], self.rotation)
         k_nope, v = kv.unflatten(-1, (heads, -1)).split([c.qk_nope_head_dim, c.v_head_dim], -1)
         k_rope = rotate(k_rope, self.rotation).unsqueeze(2).expand(-1, -1, heads, -1)
-        q = torch.cat([q_nope, rotate(q_rope, self.rotation)], -1)
         k = torch.cat([k_nope, k_rope], -1)
         return q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
 
     def backward(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Gradients of forward's arguments from those of its results."""
-        widths = [self.config.qk_nope_head_dim, self.config.qk_rope_head_dim]
-        back = self.rotation.conj()
-        q_nope, q_rope = q.transpose(1, 2).split(widths, -1)
-        k_nope, k_rope = k.transpose(1, 2).split(widths, -1)
-        q = torch.cat([q_nope, rotate(q_rope, back)], -1)
+        """Gradients of forward's arguments from those of its results, of which q's is written."""
+        nope, back = self.config.qk_nope_head_dim, self.rotation.conj()
+        q, k = q.transpose(1, 2), k.transpose(1, 2)
+        rotate_(q[..., nope:], back)
+        k_nope, k_rope = k[..., :nope], k[..., nope:]
         kv = torch.cat([k_nope, v.transpose(1, 2)], -1)
         return q.flatten(-2), kv.flatten(-2), rotate(k_rope.sum(2), back)
 

@@ -8,7 +8,7 @@ are FP32.
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache, partial
+from functools import partial
 from typing import Any, Literal, Protocol
 
 import torch
@@ -19,7 +19,7 @@ from ..ops.derivatives import first_order_only
 from ..ops.wgrad import accumulation, weight_gradient
 from .derived import Derived
 from .product import Fp8Product, Operand, PlainProduct, Product, add_or_widen, product_backward
-from .recompute import Recomputed, as_it_is
+from .recompute import Once, Recomputed, as_it_is
 
 Precision = Literal["fp8", "bf16", "fp32"]
 PRECISIONS: tuple[Precision, ...] = ("fp8", "bf16", "fp32")
@@ -97,8 +97,8 @@ class _Project(torch.autograd.Function):
     @first_order_only("Linear")
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         kept = ctx.saved_tensors
-        rows = cache(lambda: ctx.again(*kept).flatten(0, -2))
-        x_t = {by.reads: cache(partial(_transposed, by, rows)) for by in ctx.products}
+        rows = Once(lambda: ctx.again(*kept).flatten(0, -2))
+        x_t = {by.reads: Once(partial(_transposed, by, rows)) for by in ctx.products}
         grad_x: Tensor | None = None
         grad_weights: list[Tensor | None] = []
         for position, (by, grad) in enumerate(zip(ctx.products, grads, strict=True), start=1):

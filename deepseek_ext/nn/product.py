@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
 from typing import Any, Protocol
 
 import torch
@@ -19,6 +18,7 @@ from torch import Tensor
 from .. import ops
 from ..ops.wgrad import weight_gradient
 from .matmul import factor
+from .recompute import Once
 
 Operand = tuple[Tensor, ...]
 """A matrix as a product reads it: (codes, scales) of its tiles in FP8, else the matrix alone."""
@@ -148,7 +148,7 @@ def weight_gradients(
     y as wgrad reads it. x_t: makes x as wgrad reads it, and is called at most once, by the first product that
     needs it. ctx.accumulation is that of forward.
     """
-    shared_x_t = cache(x_t)
+    shared_x_t = Once(x_t)
     grads: list[Tensor | None] = []
     end = 0
     for position, rows in weights.items():

@@ -61,7 +61,16 @@ def rotate(x: Tensor, rotation: Tensor) -> Tensor:
 
     x: [B, T, heads, rope_dim] or [B, T, rope_dim]; rotation: complex64 [T, rope_dim / 2].
     """
+    return _rotated(x, rotation).to(x.dtype)
+
+
+def rotate_(x: Tensor, rotation: Tensor) -> None:
+    """`rotate`, in place."""
+    x.copy_(_rotated(x, rotation))
+
+
+def _rotated(x: Tensor, rotation: Tensor) -> Tensor:
     if x.dim() == 4:
         rotation = rotation[:, None]
     pairs = torch.view_as_complex(x.float().contiguous().unflatten(-1, (-1, 2)))
-    return torch.view_as_real(pairs * rotation).flatten(-2).to(x.dtype)
+    return torch.view_as_real(pairs * rotation).flatten(-2)

@@ -114,13 +114,13 @@ def build_optimizer(
     eps: float = 1e-8,
     weight_decay: float = 0.1,
 ) -> AdamW:
-    """The optimizer of a model: weight decay on matrices only, FP8 weight codes renewed after each step.
+    """The optimizer of a model: weight decay on matrices only.
 
-    "Matrices" are parameters of two dimensions or more; norms are not decayed. If the model has
-    `weights_changed()`, it is called after every step.
+    "Matrices" are parameters of two dimensions or more; norms are not decayed. Layers notice a step, and
+    renew their FP8 weight codes at their next use.
     """
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = AdamW(
+    return AdamW(
         [
             {"params": [p for p in trained if p.ndim >= 2], "weight_decay": weight_decay},
             {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
@@ -129,10 +129,6 @@ def build_optimizer(
         betas=betas,
         eps=eps,
     )
-    weights_changed = getattr(model, "weights_changed", None)
-    if weights_changed is not None:
-        optimizer.register_step_post_hook(lambda *_: weights_changed())
-    return optimizer
 
 
 def optimizer_tensors(model: nn.Module, optimizer: AdamW) -> dict[str, Tensor]:

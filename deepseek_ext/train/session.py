@@ -23,7 +23,7 @@ from .config import describe as describe_config
 from .corpus import describe as describe_corpus
 from .data import bits_per_byte, prepare_data
 from .ema import stored_name
-from .environment import matmul_peak, peak_memory
+from .environment import keep_freed_memory, matmul_peak, peak_memory
 from .folder import held
 from .loggers import TensorBoard, WandB
 from .metrics import cut_back
@@ -52,6 +52,7 @@ def run(config: TrainConfig, *, command: Sequence[str] = ("deepseek-ext", "train
         _say_start(trainer)
         peak = matmul_peak()
         print(f"share of peak means of {peak.flops / 1e9:,.0f} GFLOP/s: {peak.name}", flush=True)
+        keep_freed_memory()
         progress = Progress(
             total_tokens=trainer.schedules.total,
             flops_per_token=trainer.size.flops_per_token,

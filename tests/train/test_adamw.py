@@ -24,10 +24,6 @@ class Small(nn.Module):
         self.norm = nn.LayerNorm(3)
         self.experts = nn.Parameter(torch.randn(2, 4, 3))
         self.frozen = nn.Parameter(torch.randn(3, 3), requires_grad=False)
-        self.epochs = 0
-
-    def weights_changed(self) -> None:
-        self.epochs += 1
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return (self.norm(self.linear(x)) @ self.experts[0].T @ self.experts[1]).square().mean()
@@ -56,15 +52,6 @@ def test_decay_is_for_matrices_only() -> None:
         id(model.norm.weight),
         id(model.norm.bias),
     }
-
-
-def test_weights_changed_is_called_once_a_step() -> None:
-    model = Small()
-    optimizer = build_optimizer(model, lr=1e-3)
-    for step in range(1, 4):
-        model(torch.randn(2, 5)).backward()
-        optimizer.step()
-        assert model.epochs == step
 
 
 def test_moments_stay_bf16_and_go_on_bit_equal() -> None:
