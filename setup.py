@@ -98,35 +98,49 @@ def cuda_extensions() -> list[Extension]:
     home = cuda_toolkit()
     if cpp_extension.CUDA_HOME is None:  # torch sets it only on a CUDA build of torch
         cpp_extension.CUDA_HOME = str(home)
-    nvcc_flags = [
-        "-O3",
-        "-std=c++20",
-        "-fmad=false",
-        "-gencode=arch=compute_80,code=[sm_80,compute_80]",
-        # Hopper converts to E4M3 in one instruction; its machine code spares the first call a translation.
-        "-gencode=arch=compute_90,code=[sm_90,compute_90]",
-        "-Xcompiler=-fvisibility=hidden",
-        # Beside a torch without CUDA, ninja learns nothing of a kernel's headers: the command shows a change.
-        f"-DDSE_HEADERS={digest(HEADERS)}",
-    ]
+    # setuptools knows flags of an extension, not of a file: the gemm, for which Hopper has a kernel of its
+    # own, is another extension than the rest.
+    gemm = {"csrc/cuda/gemm.cu", "csrc/ops/gemm_cuda.cpp", *sources("cuda/hopper", suffix=".cu")}
+    rest = {*sources("cuda", suffix=".cu"), *sources("ops", suffix="_cuda.cpp")} - gemm
     return [
-        Extension(
-            "deepseek_ext._C_cuda",
-            [*sources("cuda", suffix=".cu"), *sources("ops", suffix="_cuda.cpp")],
-            depends=DEPENDS,
-            language="c++",
-            py_limited_api=True,
-            include_dirs=[*INCLUDES, str(home / "include"), str(home / "include" / "cccl")],
-            library_dirs=[*library_paths(), str(home / "lib64")],
-            libraries=["torch_cpu", "c10", "cudart"],
-            extra_link_args=["-Wl,--no-as-needed", "-ltorch", "-Wl,--as-needed"],
-            define_macros=[("Py_LIMITED_API", "0x030b0000")],
-            extra_compile_args={
-                "cxx": [*CXX_FLAGS, *STABLE_ABI, "-DUSE_CUDA"],
-                "nvcc": nvcc_flags,
-            },
-        )
+        cuda_extension("_C_cuda", rest, home, [PORTABLE, HOPPER]),
+        cuda_extension("_C_cuda_gemm", gemm | {"csrc/ops/module_cuda.cpp"}, home, [PORTABLE, HOPPER_ALONE]),
     ]
+
+
+PORTABLE = "arch=compute_80,code=[sm_80,compute_80]"
+# Hopper converts to E4M3 in one instruction; its machine code spares the first call a translation.
+HOPPER = "arch=compute_90,code=[sm_90,compute_90]"
+# With the instructions that no later device has. Not beside HOPPER: a device could take either.
+HOPPER_ALONE = "arch=compute_90a,code=sm_90a"
+
+
+def cuda_extension(name: str, files: set[str], home: Path, targets: list[str]) -> Extension:
+    return Extension(
+        f"deepseek_ext.{name}",
+        sorted(files),
+        depends=DEPENDS,
+        language="c++",
+        py_limited_api=True,
+        include_dirs=[*INCLUDES, str(home / "include"), str(home / "include" / "cccl")],
+        library_dirs=[*library_paths(), str(home / "lib64")],
+        libraries=["torch_cpu", "c10", "cudart"],
+        extra_link_args=["-Wl,--no-as-needed", "-ltorch", "-Wl,--as-needed"],
+        define_macros=[("Py_LIMITED_API", "0x030b0000")],
+        extra_compile_args={
+            "cxx": [*CXX_FLAGS, *STABLE_ABI, "-DUSE_CUDA"],
+            "nvcc": [
+                "-O3",
+                "-std=c++20",
+                "-fmad=false",
+                *(f"-gencode={target}" for target in targets),
+                "-Xcompiler=-fvisibility=hidden",
+                # Beside a torch without CUDA, ninja learns nothing of a kernel's headers: the command shows
+                # a change.
+                f"-DDSE_HEADERS={digest(HEADERS)}",
+            ],
+        },
+    )
 
 
 skip = os.environ.get("DSE_SKIP_EXTENSIONS") == "1"

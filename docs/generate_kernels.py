@@ -53,8 +53,17 @@ def table(head: list[str], rows: Iterable[list[str]]) -> str:
 
 def row_name(kernel: ptxas.Kernel) -> str:
     """The row of a kernel: all instantiations of a template share one, except the gemm's tiles."""
-    tile = re.match(r"gemm_kernel<Tile<(\d)>", kernel.name)
-    return f"gemm_kernel, tile {GEMM_TILES[int(tile[1])]}" if tile else kernel.name.partition("<")[0]
+    if tile := re.match(r"gemm_kernel<Tile<(\d)>", kernel.name):
+        return f"gemm_kernel, tile {GEMM_TILES[int(tile[1])]}"
+    if tile := re.match(r"hopper::gemm_kernel<hopper::Tile<(\d+), (\d+)>", kernel.name):
+        return f"gemm_kernel, tile {tile[1]}x{tile[2]}"
+    return kernel.name.partition("<")[0]
+
+
+def most_registers(kernels: list[ptxas.Kernel], architecture: str) -> str:
+    """sm_90 stands for sm_90a as well."""
+    of_it = [k.registers for k in kernels if k.architecture.removesuffix("a") == architecture]
+    return str(max(of_it)) if of_it else "-"
 
 
 def compiled_table(kernels: list[ptxas.Kernel]) -> str:
@@ -67,7 +76,7 @@ def compiled_table(kernels: list[ptxas.Kernel]) -> str:
             f"`{file}`",
             f"`{name}`",
             str(len({k.name for k in same})),
-            *(str(max(k.registers for k in same if k.architecture == a)) for a in ptxas.ARCHITECTURES),
+            *(most_registers(same, a) for a in ptxas.ARCHITECTURES),
             str(max(k.shared for k in same)),
         ]
         for (file, name), same in sorted(rows.items())
@@ -79,13 +88,14 @@ def compiled_table(kernels: list[ptxas.Kernel]) -> str:
 
 def launches_of(case: Case, kernel: Callable[..., Any], library: ctypes.CDLL) -> tuple[list[dict], int]:
     """Counters of what the call launches, and the bytes that any kernel must move for it."""
-    os.environ["DSE_GEMM_TILE"] = case.tile
-    if not case.tile:
-        del os.environ["DSE_GEMM_TILE"]
+    # Of Hopper's own gemm, copies by TMA would have to be counted as well.
+    wanted = {"DSE_GEMM": "portable"} | ({"DSE_GEMM_TILE": case.tile} if case.tile else {})
+    os.environ.update(wanted)
     try:
         results = kernel(*case.arguments, **case.options)
     finally:
-        os.environ.pop("DSE_GEMM_TILE", None)
+        for name in wanted:
+            del os.environ[name]
     written = sum(x.nbytes for x in tree_leaves(results) if isinstance(x, Tensor))
     return json.loads(library.ptxsim_counters()), case.bytes_of_arguments() + written
 

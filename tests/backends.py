@@ -91,6 +91,14 @@ def simulator_option(name: str, value: int) -> None:
         raise ValueError(f"the simulator has no option {name!r} that takes {value}")
 
 
+def has_hopper(config: Any) -> bool:
+    """Whether pytest runs operators on a device of compute capability 9.0, simulated or not."""
+    chosen = config.getoption("--backend")
+    if chosen == "simulator":
+        return config.getoption("--simulator-capability") == 90
+    return chosen == "cuda" and torch.cuda.get_device_capability() == (9, 0)
+
+
 def _to_gpu(x: Tensor) -> Tensor:
     """x with its strides and whatever lies between its elements."""
     storage = x.untyped_storage().cuda()

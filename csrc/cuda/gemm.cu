@@ -11,14 +11,17 @@
 // On an SM of an A100 the 128x128 tile needs, for 128 codes of depth, 2048 clocks of tensor core, as many of
 // shared memory, and 1300 of integer arithmetic for conversion: it runs at the rate of BF16, not of FP8.
 #include <cstdlib>
+#include <stdexcept>
+#include <string>
 
 #include "cuda/convert.cuh"
 #include "cuda/gemm.cuh"
 #include "cuda/gemm_mma.cuh"
 #include "cuda/gemm_plan.h"
+#include "cuda/gemm_store.cuh"
 #include "cuda/gemm_work.cuh"
+#include "cuda/hopper/gemm.cuh"
 #include "cuda/vector.cuh"
-#include "formats/bf16.h"
 
 namespace dse::cuda {
 namespace {
@@ -285,32 +288,6 @@ __device__ inline void multiply_tile(const GemmArguments& p, const GemmWork& wor
     }
 }
 
-__device__ inline void store_pair(const GemmArguments& p, char* row, int column, int columns, float x,
-                                  float y) {
-    const bool second = column + 1 < columns;
-    if (p.all.out.store == GemmStore::kBf16) {
-        uint16_t* out = reinterpret_cast<uint16_t*>(row) + column;
-        const uint16_t low = float_to_bf16(x), high = float_to_bf16(y);
-        if (second && p.out_pairs) {
-            *reinterpret_cast<ushort2*>(out) = {low, high};
-        } else {
-            out[0] = low;
-            if (second) out[1] = high;
-        }
-        return;
-    }
-    const bool add = p.all.out.store == GemmStore::kAccumulate;
-    float* out = reinterpret_cast<float*>(row) + column;
-    if (second && p.out_pairs) {
-        float2* pair = reinterpret_cast<float2*>(out);
-        const float2 before = add ? *pair : float2{0, 0};
-        *pair = add ? float2{before.x + x, before.y + y} : float2{x, y};
-    } else {
-        out[0] = add ? out[0] + x : x;
-        if (second) out[1] = add ? out[1] + y : y;
-    }
-}
-
 template <class T, bool kAlongN>
 __global__ void __launch_bounds__(T::kThreads, T::kShape.ctas_per_sm)
     gemm_kernel(const __grid_constant__ GemmArguments p) {
@@ -332,14 +309,11 @@ __global__ void __launch_bounds__(T::kThreads, T::kShape.ctas_per_sm)
         for (int half = 0; half < 2; ++half) {
             const int row = m + i * kMmaM + lane / 4 + 8 * half;
             if (row >= work.rows) continue;
-            char* out = work.out + row * row_bytes;
-#pragma unroll
-            for (int j = 0; j < WarpSums<T>::kMmasN; ++j) {
-                const int column = n + j * kMmaN + lane % 4 * 2;
-                if (column >= work.columns) continue;
-                store_pair(p, out, column, work.columns, sums.of[i][j][2 * half],
-                           sums.of[i][j][2 * half + 1]);
-            }
+            store_row<WarpSums<T>::kMmasN>(p, work.out + row * row_bytes, n + lane % 4 * 2, work.columns,
+                                           [&](int j) {
+                                               const float (&s)[4] = sums.of[i][j];
+                                               return float2{s[2 * half], s[2 * half + 1]};
+                                           });
         }
 }
 
@@ -357,12 +331,42 @@ template <bool kAlongN>
 void launch(const GemmArguments& p, const GemmPlan& plan, cudaStream_t stream) {
     switch (plan.tile) {
         case kTile16x64:
-            return launch<kTile16x64, kAlongN>(p, plan.ctas, stream);
+            return launch<kTile16x64, kAlongN>(p, plan.tiles, stream);
         case kTile64x64:
-            return launch<kTile64x64, kAlongN>(p, plan.ctas, stream);
+            return launch<kTile64x64, kAlongN>(p, plan.tiles, stream);
         default:
-            return launch<kTile128x128, kAlongN>(p, plan.ctas, stream);
+            return launch<kTile128x128, kAlongN>(p, plan.tiles, stream);
     }
+}
+
+// Whether DSE_GEMM allows the Hopper path, and whether it demands it.
+struct Paths {
+    bool hopper = true, portable = true;
+};
+Paths chosen_paths() {
+    const char* text = std::getenv("DSE_GEMM");
+    const std::string path = text == nullptr ? "" : text;
+    if (path == "portable") return {false, true};
+    if (path == "hopper") return {true, false};
+    if (!path.empty())
+        throw std::invalid_argument("gemm: DSE_GEMM must be portable or hopper, got " + path +
+                                    "; unset it to let device and shape decide");
+    return {};
+}
+
+void run_portable(GemmArguments p, const GemmShape& shape, int sms, cudaStream_t stream) {
+    const GemmProduct& all = p.all;
+    const auto cycles = [&](int i) { return modelled_cycles(shape, static_cast<GemmTileIndex>(i), sms); };
+    const GemmPlan plan = choose_plan(shape, kGemmTile, cycles, forced_tile());
+    if (prints_plans()) print_plan("portable", shape, kGemmTile, cycles, plan, sms);
+
+    const bool along_n = all.b.k_stride != 1;
+    p.row_tiles = plan.row_tiles;
+    p.column_tiles = plan.column_tiles;
+    p.a_vectors = is_aligned(all.a.codes, 16) && all.a.row_stride % 16 == 0;
+    p.b_vectors = is_aligned(all.b.codes, 16) && (along_n ? all.b.k_stride : all.b.row_stride) % 16 == 0 &&
+                  p.b_codes_group_stride % 16 == 0;
+    along_n ? launch<true>(p, plan, stream) : launch<false>(p, plan, stream);
 }
 
 void run(GemmArguments p, cudaStream_t stream) {
@@ -373,20 +377,16 @@ void run(GemmArguments p, cudaStream_t stream) {
         cudaDeviceGetAttribute(&sms, cudaDevAttrMultiProcessorCount, device) != cudaSuccess)
         return;
     const GemmShape shape{all.m, all.n, all.k, p.groups.count, p.kind};
-    const GemmPlan plan = plan_gemm(shape, sms, std::getenv("DSE_GEMM_TILE"));
-    if (const char* print = std::getenv("DSE_PRINT_TILES"); print != nullptr && *print == '1')
-        print_plan(shape, plan, sms);
-
-    const bool along_n = all.b.k_stride != 1;
-    p.row_tiles = plan.row_tiles;
-    p.column_tiles = plan.column_tiles;
-    const auto in_vectors = [](int64_t stride, int64_t count) { return count <= 1 || stride % 16 == 0; };
-    p.a_vectors = is_aligned(all.a.codes, 16) && in_vectors(all.a.row_stride, all.m);
-    p.b_vectors = is_aligned(all.b.codes, 16) && in_vectors(p.b_codes_group_stride, p.groups.count) &&
-                  (along_n ? in_vectors(all.b.k_stride, all.k) : in_vectors(all.b.row_stride, all.n));
     p.out_pairs = is_aligned(all.out.data, all.out.store == GemmStore::kBf16 ? 4 : 8) &&
                   all.out.row_stride % 2 == 0 && p.out_group_stride % 2 == 0;
-    along_n ? launch<true>(p, plan, stream) : launch<false>(p, plan, stream);
+    const Paths paths = chosen_paths();
+    if (paths.hopper && hopper::run_gemm(p, shape, device, sms, stream)) return;
+    if (!paths.portable)
+        throw std::invalid_argument(
+            "gemm: DSE_GEMM=hopper needs a device of compute capability 9.0, codes whose rows lie along K "
+            "and "
+            "begin at multiples of 16 bytes; unset it to let device and shape decide");
+    run_portable(p, shape, sms, stream);
 }
 
 }  // namespace

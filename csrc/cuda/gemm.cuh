@@ -3,10 +3,12 @@
 //   out[m][n] = sum over 128-deep blocks of K, in order, of
 //               (sum of codes_a[m][k] * codes_b[n][k] over the block) * (scale_a * scale_b)
 //
-// The inner sum is the tensor core's, 16 products at a time onto an FP32 sum; codes enter it as BF16, which
-// holds each of them exactly. The outer is one fused multiply-add in FP32 per block. With exact inner sums
-// the error is bounded as on the CPU, |D - D64| <= (128 + ceil(K/128) + 4) * 2^-24 * sum_k |a_mk b_nk|;
-// tensor cores truncate their sums, and 272 takes the place of 128.
+// The inner sum is the tensor core's, onto FP32 sums: 16 products at a time, of codes as BF16, which holds
+// each of them exactly; or on compute capability 9.0, where codes lie as it needs them, 32 at a time, of
+// codes as they are (hopper/gemm.cuh). The outer is one fused multiply-add in FP32 per block. With exact
+// inner sums the error is bounded as on the CPU, |D - D64| <= (128 + ceil(K/128) + 4) * 2^-24 * sum_k |a_mk
+// b_nk|; tensor cores truncate their sums: 272 takes the place of 128, and with codes as they are 4 * 34 *
+// 2^11.
 //
 // An element's bits depend on its row of A, its row of B and their scales alone, whatever tile the plan
 // chose: every tile multiplies the same k in the same order. offs stay on the device; ends that descend or

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <cstdio>
+#include <cstdlib>
 #include <cstring>
 #include <stdexcept>
 #include <string>
@@ -43,9 +44,9 @@ struct GemmShape {
 };
 
 struct GemmPlan {
-    GemmTileIndex tile;
+    int tile;                         // its index
     int64_t row_tiles, column_tiles;  // of one product; kRows: of all groups, at most
-    int64_t ctas;
+    int64_t tiles;
 };
 
 // Row tiles that suffice for every division of m rows among the groups and the rows of no group.
@@ -54,9 +55,52 @@ inline int64_t row_tiles(const GemmShape& shape, int tile_m) {
     return shape.kind == GemmGroups::kRows ? whole + shape.groups : whole;
 }
 
-inline GemmPlan plan_with(const GemmShape& shape, GemmTileIndex tile) {
-    const int64_t rows = row_tiles(shape, kGemmTile[tile].m), columns = ceil_div(shape.n, kGemmTile[tile].n);
-    return {tile, rows, columns, rows * columns * (shape.kind == GemmGroups::kDepth ? shape.groups : 1)};
+template <class Tile>
+GemmPlan plan_with(const GemmShape& shape, const Tile& tile, int index) {
+    const int64_t rows = row_tiles(shape, tile.m), columns = ceil_div(shape.n, tile.n);
+    return {index, rows, columns, rows * columns * (shape.kind == GemmGroups::kDepth ? shape.groups : 1)};
+}
+
+// The tile with the smallest cycles(i), or the one called `forced` (such as "64x64", or null) if there is
+// one.
+template <class Tile, int kCount, class Cycles>
+GemmPlan choose_plan(const GemmShape& shape, const Tile (&tiles)[kCount], const Cycles& cycles,
+                     const char* forced) {
+    int best = 0;
+    for (int i = 1; i < kCount; ++i)
+        if (cycles(i) < cycles(best)) best = i;
+    for (int i = 0; i < kCount && forced != nullptr; ++i)
+        if (std::strcmp(tiles[i].name, forced) == 0) best = i;
+    return plan_with(shape, tiles[best], best);
+}
+
+// What DSE_GEMM_TILE forces, or null. A path without a tile of that name chooses for itself.
+inline const char* forced_tile() {
+    const char* forced = std::getenv("DSE_GEMM_TILE");
+    if (forced == nullptr) return nullptr;
+    for (const char* known : {"16x64", "64x64", "128x128", "256x128"})
+        if (std::strcmp(known, forced) == 0) return forced;
+    throw std::invalid_argument("gemm: DSE_GEMM_TILE must be 16x64, 64x64, 128x128 or 256x128, got " +
+                                std::string(forced) + "; unset it to let the shape decide");
+}
+
+inline bool prints_plans() {
+    const char* text = std::getenv("DSE_PRINT_TILES");
+    return text != nullptr && *text == '1';
+}
+
+// What DSE_PRINT_TILES=1 prints for each call; `path` is portable or hopper.
+template <class Tile, int kCount, class Cycles>
+void print_plan(const char* path, const GemmShape& shape, const Tile (&tiles)[kCount], const Cycles& cycles,
+                const GemmPlan& plan, int sms) {
+    constexpr const char* kKind[] = {"gemm", "grouped_gemm", "grouped_gemm_wgrad"};
+    const auto number = [](int64_t x) { return static_cast<long long>(x); };
+    std::fprintf(stderr,
+                 "%s %lld x %lld x %lld, %lld groups, %d SMs, %s: tile %s, %lld tiles; modelled cycles",
+                 kKind[static_cast<int>(shape.kind)], number(shape.m), number(shape.n), number(shape.k),
+                 number(shape.groups), sms, path, tiles[plan.tile].name, number(plan.tiles));
+    for (int i = 0; i < kCount; ++i) std::fprintf(stderr, " %s %.0f", tiles[i].name, cycles(i));
+    std::fprintf(stderr, "\n");
 }
 
 // Clock cycles that the call takes by a model of an SM: what its CTAs need for 128 codes of depth is the
@@ -92,47 +136,18 @@ inline double modelled_cycles(const GemmShape& shape, GemmTileIndex index, int s
     return waves * static_cast<double>(std::max<int64_t>(num_tiles(depth), 1)) * block;
 }
 
-// The tile with the smallest modelled time. `forced` (a name such as "64x64", or null) takes its place.
-inline GemmPlan plan_gemm(const GemmShape& shape, int sms, const char* forced) {
-    int best = 0;
-    if (forced != nullptr) {
-        while (best < kGemmTiles && std::strcmp(kGemmTile[best].name, forced) != 0) ++best;
-        if (best == kGemmTiles)
-            throw std::invalid_argument("gemm: DSE_GEMM_TILE must be 16x64, 64x64 or 128x128, got " +
-                                        std::string(forced) + "; unset it to let the shape decide");
-        return plan_with(shape, static_cast<GemmTileIndex>(best));
-    }
-    for (int i = 1; i < kGemmTiles; ++i)
-        if (modelled_cycles(shape, static_cast<GemmTileIndex>(i), sms) <
-            modelled_cycles(shape, static_cast<GemmTileIndex>(best), sms))
-            best = i;
-    return plan_with(shape, static_cast<GemmTileIndex>(best));
-}
-
-// What DSE_PRINT_TILES=1 prints for each call.
-inline void print_plan(const GemmShape& shape, const GemmPlan& plan, int sms) {
-    constexpr const char* kKind[] = {"gemm", "grouped_gemm", "grouped_gemm_wgrad"};
-    std::fprintf(stderr, "%s %lld x %lld x %lld, %lld groups, %d SMs: tile %s, %lld CTAs; modelled cycles",
-                 kKind[static_cast<int>(shape.kind)], static_cast<long long>(shape.m),
-                 static_cast<long long>(shape.n), static_cast<long long>(shape.k),
-                 static_cast<long long>(shape.groups), sms, kGemmTile[plan.tile].name,
-                 static_cast<long long>(plan.ctas));
-    for (int i = 0; i < kGemmTiles; ++i)
-        std::fprintf(stderr, " %s %.0f", kGemmTile[i].name,
-                     modelled_cycles(shape, static_cast<GemmTileIndex>(i), sms));
-    std::fprintf(stderr, "\n");
-}
-
+template <class Int = int64_t>
 struct TilePosition {
-    int64_t row, column;
+    Int row, column;
 };
 
 // The order of the tiles: bands of 8 rows of tiles, and within a band column by column, so that CTAs running
 // at the same time share rows of A and of B in the L2 cache.
-DSE_FN TilePosition tile_position(int64_t index, int64_t row_tiles, int64_t column_tiles) {
-    constexpr int64_t kBand = 8;
-    const int64_t band = index / (kBand * column_tiles), within = index % (kBand * column_tiles);
-    const int64_t left = row_tiles - band * kBand, rows = left < kBand ? left : kBand;
+template <class Int>
+DSE_FN TilePosition<Int> tile_position(Int index, Int row_tiles, Int column_tiles) {
+    constexpr Int kBand = 8;
+    const Int band = index / (kBand * column_tiles), within = index % (kBand * column_tiles);
+    const Int left = row_tiles - band * kBand, rows = left < kBand ? left : kBand;
     return {band * kBand + within % rows, within / rows};
 }
 

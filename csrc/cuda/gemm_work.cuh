@@ -36,13 +36,10 @@ struct Range {
 __device__ inline Range find_columns(const GemmArguments& p, int64_t e) {
     const int lane = static_cast<int>(threadIdx.x) % kWarpSize;
     const int64_t most = p.all.k;
-    const auto end_of = [&](int64_t group) -> int64_t {  // within [0, most] whatever offs holds
-        const int64_t end = group < 0 ? 0 : p.groups.ends[group * p.offs_stride];
-        return end < 0 ? 0 : end > most ? most : end;
-    };
-    const auto rows_of = [&](int64_t group) {
-        const int64_t rows = end_of(group) - end_of(group - 1);
-        return rows < 0 ? 0 : rows;
+    const int limit = static_cast<int>(most < INT32_MAX ? most : INT32_MAX);
+    const auto rows_of = [&](int64_t group) {  // whatever offs holds
+        const auto end_of = [&](int64_t g) { return max(0, min(p.groups.ends[g * p.offs_stride], limit)); };
+        return max(0, end_of(group) - (group == 0 ? 0 : end_of(group - 1)));
     };
     int64_t start = 0;
     for (int64_t i = lane; i < e; i += kWarpSize) start += padded_columns(rows_of(i));
@@ -51,45 +48,74 @@ __device__ inline Range find_columns(const GemmArguments& p, int64_t e) {
     return {start < most ? start : most, end < most ? end : most};
 }
 
-// Whether the CTA has something to do.
+// Where a tile of the result lies and what it is the product of.
+struct GemmPlace {
+    Range rows, columns;       // inside the result, and of one group
+    Range depth;               // empty for rows of no group
+    int64_t b_group, product;  // which B, and which result
+};
+
+// Tile `index` of all; without rows if the host allowed for more tiles than there are. All lanes of a warp
+// call it and get the same. An Int holds the number of tiles.
+template <int kTileM, int kTileN, class Int = int64_t>
+__device__ inline GemmPlace find_place(const GemmArguments& p, GemmGroups kind, Int index) {
+    const Int row_tiles = static_cast<Int>(p.row_tiles), column_tiles = static_cast<Int>(p.column_tiles);
+    const Int per_product = row_tiles * column_tiles;
+    GemmPlace place{};
+    const Int product = kind == GemmGroups::kDepth ? index / per_product : 0;
+    place.product = product;
+    const auto tile = tile_position<Int>(index - product * per_product, row_tiles, column_tiles);
+    const auto range_of = [](int64_t i, int64_t size, int64_t most) -> Range {
+        return {i * size, i * size + size < most ? i * size + size : most};
+    };
+    place.columns = range_of(tile.column, kTileN, p.all.n);
+    place.depth = {0, p.all.k};
+    if (kind == GemmGroups::kRows) {
+        const GroupTile found = find_group_tile<kTileM>(p.groups, p.offs_stride, p.all.m, tile.row);
+        place.rows = {found.begin, found.end};
+        const bool of_no_group = found.group == p.groups.count;
+        place.b_group = of_no_group ? 0 : found.group;
+        if (of_no_group) place.depth.end = 0;
+    } else {
+        place.rows = range_of(tile.row, kTileM, p.all.m);
+        if (kind == GemmGroups::kDepth) place.depth = find_columns(p, place.product);
+    }
+    return place;
+}
+
+// Whether a tile changes the result.
+__device__ inline bool has_work(const GemmArguments& p, const GemmPlace& place) {
+    const bool adds_nothing =
+        place.depth.end == place.depth.start && p.all.out.store == GemmStore::kAccumulate;
+    return place.rows.end > place.rows.start && !adds_nothing;
+}
+
+__device__ inline const float* scales_at(const GemmOperand& x, int64_t row, int64_t k) {
+    const int64_t scale_row = x.rows_per_scale == 1 ? row : row / kTile;
+    return x.scales + scale_row * x.scale_row_stride + k / kTile * x.scale_k_stride;
+}
+
+__device__ inline char* result_at(const GemmArguments& p, int64_t product, int64_t row, int64_t column) {
+    const int64_t element = product * p.out_group_stride + row * p.all.out.row_stride + column;
+    return static_cast<char*>(p.all.out.data) + element * (p.all.out.store == GemmStore::kBf16 ? 2 : 4);
+}
+
+// What the CTA has to do, if anything.
 template <int kTileM, int kTileN>
 __device__ inline bool find_work(const GemmArguments& p, GemmWork& work) {
     const GemmProduct& all = p.all;
-    const int64_t per_product = p.row_tiles * p.column_tiles;
-    const int64_t index = blockIdx.x;
-    const int64_t product = p.kind == GemmGroups::kDepth ? index / per_product : 0;
-    const TilePosition tile = tile_position(index - product * per_product, p.row_tiles, p.column_tiles);
-
-    Range rows{tile.row * kTileM, all.m}, depth{0, all.k};
-    int64_t b_group = 0;
-    if (p.kind == GemmGroups::kRows) {
-        const GroupTile found = find_group_tile<kTileM>(p.groups, p.offs_stride, all.m, tile.row);
-        rows = {found.begin, found.end};
-        b_group = found.group;
-        if (b_group == p.groups.count) {  // rows of no group
-            b_group = 0;
-            depth.end = 0;
-        }
-    } else if (p.kind == GemmGroups::kDepth) {
-        depth = find_columns(p, product);
-    }
-    const int64_t column = tile.column * kTileN;
-    const int64_t rows_left = rows.end - rows.start, columns_left = all.n - column;
-    work.rows = static_cast<int>(rows_left < kTileM ? rows_left : kTileM);
-    work.columns = static_cast<int>(columns_left < kTileN ? columns_left : kTileN);
-    work.depth = depth.end - depth.start;
-    work.a = all.a.codes + rows.start * all.a.row_stride + depth.start;
-    work.b = all.b.codes + b_group * p.b_codes_group_stride + column * all.b.row_stride +
-             depth.start * all.b.k_stride;
-    const int64_t block = depth.start / kTile;
-    work.a_scales = all.a.scales + rows.start * all.a.scale_row_stride + block * all.a.scale_k_stride;
-    work.b_scales = all.b.scales + b_group * p.b_scales_group_stride +
-                    column / all.b.rows_per_scale * all.b.scale_row_stride + block * all.b.scale_k_stride;
-    const int64_t size = all.out.store == GemmStore::kBf16 ? 2 : 4;
-    work.out = static_cast<char*>(all.out.data) +
-               (product * p.out_group_stride + rows.start * all.out.row_stride + column) * size;
-    const bool adds_nothing = work.depth == 0 && all.out.store == GemmStore::kAccumulate;
-    return work.rows > 0 && !adds_nothing;
+    const GemmPlace place = find_place<kTileM, kTileN>(p, p.kind, blockIdx.x);
+    const int64_t row = place.rows.start, column = place.columns.start, k = place.depth.start;
+    work.rows = static_cast<int>(place.rows.end - row);
+    work.columns = static_cast<int>(place.columns.end - column);
+    work.depth = place.depth.end - k;
+    work.a = all.a.codes + row * all.a.row_stride + k;
+    work.b =
+        all.b.codes + place.b_group * p.b_codes_group_stride + column * all.b.row_stride + k * all.b.k_stride;
+    work.a_scales = scales_at(all.a, row, k);
+    work.b_scales = scales_at(all.b, column, k) + place.b_group * p.b_scales_group_stride;
+    work.out = result_at(p, place.product, row, column);
+    return has_work(p, place);
 }
 
 }  // namespace dse::cuda

@@ -23,8 +23,9 @@ _native.check_capability(os.environ.get("DSE_CPU_CAPABILITY") or "generic")
 from .. import _C  # noqa: E402, F401  registers schemas and CPU kernels
 
 # CUDA kernels, unless this torch has no CUDA (their library could not be loaded) or they were left out.
-if torch.version.cuda is not None and importlib.util.find_spec("deepseek_ext._C_cuda") is not None:
-    importlib.import_module("deepseek_ext._C_cuda")
+for _module in ("deepseek_ext._C_cuda", "deepseek_ext._C_cuda_gemm"):
+    if torch.version.cuda is not None and importlib.util.find_spec(_module) is not None:
+        importlib.import_module(_module)
 
 NAMESPACE = "deepseek_ext"
 _fragment = torch.library.Library(NAMESPACE, "FRAGMENT")

@@ -1,4 +1,4 @@
-"""Compiles csrc/cuda/*.cu to machine code and reads what ptxas says of each kernel."""
+"""Compiles csrc/cuda to machine code and reads what ptxas says of each kernel."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ ROOT = Path(__file__).parents[2]
 ARCHITECTURES = ("sm_80", "sm_90")
 # The package's flags (setup.py).
 FLAGS = ["-O3", "-std=c++20", "-fmad=false", f"-I{ROOT / 'csrc'}"]
-TARGET = [f"-gencode=arch={a.replace('sm', 'compute')},code={a}" for a in ARCHITECTURES] + ["-fatbin"]
+TARGET = [f"-gencode=arch={a.replace('sm', 'compute')},code={a}" for a in ARCHITECTURES]
+HOPPER_TARGET = ["-gencode=arch=compute_90a,code=sm_90a"]
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,21 @@ def version() -> str:
 
 
 def sources() -> list[Path]:
-    return sorted((ROOT / "csrc/cuda").glob("*.cu"))
+    return sorted((ROOT / "csrc/cuda").rglob("*.cu"))
+
+
+def file_name(source: Path) -> str:
+    """Below csrc/cuda."""
+    folder = ROOT / "csrc/cuda"
+    return str(source.relative_to(folder)) if source.is_relative_to(folder) else source.name
+
+
+def target(source: Path) -> list[str]:
+    return HOPPER_TARGET if file_name(source).startswith("hopper/") else TARGET
+
+
+def architectures(source: Path) -> tuple[str, ...]:
+    return ("sm_90a",) if target(source) == HOPPER_TARGET else ARCHITECTURES
 
 
 def short_names(mangled: list[str]) -> dict[str, str]:
@@ -97,10 +112,15 @@ def parse(file: str, output: str) -> list[Kernel]:
 
 def compile_one(source: Path, folder: Path) -> list[Kernel]:
     """Raises CalledProcessError with the compiler's words in `stderr`."""
-    target = folder / f"{source.stem}.fatbin"
-    command = ["nvcc", *FLAGS, *TARGET, "-Xptxas=-v,--warn-on-spills", str(source), "-o", str(target)]
-    output = subprocess.run(command, check=True, capture_output=True, text=True)
-    return parse(source.name, output.stderr)
+    name = file_name(source)
+    made = folder / f"{name.replace('/', '_')}.fatbin"
+    command = ["nvcc", *FLAGS, *target(source), "-fatbin", "-Xptxas=-v,--warn-on-spills"]
+    output = subprocess.run(
+        [*command, str(source), "-o", str(made)], check=True, capture_output=True, text=True
+    )
+    if "wgmma" in output.stderr:  # all that ptxas ever says of them is that it must run them one by one
+        raise RuntimeError(f"{name}: {output.stderr}")
+    return parse(name, output.stderr)
 
 
 def compile_all(folder: Path, jobs: int = 2) -> list[Kernel]:

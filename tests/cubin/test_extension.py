@@ -1,6 +1,6 @@
-"""The module _C_cuda as it ships: setup.py builds and links it, and it registers every operator.
+"""The CUDA modules as they ship: setup.py builds and links them, and they register every operator.
 
-Without a GPU, and beside a torch without CUDA. Of all that the module needs, such a torch lacks one function,
+Without a GPU, and beside a torch without CUDA. Of all that the modules need, such a torch lacks one function,
 which only gives the current stream and is never called here: a library of one line stands in for it. Python
 binds all names when it loads a module, so that a second one that is missing is an error.
 """
@@ -19,7 +19,7 @@ import torch
 
 ROOT = Path(__file__).parents[2]
 STAND_IN = "int aoti_torch_get_current_cuda_stream(int device, void** stream) { return 1; }\n"
-# Prints the operators that have a kernel: on the CPU, for CUDA before the module is loaded, and after.
+# Prints the operators that have a kernel: on the CPU, for CUDA before the modules are loaded, and after.
 LOADS = """
 import ctypes, importlib, json, sys
 import deepseek_ext
@@ -28,7 +28,8 @@ from backends import operators
 ctypes.CDLL(sys.argv[1], ctypes.RTLD_GLOBAL)
 deepseek_ext.__path__.insert(0, sys.argv[2])
 before = operators("CUDA")
-importlib.import_module("deepseek_ext._C_cuda")
+for name in ("_C_cuda", "_C_cuda_gemm"):
+    importlib.import_module(f"deepseek_ext.{name}")
 print(json.dumps([sorted(names) for names in (operators("CPU"), before, operators("CUDA"))]))
 """
 
@@ -50,7 +51,7 @@ def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return ROOT / "build/cuda/deepseek_ext"
 
 
-def test_the_built_module_registers_every_operator(package: Path, tmp_path: Path) -> None:
+def test_the_built_modules_register_every_operator(package: Path, tmp_path: Path) -> None:
     source, library = tmp_path / "stream.c", tmp_path / "libstream.so"
     source.write_text(STAND_IN)
     subprocess.run(["gcc", "-shared", "-fPIC", "-o", library, source], check=True)

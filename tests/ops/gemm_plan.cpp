@@ -1,32 +1,60 @@
-// Prints what csrc/cuda/gemm_plan.h decides, for tests/ops/test_gemm_plan.py.
+// Prints what csrc/cuda/gemm_plan.h and csrc/cuda/hopper/gemm_plan.h decide, for tests/ops/test_gemm_plan.py.
 //
-//   gemm_plan plan KIND M N K GROUPS SMS [TILE]   the tile's name, its rows and columns, row tiles, column
-//   tiles, CTAs gemm_plan order ROWS COLUMNS                  row and column of each tile, in order
+//   gemm_plan portable|hopper KIND M N K GROUPS SMS
+//       the tile's name, its rows and columns, row tiles, column tiles, tiles, modelled cycles
+//   gemm_plan order ROWS COLUMNS
+//       row and column of each tile, in order
+//   gemm_plan forced
+//       the tile that DSE_GEMM_TILE names
 #include "cuda/gemm_plan.h"
 
 #include <cstdlib>
 
+#include "cuda/hopper/gemm_plan.h"
+
 using namespace dse;
 using namespace dse::cuda;
 
-int main(int argc, char** argv) {
-    const auto number = [&](int i) { return std::atoll(argv[i]); };
-    if (argc == 4) {
-        const int64_t rows = number(2), columns = number(3);
+namespace {
+
+long long number(int64_t x) { return static_cast<long long>(x); }
+
+template <class Tile, int kCount, class Cycles>
+void print(const GemmShape& shape, const Tile (&tiles)[kCount], const Cycles& cycles) {
+    const GemmPlan plan = choose_plan(shape, tiles, cycles, nullptr);
+    const Tile& tile = tiles[plan.tile];
+    std::printf("%s %d %d %lld %lld %lld %.0f\n", tile.name, tile.m, tile.n, number(plan.row_tiles),
+                number(plan.column_tiles), number(plan.tiles), cycles(plan.tile));
+}
+
+}  // namespace
+
+int main(int, char** argv) {
+    const auto argument = [&](int i) { return std::atoll(argv[i]); };
+    const std::string wanted = argv[1];
+    if (wanted == "order") {
+        const int64_t rows = argument(2), columns = argument(3);
         for (int64_t i = 0; i < rows * columns; ++i) {
-            const TilePosition at = tile_position(i, rows, columns);
-            std::printf("%lld %lld\n", static_cast<long long>(at.row), static_cast<long long>(at.column));
+            const auto at = tile_position(i, rows, columns);
+            std::printf("%lld %lld\n", number(at.row), number(at.column));
         }
         return 0;
     }
-    const GemmShape shape{number(3), number(4), number(5), number(6), static_cast<GemmGroups>(number(2))};
-    try {
-        const GemmPlan plan = plan_gemm(shape, static_cast<int>(number(7)), argc > 8 ? argv[8] : nullptr);
-        const GemmTile& tile = kGemmTile[plan.tile];
-        std::printf("%s %d %d %lld %lld %lld\n", tile.name, tile.m, tile.n,
-                    static_cast<long long>(plan.row_tiles), static_cast<long long>(plan.column_tiles),
-                    static_cast<long long>(plan.ctas));
-    } catch (const std::invalid_argument& error) {
-        std::printf("%s\n", error.what());
+    if (wanted == "forced") {
+        try {
+            std::printf("%s\n", forced_tile());
+        } catch (const std::invalid_argument& error) {
+            std::printf("%s\n", error.what());
+        }
+        return 0;
     }
+    const GemmShape shape{argument(3), argument(4), argument(5), argument(6),
+                          static_cast<GemmGroups>(argument(2))};
+    const int sms = static_cast<int>(argument(7));
+    if (wanted == "hopper")
+        print(shape, hopper::kShapes,
+              [&](int i) { return hopper::modelled_cycles(shape, static_cast<hopper::TileIndex>(i), sms); });
+    else
+        print(shape, kGemmTile,
+              [&](int i) { return modelled_cycles(shape, static_cast<GemmTileIndex>(i), sms); });
 }

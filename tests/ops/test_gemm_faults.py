@@ -24,14 +24,18 @@ from torch import Tensor
 
 from deepseek_ext import ops
 
-TILES = ["16x64", "64x64", "128x128"]
+TILES, HOPPER_TILES = ["16x64", "64x64", "128x128"], ["64x64", "128x128", "256x128"]
+
+
+def tiles_of(config: pytest.Config) -> list[str]:
+    return HOPPER_TILES if backends.has_hopper(config) else TILES
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """The CPU has no such tiles."""
     if "tile" in metafunc.fixturenames:
         on_cpu = metafunc.config.getoption("--backend") == "cpu"
-        metafunc.parametrize("tile", [None] if on_cpu else TILES, ids=str, indirect=True)
+        metafunc.parametrize("tile", [None] if on_cpu else tiles_of(metafunc.config), ids=str, indirect=True)
 
 
 @pytest.fixture
@@ -68,14 +72,14 @@ def test_every_tile_on_ragged_edges(
 
 
 def test_every_tile_gives_the_same_bits(
-    backend: str, monkeypatch: pytest.MonkeyPatch, rng: torch.Generator
+    backend: str, monkeypatch: pytest.MonkeyPatch, pytestconfig: pytest.Config, rng: torch.Generator
 ) -> None:
     """Plans differ between devices; the order of the sums does not."""
     if backend in CPU_TIERS:
         pytest.skip("the CPU has no such tiles")
     o = random_operands(70, 140, 400, rng)
     results = []
-    for name in TILES:
+    for name in tiles_of(pytestconfig):
         monkeypatch.setenv("DSE_GEMM_TILE", name)
         results.append(fp32(o))
     assert all(torch.equal(result, results[0]) for result in results)
@@ -87,7 +91,7 @@ def test_an_unknown_tile_is_refused(
     if backend in CPU_TIERS:
         pytest.skip("the CPU has no such tiles")
     monkeypatch.setenv("DSE_GEMM_TILE", "8x8")
-    with pytest.raises(ValueError, match="DSE_GEMM_TILE must be 16x64, 64x64 or 128x128, got 8x8"):
+    with pytest.raises(ValueError, match="DSE_GEMM_TILE must be 16x64, 64x64, 128x128 or 256x128, got 8x8"):
         fp32(random_operands(3, 4, 5, rng))
 
 
@@ -249,6 +253,34 @@ def test_the_chosen_tile_is_printed_on_request(
     monkeypatch.setenv("DSE_PRINT_TILES", "1")
     CALLS[call](rng)
     assert capfd.readouterr().err.startswith(f"{call} ")
+
+
+def test_a_path_can_be_forced(
+    backend: str,
+    monkeypatch: pytest.MonkeyPatch,
+    pytestconfig: pytest.Config,
+    capfd: pytest.CaptureFixture[str],
+    rng: torch.Generator,
+) -> None:
+    if backend != "simulator":
+        pytest.skip("needs a device whose paths are known")
+    monkeypatch.setenv("DSE_PRINT_TILES", "1")
+    o = random_operands(40, 70, 256, rng)
+    has_hopper = backends.has_hopper(pytestconfig)
+    for path, taken in ((None, "hopper" if has_hopper else "portable"), ("portable", "portable")):
+        if path:
+            monkeypatch.setenv("DSE_GEMM", path)
+        assert_within_bound(fp32(o), o)
+        assert f"{taken}: tile" in capfd.readouterr().err
+    monkeypatch.setenv("DSE_GEMM", "hopper")
+    if has_hopper:
+        assert_within_bound(fp32(o), o)
+        o.b = o.b.t().contiguous().t()
+    with pytest.raises(ValueError, match=r"DSE_GEMM=hopper needs a device of compute capability 9\.0"):
+        fp32(o)
+    monkeypatch.setenv("DSE_GEMM", "fast")
+    with pytest.raises(ValueError, match="DSE_GEMM must be portable or hopper, got fast; unset it"):
+        fp32(o)
 
 
 def test_offsets_are_ends(rng: torch.Generator) -> None:

@@ -24,9 +24,9 @@ class Planner:
         return [line.split() for line in output.splitlines()]
 
     def plan(
-        self, kind: int, m: int, n: int, k: int, groups: int = 0, sms: int = A100
+        self, kind: int, m: int, n: int, k: int, groups: int = 0, sms: int = A100, path: str = "portable"
     ) -> tuple[str, list[int]]:
-        name, *numbers = self.lines("plan", kind, m, n, k, groups, sms)[0]
+        name, *numbers = self.lines(path, kind, m, n, k, groups, sms)[0]
         return name, [int(x) for x in numbers]
 
 
@@ -74,8 +74,11 @@ def test_a_small_result_takes_tiles_for_every_sm(planner: Planner) -> None:
 @pytest.mark.parametrize("m", [1, 16, 17, 64, 129, 1000])
 @pytest.mark.parametrize("n", [1, 63, 576])
 @pytest.mark.parametrize("groups", [1, 7])
-def test_tiles_cover_every_division_of_the_rows(planner: Planner, m: int, n: int, groups: int) -> None:
-    _, (tile_m, tile_n, rows, columns, ctas) = planner.plan(GROUPED, m, n, 256, groups=groups)
+@pytest.mark.parametrize("path", ["portable", "hopper"])
+def test_tiles_cover_every_division_of_the_rows(
+    planner: Planner, m: int, n: int, groups: int, path: str
+) -> None:
+    _, (tile_m, tile_n, rows, columns, ctas, _) = planner.plan(GROUPED, m, n, 256, groups=groups, path=path)
     # The worst division: a row in each group but one, and the rest of them in that and in no group.
     single = min(groups, m)
     most = single + -(-(m - single) // tile_m)
@@ -83,7 +86,7 @@ def test_tiles_cover_every_division_of_the_rows(planner: Planner, m: int, n: int
     assert rows <= -(-m // tile_m) + groups
     assert columns == -(-n // tile_n)
     assert ctas == rows * columns
-    _, (tile_m, tile_n, rows, columns, ctas) = planner.plan(WGRAD, m, n, 256, groups=groups)
+    _, (tile_m, tile_n, rows, columns, ctas, _) = planner.plan(WGRAD, m, n, 256, groups=groups, path=path)
     assert (rows, columns) == (-(-m // tile_m), -(-n // tile_n))
     assert ctas == rows * columns * groups
 
@@ -96,10 +99,40 @@ def test_the_order_visits_every_tile_once(planner: Planner, rows: int, columns: 
     assert all(r < 8 for r, _ in visited[: min(8, rows) * columns])
 
 
-def test_a_tile_can_be_forced(planner: Planner) -> None:
-    arguments = ("plan", DENSE, 4096, 4096, 4096, 0, A100)
-    for tile in ("16x64", "64x64", "128x128"):
-        assert planner.lines(*arguments, tile)[0][0] == tile
-    assert " ".join(planner.lines(*arguments, "32x32")[0]) == (
-        "gemm: DSE_GEMM_TILE must be 16x64, 64x64 or 128x128, got 32x32; unset it to let the shape decide"
+@pytest.mark.parametrize("tile", ["16x64", "64x64", "128x128", "256x128"])
+def test_a_tile_can_be_forced(planner: Planner, tile: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DSE_GEMM_TILE", tile)
+    assert planner.lines("forced") == [[tile]]
+
+
+def test_an_unknown_tile_is_refused(planner: Planner, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DSE_GEMM_TILE", "32x32")
+    assert " ".join(planner.lines("forced")[0]) == (
+        "gemm: DSE_GEMM_TILE must be 16x64, 64x64, 128x128 or 256x128, got 32x32; "
+        "unset it to let the shape decide"
     )
+
+
+@pytest.mark.parametrize(
+    ("shape", "tile"),
+    [
+        ((1, 7168, 2048), "64x64"),
+        ((64, 2112, 7168), "64x64"),
+        ((4096, 24576, 1536), "256x128"),
+        ((4096, 32768, 512), "256x128"),
+        ((4096, 7168, 16384), "256x128"),
+        ((4096, 4096, 7168), "256x128"),
+        ((128, 7168, 2048), "128x128"),
+    ],
+    ids=str,
+)
+def test_dense_products_of_deepseek_v3_on_hopper(
+    planner: Planner, shape: tuple[int, int, int], tile: str
+) -> None:
+    assert planner.plan(DENSE, *shape, sms=H100, path="hopper")[0] == tile
+
+
+def test_experts_with_few_rows_take_small_tiles_on_hopper(planner: Planner) -> None:
+    assert planner.plan(GROUPED, 64, 4096, 7168, groups=32, sms=H100, path="hopper")[0] == "64x64"
+    assert planner.plan(GROUPED, 32768, 4096, 7168, groups=8, sms=H100, path="hopper")[0] == "256x128"
+    assert planner.plan(WGRAD, 4096, 7168, 32768, groups=8, sms=H100, path="hopper")[0] == "256x128"

@@ -1,7 +1,7 @@
 # The PTX simulator and what links against it, all below build/ptxsim. From the repository's root:
 #
 #   make -f tests/ptxsim/build.mk            build/ptxsim/libptxsim.so: simulator and stand-in libcudart
-#   make -f tests/ptxsim/build.mk cuda       the package's kernels (csrc/cuda/*.cu) as host objects with PTX inside
+#   make -f tests/ptxsim/build.mk cuda       the package's kernels (csrc/cuda) as host objects with PTX inside
 #   make -f tests/ptxsim/build.mk clean-ptxsim
 #
 # Who includes this file gets NVCC80, NVCC90, NVCC_PACKAGE, CUDA_INCLUDE, PTXSIM_LIBRARY, PTXSIM_CUDA_OBJECTS and the pattern rules.
@@ -29,7 +29,7 @@ NVCC90 := $(NVCC_COMMON) -gencode 'arch=compute_90a,code=[compute_90a,sm_90a]'
 
 PTXSIM_OBJECTS := $(patsubst $(PTXSIM)/%.cpp,$(OUT)/sim/%.o,$(wildcard $(PTXSIM)/*.cpp))
 PTXSIM_LIBRARY := $(OUT)/libptxsim.so
-PTXSIM_CUDA_OBJECTS := $(patsubst csrc/cuda/%.cu,$(OUT)/cuda/%.o,$(wildcard csrc/cuda/*.cu))
+PTXSIM_CUDA_OBJECTS := $(patsubst csrc/cuda/%.cu,$(OUT)/cuda/%.o,$(wildcard csrc/cuda/*.cu csrc/cuda/hopper/*.cu))
 
 .PHONY: ptxsim cuda clean-ptxsim
 ptxsim: $(PTXSIM_LIBRARY)
@@ -47,7 +47,7 @@ $(OUT)/sim/%.o: $(PTXSIM)/%.cpp
 # The package's launchers take -DDSE_SIMULATOR like the operators registered above them.
 $(OUT)/cuda/%.o: csrc/cuda/%.cu
 	@mkdir -p $(@D)
-	$(NVCC_PACKAGE) -DDSE_SIMULATOR -Icsrc -c $< -o $@
+	$(if $(findstring /hopper/,$<),$(NVCC90),$(NVCC_PACKAGE)) -DDSE_SIMULATOR -Icsrc -c $< -o $@
 
 # Test programs: host code and kernels in one shared object, as an extension has them. NAME_sm90.cu is for Hopper.
 $(OUT)/kernels/%.so: $(PTXSIM)/kernels/%.cu $(PTXSIM_LIBRARY)
@@ -58,4 +58,4 @@ $(OUT)/kernels/%.so: $(PTXSIM)/kernels/%.cu $(PTXSIM_LIBRARY)
 clean-ptxsim:
 	rm -rf $(OUT)
 
--include $(wildcard $(OUT)/*/*.d)
+-include $(wildcard $(OUT)/*/*.d $(OUT)/*/*/*.d)

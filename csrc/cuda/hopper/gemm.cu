@@ -1,0 +1,99 @@
+// Host side of the Hopper gemm: whether it serves, tensor maps, tile, launch.
+#include <algorithm>
+
+#include "cuda/hopper/gemm.cuh"
+#include "cuda/hopper/gemm_kernel.cuh"
+#include "cuda/hopper/gemm_plan.h"
+#include "cuda/hopper/tensor_map.h"
+
+namespace dse::cuda::hopper {
+namespace {
+
+bool is_hopper(int device) {
+    int major = 0, minor = 0;
+    return cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) == cudaSuccess &&
+           cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device) == cudaSuccess &&
+           major == 9 && minor == 0;
+}
+
+BoxedTensor codes_of(const GemmOperand& x, int64_t rows, int64_t k, int64_t groups, int64_t group_stride) {
+    return {x.codes, CU_TENSOR_MAP_DATA_TYPE_UINT8, 1, k, rows, groups, x.row_stride, group_stride};
+}
+
+// The operands as tensor maps describe them, and the result if it is BF16.
+struct Tensors {
+    BoxedTensor a, b, out;
+
+    explicit Tensors(const GemmArguments& p)
+        : a(codes_of(p.all.a, p.all.m, p.all.k, 1, 0)),
+          b(codes_of(p.all.b, p.all.n, p.all.k, p.kind == GemmGroups::kRows ? p.groups.count : 1,
+                     p.b_codes_group_stride)),
+          out{p.all.out.data,
+              CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
+              2,
+              p.all.n,
+              p.all.m,
+              1,
+              p.all.out.row_stride * 2,
+              0} {}
+};
+
+template <class T, GemmGroups kGroups, bool kBTiles>
+void launch(Arguments& args, const Tensors& tensors, int sms, cudaStream_t stream) {
+    args.a = make_tensor_map(tensors.a, T::kM);
+    args.b = make_tensor_map(tensors.b, T::kN);
+    if (args.out_by_copy) args.out = make_tensor_map(tensors.out, T::kSlabRows);
+    const auto kernel = gemm_kernel<T, kGroups, kBTiles>;
+    if (cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, T::kSharedBytes) !=
+        cudaSuccess)
+        return;  // the caller asks for the error
+    const auto ctas = static_cast<unsigned>(std::min(args.tiles, sms));
+    kernel<<<ctas, kThreads, T::kSharedBytes, stream>>>(args);
+}
+
+template <class T>
+void launch(Arguments& args, const Tensors& tensors, int sms, cudaStream_t stream) {
+    switch (args.gemm.kind) {
+        case GemmGroups::kRows:
+            return launch<T, GemmGroups::kRows, false>(args, tensors, sms, stream);
+        case GemmGroups::kDepth:
+            return launch<T, GemmGroups::kDepth, true>(args, tensors, sms, stream);
+        default:
+            return args.gemm.all.b.rows_per_scale == 1
+                       ? launch<T, GemmGroups::kNone, true>(args, tensors, sms, stream)
+                       : launch<T, GemmGroups::kNone, false>(args, tensors, sms, stream);
+    }
+}
+
+}  // namespace
+
+bool run_gemm(const GemmArguments& arguments, const GemmShape& shape, int device, int sms,
+              cudaStream_t stream) {
+    const Tensors tensors(arguments);
+    if (!is_hopper(device) || arguments.all.b.k_stride != 1 || !has_tensor_map(tensors.a) ||
+        !has_tensor_map(tensors.b))
+        return false;
+    const auto cycles = [&](int i) { return modelled_cycles(shape, static_cast<TileIndex>(i), sms); };
+    const GemmPlan plan = choose_plan(shape, kShapes, cycles, forced_tile());
+    if (prints_plans()) print_plan("hopper", shape, kShapes, cycles, plan, sms);
+
+    Arguments args{};
+    args.gemm = arguments;
+    args.gemm.row_tiles = plan.row_tiles;
+    args.gemm.column_tiles = plan.column_tiles;
+    args.tiles = static_cast<int>(plan.tiles);
+    args.out_by_copy = arguments.all.out.store == GemmStore::kBf16 && has_tensor_map(tensors.out);
+    switch (plan.tile) {
+        case k64x64:
+            launch<Tile<64, 64>>(args, tensors, sms, stream);
+            break;
+        case k128x128:
+            launch<Tile<128, 128>>(args, tensors, sms, stream);
+            break;
+        default:
+            launch<Tile<256, 128>>(args, tensors, sms, stream);
+    }
+    return true;
+}
+
+}  // namespace dse::cuda::hopper

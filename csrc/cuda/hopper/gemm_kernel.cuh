@@ -1,0 +1,312 @@
+// The gemm on Hopper: one persistent CTA an SM, whose warps have roles.
+//
+//   warp 0        copies codes: device memory -> ring of stages in shared memory (TMA)
+//   warps 1..3    copy scales the same way, with ordinary loads: their strides may be anything
+//   warps 4..11   multiply, in two warpgroups (wgmma), and write the result
+//
+// A stage holds 128 codes of depth of each row of the tile and their scales. Its barrier `full` completes a
+// phase once codes and scales are there; `empty` once all eight multiplying warps have read them. While one
+// warpgroup adds its scaled sums (promotes), the tensor core multiplies for the other.
+//
+// All roles walk the same tiles in the same order: blockIdx.x, then gridDim.x further, and so on.
+#pragma once
+#include "cuda/gemm_store.cuh"
+#include "cuda/hopper/gemm_tile.h"
+#include "cuda/hopper/matrix_descriptor.cuh"
+#include "cuda/hopper/mbarrier.cuh"
+#include "cuda/hopper/registers.cuh"
+#include "cuda/hopper/tma.cuh"
+#include "cuda/hopper/wgmma.cuh"
+
+namespace dse::cuda::hopper {
+
+struct Arguments {
+    CUtensorMap a, b, out;  // `out` is used if out_by_copy
+    GemmArguments gemm;
+    int tiles;
+    bool out_by_copy;
+};
+
+// Addresses in shared memory.
+template <class T>
+struct Ring {
+    uint32_t base;
+
+    static constexpr uint32_t kOut = T::kStages * T::kCodeBytes;
+    static constexpr uint32_t kScales = kOut + 8 * T::kOutBytes;
+    static constexpr uint32_t kBarriers = kScales + T::kStages * T::kScaleBytes;
+
+    __device__ explicit Ring(const void* memory)
+        : base((shared_address(memory) + kSwizzleBytes - 1) / kSwizzleBytes * kSwizzleBytes) {}
+
+    __device__ uint32_t a(int stage) const { return base + stage * T::kCodeBytes; }
+    __device__ uint32_t b(int stage) const { return a(stage) + T::kABytes; }
+    __device__ uint32_t out(int warp) const { return base + kOut + warp * T::kOutBytes; }
+    __device__ uint32_t scales(int stage) const { return base + kScales + stage * T::kScaleBytes; }
+    __device__ uint32_t full(int stage) const { return base + kBarriers + stage * 16; }
+    __device__ uint32_t empty(int stage) const { return full(stage) + 8; }
+};
+
+// Of the stages' barriers: the copier of codes and the lane that speaks for a warp of scales; the warps that
+// multiply.
+inline constexpr int kFullArrivals = 2, kEmptyArrivals = 8;
+
+__device__ inline void store_shared(uint32_t address, float x) {
+    asm volatile("st.shared.f32 [%0], %1;" ::"r"(address), "f"(x) : "memory");
+}
+__device__ inline float load_shared(uint32_t address) {
+    float x;
+    asm volatile("ld.shared.f32 %0, [%1];" : "=f"(x) : "r"(address) : "memory");
+    return x;
+}
+__device__ inline float2 load_shared_pair(uint32_t address) {
+    float2 x;
+    asm volatile("ld.shared.v2.f32 {%0, %1}, [%2];" : "=f"(x.x), "=f"(x.y) : "r"(address) : "memory");
+    return x;
+}
+
+// A GemmPlace in half the registers: sizes are below 2^31, else there would be no tensor maps.
+struct Work {
+    int row, row_end, column, column_end;
+    int k, blocks;  // first code of depth, stages
+    int b_group, product;
+};
+
+// Calls role(work) for each tile of this CTA that changes the result; all lanes of a warp together.
+template <class T, GemmGroups kGroups, class Role>
+__device__ inline void for_each_tile(const Arguments& args, const Role& role) {
+    for (int index = static_cast<int>(blockIdx.x); index < args.tiles; index += static_cast<int>(gridDim.x)) {
+        const GemmPlace place = find_place<T::kM, T::kN, uint32_t>(args.gemm, kGroups, index);
+        if (!has_work(args.gemm, place)) continue;
+        const auto number = [](int64_t x) { return static_cast<int>(x); };
+        role(Work{number(place.rows.start), number(place.rows.end), number(place.columns.start),
+                  number(place.columns.end), number(place.depth.start),
+                  number(num_tiles(place.depth.end - place.depth.start)), number(place.b_group),
+                  number(place.product)});
+    }
+}
+
+// Rows beyond the tile's last are copied as well, and multiply to results that nobody stores.
+template <class T, GemmGroups kGroups>
+__device__ inline void copy_codes(const Arguments& args, const Ring<T>& ring) {
+    const bool leads = threadIdx.x % kWarpSize == 0;
+    RingPosition<T::kStages> at;
+    for_each_tile<T, kGroups>(args, [&](const Work& work) {
+        for (int block = 0; block < work.blocks; ++block, at.advance()) {
+            if (!leads) continue;
+            const int k = work.k + block * kDepth;
+            wait(ring.empty(at.stage), at.parity ^ 1);
+            arrive_expecting(ring.full(at.stage), T::kCodeBytes);
+            load_box(ring.a(at.stage), &args.a, ring.full(at.stage), k, work.row, 0);
+            load_box(ring.b(at.stage), &args.b, ring.full(at.stage), k, work.column, work.b_group);
+        }
+        __syncwarp();
+    });
+}
+
+// Each of three warps copies every third stage, so that the loads of three are under way; they are issued
+// before the stage is free.
+template <class T, GemmGroups kGroups, bool kBTiles>
+__device__ inline void copy_scales(const Arguments& args, const Ring<T>& ring, int turn) {
+    constexpr int kARows = T::kM / kWarpSize, kBRows = kBTiles ? T::kN / kWarpSize : 1;
+    const GemmOperand &a = args.gemm.all.a, &b = args.gemm.all.b;
+    const int lane = static_cast<int>(threadIdx.x) % kWarpSize;
+    RingPosition<T::kStages> at;
+    for_each_tile<T, kGroups>(args, [&](const Work& work) {
+        const float* a_scales = scales_at(a, work.row + lane, work.k);
+        const float* b_scales = scales_at(b, work.column + (kBTiles ? lane : 0), work.k) +
+                                work.b_group * args.gemm.b_scales_group_stride;
+        const int rows = work.row_end - work.row - lane;
+        const int columns = kBTiles ? work.column_end - work.column - lane : 1;
+        for (int block = 0; block < work.blocks; ++block, at.advance()) {
+            turn = turn == 0 ? 2 : turn - 1;
+            if (turn != 0) continue;
+            float of_a[kARows], of_b[kBRows];
+            const float* from = a_scales + block * a.scale_k_stride;
+#pragma unroll
+            for (int i = 0; i < kARows; ++i, from += kWarpSize * a.scale_row_stride)
+                of_a[i] = i * kWarpSize < rows ? *from : 0;
+            from = b_scales + block * b.scale_k_stride;
+#pragma unroll
+            for (int i = 0; i < kBRows; ++i, from += kWarpSize * b.scale_row_stride)
+                of_b[i] = i * kWarpSize < columns ? *from : 0;
+            wait(ring.empty(at.stage), at.parity ^ 1);
+            const uint32_t scales = ring.scales(at.stage);
+#pragma unroll
+            for (int i = 0; i < kARows; ++i) store_shared(scales + (i * kWarpSize + lane) * 4, of_a[i]);
+#pragma unroll
+            for (int i = 0; i < kBRows; ++i)
+                if (kBTiles || lane == 0) store_shared(scales + (T::kM + i * kWarpSize + lane) * 4, of_b[i]);
+            __syncwarp();
+            if (lane == 0) arrive(ring.full(at.stage));
+        }
+    });
+}
+
+// Where a thread's sums lie in the tile (wgmma.cuh): rows `row` and row + 8 of each wave of 64 rows, columns
+// `column` + 8 * j and the next. What is made of it is made anew where it is needed, hence `volatile`:
+// registers are full of sums.
+template <class T>
+struct Share {
+    int warp, lane, row, column, group_row, group_column;
+
+    __device__ Share() {
+        int thread;
+        asm volatile("mov.u32 %0, %%tid.x;" : "=r"(thread));
+        const int group = thread / 128 - 1;
+        warp = thread / kWarpSize - 4;
+        lane = thread % kWarpSize;
+        group_row = T::kSplitsColumns ? 0 : group * T::kWaves * 64;
+        group_column = T::kSplitsColumns ? group * T::kGroupN : 0;
+        row = group_row + warp % 4 * 16 + lane / 4;
+        column = group_column + lane % 4 * 2;
+    }
+};
+
+// sums += partial, scaled; both scales of a product are multiplied first.
+template <class T, bool kBTiles>
+__device__ inline void promote(float (&sums)[T::kSums], const float (&partial)[T::kSums], uint32_t a_scales,
+                               uint32_t b_scales) {
+    const float low = load_shared(a_scales), high = load_shared(a_scales + 8 * 4);
+    float2 b{};
+    if (!kBTiles) b.x = b.y = load_shared(b_scales);
+#pragma unroll
+    for (int i = 0; i < T::kSums; i += 4) {
+        if (kBTiles) b = load_shared_pair(b_scales + i * 2 * 4);
+        sums[i] = __fmaf_rn(partial[i], low * b.x, sums[i]);
+        sums[i + 1] = __fmaf_rn(partial[i + 1], low * b.y, sums[i + 1]);
+        sums[i + 2] = __fmaf_rn(partial[i + 2], high * b.x, sums[i + 2]);
+        sums[i + 3] = __fmaf_rn(partial[i + 3], high * b.y, sums[i + 3]);
+    }
+}
+
+template <class T, bool kBTiles>
+__device__ inline void multiply_tile(const Ring<T>& ring, RingPosition<T::kStages>& at, int blocks,
+                                     float (&sums)[T::kWaves][T::kSums]) {
+    const Share<T> share;
+    float partial[T::kSums] = {};
+    for (int block = 0; block < blocks; ++block, at.advance()) {
+        wait(ring.full(at.stage), at.parity);
+        const uint32_t b = ring.b(at.stage) + share.group_column * kDepth;
+        const uint32_t a_scales = ring.scales(at.stage) + share.row * 4;
+        const uint32_t b_scales = ring.scales(at.stage) + (T::kM + (kBTiles ? share.column : 0)) * 4;
+#pragma unroll
+        for (int wave = 0; wave < T::kWaves; ++wave) {
+            const uint32_t a = ring.a(at.stage) + (share.group_row + wave * 64) * kDepth;
+            begin_products();
+            multiply<false>(partial, matrix_descriptor(a), matrix_descriptor(b));
+#pragma unroll
+            for (int k = 32; k < kDepth; k += 32)
+                multiply<true>(partial, matrix_descriptor(a + k), matrix_descriptor(b + k));
+            finish_products(partial);
+            promote<T, kBTiles>(sums[wave], partial, a_scales + wave * 64 * 4, b_scales);
+        }
+        __syncwarp();
+        if (share.lane == 0) arrive(ring.empty(at.stage));
+    }
+}
+
+// Stores 16 rows of a warp through shared memory, 64 columns at a time.
+template <class T>
+__device__ inline void copy_out(const Arguments& args, const Ring<T>& ring, const Share<T>& share, int row,
+                                int column, const float (&sums)[T::kSums]) {
+    const uint32_t staged = ring.out(share.warp);
+    // This thread's words in chunk 0 of rows lane / 4 and 8 further; chunk c is at ^ c << 4, see
+    // kSwizzleBytes. Opaque, lest the addresses of all chunks be kept in registers through the product.
+    uint32_t words = staged + share.lane / 4 * (128 + 16) + share.lane % 4 * 4;
+    asm volatile("" : "+r"(words));
+#pragma unroll
+    for (int first = 0; first < T::kGroupN; first += 64) {
+        if (column + first >= args.gemm.all.n) break;
+        if (share.lane == 0) wait_stores_read();
+        __syncwarp();
+#pragma unroll
+        for (int i = 0; i < 32; i += 2) {
+            const float* x = sums + first / 2 + i;
+            const uint32_t pair = float_to_bf16(x[0]) | static_cast<uint32_t>(float_to_bf16(x[1])) << 16;
+            asm volatile("st.shared.b32 [%0], %1;" ::"r"((words ^ i / 4 << 4) + i / 2 % 2 * 8 * 128),
+                         "r"(pair)
+                         : "memory");
+        }
+        fence_for_copies();
+        __syncwarp();
+        if (share.lane == 0) {
+            store_box(&args.out, staged, column + first, row, 0);
+            commit_stores();
+        }
+    }
+}
+
+template <class T, GemmGroups kGroups>
+__device__ inline void store_tile(const Arguments& args, const Ring<T>& ring, const Work& work,
+                                  const float (&sums)[T::kWaves][T::kSums]) {
+    const Share<T> share;
+#pragma unroll
+    for (int wave = 0; wave < T::kWaves; ++wave) {
+        // The slab of this warp begins in row `row`; the copy leaves out rows of the result beyond its last,
+        // but not those of the next group.
+        const int row = work.row + share.row - share.lane / 4 + wave * 64;
+        if (row >= work.row_end) break;
+        if constexpr (T::kCopiesOut) {
+            if (args.out_by_copy && (kGroups != GemmGroups::kRows || row + T::kSlabRows <= work.row_end)) {
+                copy_out<T>(args, ring, share, row, work.column + share.group_column, sums[wave]);
+                continue;
+            }
+        }
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+            const int mine = row + share.lane / 4 + half * 8;
+            if (mine >= work.row_end) continue;
+            store_row<T::kGroupN / 8>(args.gemm, result_at(args.gemm, work.product, mine, work.column),
+                                      share.column, work.column_end - work.column, [&](int j) {
+                                          const float* x = sums[wave] + j * 4 + half * 2;
+                                          return float2{x[0], x[1]};
+                                      });
+        }
+    }
+}
+
+template <class T, GemmGroups kGroups, bool kBTiles>
+__device__ inline void multiply_tiles(const Arguments& args, const Ring<T>& ring) {
+    RingPosition<T::kStages> at;
+    for_each_tile<T, kGroups>(args, [&](const Work& work) {
+        float sums[T::kWaves][T::kSums] = {};
+        multiply_tile<T, kBTiles>(ring, at, work.blocks, sums);
+        store_tile<T, kGroups>(args, ring, work, sums);
+        __syncwarp();
+    });
+    if (threadIdx.x % kWarpSize == 0) wait_stores();
+}
+
+template <class T, GemmGroups kGroups, bool kBTiles>
+__global__ void __launch_bounds__(kThreads, 1) gemm_kernel(const __grid_constant__ Arguments args) {
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+    extern __shared__ uint8_t memory[];
+    const Ring<T> ring(memory);
+    if (threadIdx.x == 0) {
+        prefetch_map(&args.a);
+        prefetch_map(&args.b);
+        if (args.out_by_copy) prefetch_map(&args.out);
+        for (int stage = 0; stage < T::kStages; ++stage) {
+            init_barrier(ring.full(stage), kFullArrivals);
+            init_barrier(ring.empty(stage), kEmptyArrivals);
+        }
+        publish_barriers();
+    }
+    __syncthreads();
+    // 128 * 40 + 256 * 232 registers are what 384 threads with 168 have.
+    if (threadIdx.x < 128) {
+        release_registers<40>();
+        const int warp = static_cast<int>(threadIdx.x) / kWarpSize;
+        if (warp == 0)
+            copy_codes<T, kGroups>(args, ring);
+        else
+            copy_scales<T, kGroups, kBTiles>(args, ring, warp);
+    } else {
+        claim_registers<232>();
+        multiply_tiles<T, kGroups, kBTiles>(args, ring);
+    }
+#endif
+}
+
+}  // namespace dse::cuda::hopper
