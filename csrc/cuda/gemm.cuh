@@ -6,13 +6,16 @@
 // The inner sum is the tensor core's, onto FP32 sums: 16 products at a time, of codes as BF16, which holds
 // each of them exactly; or on compute capability 9.0, where codes lie as it needs them, 32 at a time, of
 // codes as they are (hopper/gemm.cuh). The outer is one fused multiply-add in FP32 per block. With exact
-// inner sums the error is bounded as on the CPU, |D - D64| <= (128 + ceil(K/128) + 4) * 2^-24 * sum_k |a_mk
-// b_nk|; tensor cores truncate their sums: 272 takes the place of 128, and with codes as they are 4 * 34 *
-// 2^11.
+// inner sums the error is bounded as on the CPU,
 //
-// An element's bits depend on its row of A, its row of B and their scales alone, whatever tile the plan
-// chose: every tile multiplies the same k in the same order. offs stay on the device; ends that descend or
-// pass the last row read and write nothing out of bounds. No launcher allocates or waits.
+//   |D - D64| <= (128 + ceil(K/128) + 4) * 2^-24 * sum_k |a_mk b_nk|
+//
+// Tensor cores truncate their sums: 272 takes the place of 128, and with codes as they are 136 * 2^11.
+//
+// An element's bits depend on its row of A, its row of B and their scales alone, and on which of the two
+// kernels the layout admits, but not on the tile: every tile multiplies the same k in the same order. offs
+// stay on the device; ends that descend or pass the last row read and write nothing out of bounds. No
+// launcher allocates or waits.
 #pragma once
 #include <cuda_runtime.h>
 
