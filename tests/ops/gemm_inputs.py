@@ -14,7 +14,7 @@ TILE = 128
 # What 128 products may lose, in units of 2^-24 of the sum of their magnitudes: one rounding each where they
 # are added one by one; on tensor cores, eight times, 2^-23 of the largest for each of 17 numbers cut.
 ADDED, CUT = 128, 8 * 17 * 2
-# Hopper's FP8 products keep 13 bits after the largest number: four times, 2^-13 of it for each of 33 and a sum.
+# Hopper's FP8 products keep 13 bits after the largest number: four times, 2^-13 of it for each of 34.
 HOPPER_CUT = 4 * 34 * 2 ** (24 - 13)
 PARTIAL_SUMS = ADDED  # conftest.py sets CUT or HOPPER_CUT for the tests on a GPU
 # Rows of codes begin at multiples of this many bytes; conftest.py sets 16 for Hopper, whose own gemm would
