@@ -195,7 +195,8 @@ def versus(
         if device == "cuda":
             goal = None if goal is None else GOAL_ON_GPU
             if compiled is not None:
-                turns["compiled"] = torch.compile(compiled)
+                torch._dynamo.reset()  # else later shapes of a benchmark become one dynamic shape
+                turns["compiled"] = torch.compile(compiled, dynamic=False)
             missing |= without_what_fails(turns)
         timing = {"rounds": 1, "most": 1} if device == "simulator" else {"rounds": rounds}
         if device == "cuda":

@@ -86,6 +86,10 @@ def check_starts(op: str, starts: Tensor | None) -> None:
     """Under DSE_CHECK=1 raises ValueError for a start behind its own position; that waits for the GPU."""
     if starts is None or os.environ.get("DSE_CHECK") != "1":
         return
+    if torch.cuda.is_current_stream_capturing():
+        raise RuntimeError(
+            f"{op}: DSE_CHECK=1 waits for the GPU, which cannot be done while a graph is captured; unset it"
+        )
     own = torch.arange(starts.shape[1], dtype=torch.int32, device=starts.device)
     for i, j in ((starts < 0) | (starts > own)).nonzero()[:1].tolist():
         raise ValueError(
