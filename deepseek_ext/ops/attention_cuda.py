@@ -86,7 +86,7 @@ def check_starts(op: str, starts: Tensor | None) -> None:
     """Under DSE_CHECK=1 raises ValueError for a start behind its own position; that waits for the GPU."""
     if starts is None or os.environ.get("DSE_CHECK") != "1":
         return
-    if torch.cuda.is_current_stream_capturing():
+    if _is_capturing(starts):
         raise RuntimeError(
             f"{op}: DSE_CHECK=1 waits for the GPU, which cannot be done while a graph is captured; unset it"
         )
@@ -96,6 +96,10 @@ def check_starts(op: str, starts: Tensor | None) -> None:
             f"{op}: starts[{i}, {j}] must be between 0 and its own position {j}, got {int(starts[i, j])}; "
             "give the position where the token's document begins"
         )
+
+
+def _is_capturing(x: Tensor) -> bool:
+    return x.is_cuda and torch.cuda.is_current_stream_capturing()
 
 
 def new_heads(like: Tensor) -> Tensor:

@@ -255,7 +255,7 @@ def test_starts_are_checked_where_checks_are_asked_for(
     sums = torch.zeros(2, 3, 5)
     with pytest.raises(ValueError, match=r"^causal_attention_backward: starts\[1, "):
         family._causal_attention_backward_cuda(v, q, q, v, v, sums, 1.0, starts)
-    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    monkeypatch.setattr(attention_cuda, "_is_capturing", lambda _: True)
     with pytest.raises(RuntimeError, match=r"^causal_attention: DSE_CHECK=1 waits for the GPU"):
         family._causal_attention_cuda(q, q, v, 1.0, starts)
     monkeypatch.setenv("DSE_CHECK", "0")
