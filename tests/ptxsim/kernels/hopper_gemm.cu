@@ -1,0 +1,40 @@
+// The package's Hopper gemm on its own, for test_hopper_gemm.py, which also compiles it with one line of it
+// changed: a [m, k] in tiles, b [n, k] in blocks, BF16, tiles of 128x128 on `ctas` CTAs.
+#include "cuda/hopper/gemm_kernel.cuh"
+#include "cuda/hopper/tensor_map.h"
+
+using namespace dse;
+using namespace dse::cuda;
+using namespace dse::cuda::hopper;
+
+extern "C" __attribute__((visibility("default"))) int run(const uint8_t* a, const float* a_scales,
+                                                          const uint8_t* b, const float* b_scales, void* out,
+                                                          int m, int n, int k, int ctas) {
+    using T = Tile<128, 128>;
+    const auto boxed = [&](const void* data, CUtensorMapDataType type, int64_t element, int64_t columns,
+                           int64_t rows, int box_rows) {
+        return make_tensor_map({data, type, element, columns, rows, 1, columns * element, 0}, box_rows);
+    };
+    const int64_t blocks = num_tiles(k);
+    Arguments args{};
+    args.a = boxed(a, CU_TENSOR_MAP_DATA_TYPE_UINT8, 1, k, m, T::kM);
+    args.b = boxed(b, CU_TENSOR_MAP_DATA_TYPE_UINT8, 1, k, n, T::kN);
+    args.out = boxed(out, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 2, n, m, T::kSlabRows);
+    args.out_by_copy = true;
+    args.gemm.all = {{a, k, 1, a_scales, blocks, 1, 1},
+                     {b, k, 1, b_scales, blocks, 1, kTile},
+                     {out, n, GemmStore::kBf16},
+                     m,
+                     n,
+                     k};
+    args.gemm.kind = GemmGroups::kNone;
+    args.gemm.row_tiles = ceil_div(m, T::kM);
+    args.gemm.column_tiles = ceil_div(n, T::kN);
+    args.tiles = static_cast<int>(args.gemm.row_tiles * args.gemm.column_tiles);
+    const auto kernel = gemm_kernel<T, GemmGroups::kNone, false>;
+    if (cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, T::kSharedBytes) !=
+        cudaSuccess)
+        return 1;
+    kernel<<<ctas, kThreads, T::kSharedBytes>>>(args);
+    return static_cast<int>(cudaGetLastError());
+}

@@ -1,0 +1,171 @@
+"""The Hopper gemm of the package with a line changed: what is left out or wrong is found, on every seed."""
+
+from __future__ import annotations
+
+import ctypes
+import shutil
+import subprocess
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+import pytest
+from async_kernels import HANG, operands, product
+from ptxsim import BUILD, HERE, ROOT, In, Out, Simulator, SimulatorError, library
+
+HOPPER = ROOT / "csrc/cuda/hopper"
+SEEDS = range(3)
+WRONG = "wrong result"  # no rule is broken, the numbers are wrong
+
+KERNEL, WGMMA, DESCRIPTOR = "gemm_kernel.cuh", "wgmma.cuh", "matrix_descriptor.cuh"
+WAIT_FULL = "wait(ring.full(at.stage), at.parity);"
+WAIT_EMPTY = "wait(ring.empty(at.stage), at.parity ^ 1);\n            "
+RELEASE = "__syncwarp();\n        if (share.lane == 0) arrive(ring.empty(at.stage));"
+EXPECT = "arrive_expecting(ring.full(at.stage), T::kCodeBytes"
+WAITS_READ = "if (share.lane == 0) wait_stores_read();"
+
+# What is changed: file, text, other text; and what may be reported, by schedule.
+FAULTS: dict[str, tuple[list[tuple[str, str, str]], set[str]]] = {
+    "no_wait_for_codes": ([(KERNEL, WAIT_FULL, "")], {"UNINIT", "ASYNC_RACE", "RACE", "WGMMA_REG"}),
+    "parity_of_full": (
+        [(KERNEL, WAIT_FULL, WAIT_FULL.replace("at.parity", "at.parity ^ 1"))],
+        {"UNINIT", "ASYNC_RACE", "RACE"},
+    ),
+    "no_wait_for_room": (
+        [(KERNEL, WAIT_EMPTY + "arrive_expecting", "arrive_expecting")],
+        {"MBAR_MISUSE", "ASYNC_RACE", "RACE", "DEADLOCK"},
+    ),
+    "parity_of_empty": (
+        [(KERNEL, WAIT_EMPTY + "arrive_expecting", WAIT_EMPTY.replace(" ^ 1", "") + "arrive_expecting")],
+        {"DEADLOCK", "DIVERGED"},
+    ),
+    "no_wait_before_scales": (
+        [(KERNEL, WAIT_EMPTY + "const uint32_t scales", "const uint32_t scales")],
+        {"RACE", "MBAR_MISUSE", "DEADLOCK"},
+    ),
+    "early_release": (
+        [(KERNEL, RELEASE, ""), (KERNEL, WAIT_FULL, f"{WAIT_FULL} {RELEASE}")],
+        {"RACE", "ASYNC_RACE"},
+    ),
+    "release_before_all_lanes_have_read": ([(KERNEL, RELEASE, RELEASE[13:])], {"RACE"}),
+    "scales_announced_before_all_are_there": (
+        [
+            (
+                KERNEL,
+                "__syncwarp();\n            if (lane == 0) arrive(ring.full",
+                "if (lane == 0) arrive(ring.full",
+            )
+        ],
+        {"RACE", "UNINIT"},
+    ),
+    "no_fence_before_products": ([(KERNEL, "begin_products();", "")], {"WGMMA_FENCE"}),
+    "no_wait_for_products": (
+        [(WGMMA, "\\nwgmma.wait_group.sync.aligned 0;", "")],
+        {"WGMMA_REG", "WGMMA_FENCE", "RACE"},
+    ),
+    "no_fence_before_copies": ([(KERNEL, "fence_for_copies();", "")], {"PROXY"}),
+    "no_sync_before_copies": (
+        [(KERNEL, "fence_for_copies();\n        __syncwarp();", "fence_for_copies();")],
+        {"PROXY", "RACE", "UNINIT"},
+    ),
+    "no_wait_before_the_next_copy": ([(KERNEL, WAITS_READ, "")], {"RACE"}),
+    "no_wait_at_the_end": (
+        [(KERNEL, "if (threadIdx.x % kWarpSize == 0) wait_stores();", "")],
+        {"BULK_EXIT"},
+    ),
+    "barriers_not_published": ([(KERNEL, "publish_barriers();", "")], {"PROXY"}),
+    "barriers_not_awaited": (
+        [(KERNEL, "    __syncthreads();", "")],
+        {"MBAR_MISUSE", "RACE", "UNINIT"},
+    ),
+    "too_many_bytes_expected": ([(KERNEL, EXPECT, EXPECT + " + 16")], {"DEADLOCK", "DIVERGED"}),
+    "too_few_bytes_expected": (
+        [(KERNEL, EXPECT, EXPECT + " - T::kBBytes")],
+        {"ASYNC_RACE", "UNINIT", "MBAR_MISUSE", "RACE"},
+    ),
+    "one_arrival_makes_full": (
+        [(KERNEL, "kFullArrivals = 2", "kFullArrivals = 1")],
+        {"MBAR_MISUSE", "UNINIT", "ASYNC_RACE", "RACE", "DEADLOCK"},
+    ),
+    "half_the_warps_make_empty": (
+        [(KERNEL, "kEmptyArrivals = 8", "kEmptyArrivals = 4")],
+        {"RACE", "ASYNC_RACE", "MBAR_MISUSE", "DEADLOCK"},
+    ),
+    "swizzle_of_the_descriptor": ([(DESCRIPTOR, "kSwizzle128 = 1", "kSwizzle128 = 2")], {WRONG}),
+    "stride_of_the_descriptor": ([(DESCRIPTOR, "kEightRows = 1024", "kEightRows = 512")], {WRONG}),
+    "steps_of_64_bytes": (
+        [(KERNEL, "matrix_descriptor(a + k)", "matrix_descriptor(a + k / 32 * 16)")],
+        {WRONG, "WGMMA_DESC"},
+    ),
+    "results_not_swizzled": (
+        [(KERNEL, "words ^ i / 4 << 4", "words + (i / 4 << 4)")],
+        {WRONG, "RACE", "UNINIT"},
+    ),
+    "rows_of_the_other_group": ([(KERNEL, "share.group_row + wave * 64", "wave * 64")], {WRONG}),
+    "scales_of_the_block_before": (
+        [
+            (
+                KERNEL,
+                "a_scales + block * a.scale_k_stride",
+                "a_scales + (block ? block - 1 : 0) * a.scale_k_stride",
+            )
+        ],
+        {WRONG},
+    ),
+    "more_registers_than_there_are": (
+        [(KERNEL, "claim_registers<232>", "claim_registers<240>")],
+        {"DEADLOCK", "DIVERGED"},
+    ),
+}
+
+
+def build(folder: Path, changes: list[tuple[str, str, str]]) -> ctypes.CDLL:
+    """kernels/hopper_gemm.cu on headers with these changes, as an extension is built."""
+    changed = folder / "cuda/hopper"
+    shutil.copytree(HOPPER, changed)
+    for name, text, other in changes:
+        source = (changed / name).read_text()
+        assert source.count(text) == 1, f"{name} has {source.count(text)} times: {text}"
+        (changed / name).write_text(source.replace(text, other))
+    library()
+    made = folder / "gemm.so"
+    command = ["nvcc", "-std=c++20", "-O3", "-fmad=false", "--no-compress", "-cudart", "none", "-shared"]
+    command += ["-gencode=arch=compute_90a,code=compute_90a", "-Xcompiler=-fPIC"]
+    command += [f"-I{folder}", f"-I{ROOT / 'csrc'}", HERE / "kernels/hopper_gemm.cu", "-o", made]
+    command += [f"-L{BUILD}", "-lptxsim", "-Xlinker", f"-rpath={BUILD}"]
+    subprocess.run(command, check=True, capture_output=True)
+    return ctypes.CDLL(str(made))
+
+
+def error_of(program: ctypes.CDLL, seed: int) -> float:
+    """Of six tiles on two CTAs, ragged ones among them: the largest |out - exact| beyond its rounding."""
+    m, n, k = 264, 200, 768
+    a, b, sa, sb = operands(seed, m, n, k)
+    out = np.zeros((m, n), ml_dtypes.bfloat16)
+    with Simulator(seed=seed, max_inst=HANG) as sim:
+        pointers = [sim.buffer(x) for x in (In(a), In(sa), In(b), In(sb), Out(out))]
+        if program.run(*map(ctypes.c_void_p, pointers), m, n, k, 2):
+            raise SimulatorError(library().ptxsim_error().decode())
+        sim.run()
+        assert sim.unwritten(out) is None
+    exact, size = product(a, b, sa, sb)
+    beyond = np.abs(out.astype(float) - exact) - 2.0**-8 * np.abs(exact) - 2.0**-16 * size
+    return float(np.where(np.isnan(beyond), np.inf, beyond).max())
+
+
+def test_as_it_is(tmp_path: Path) -> None:
+    program = build(tmp_path, [])
+    for seed in SEEDS:
+        assert error_of(program, seed) <= 0
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_fault_is_found(tmp_path: Path, fault: str) -> None:
+    changes, kinds = FAULTS[fault]
+    program = build(tmp_path, changes)
+    for seed in SEEDS:
+        try:
+            found = WRONG if error_of(program, seed) > 0 else "nothing"
+        except SimulatorError as error:
+            found = error.kind
+        assert found in kinds, f"seed {seed}"
