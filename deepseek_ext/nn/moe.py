@@ -16,6 +16,15 @@ from torch import Tensor, nn
 from .. import ops
 from ..config import ModelConfig
 from ..ops.derivatives import first_order_only
+from ..ops.exchange import (
+    Dispatched,
+    ExpertGroup,
+    combine,
+    create_routing,
+    dispatch_finish,
+    dispatch_start,
+)
+from ..ops.moe_ffn import WeightCodes, moe_ffn_finish
 from ..ops.wgrad import accumulation
 from .context import Context
 from .derived import Derived
@@ -155,9 +164,13 @@ class Router(nn.Module):
 
 
 class Experts(Derived):
-    """The routed experts: gate_up [E, 2I, H] (gate first) and down [E, H, I]."""
+    """The routed experts: gate_up [E, 2I, H] (gate first) and down [E, H, I].
+
+    With a `group` they are spread over its ranks, and those of this rank are held here.
+    """
 
     power_of_2 = False  # as Linear's
+    group: ExpertGroup | None = None
 
     def __init__(self, config: ModelConfig, precision: Precision) -> None:
         super().__init__()
@@ -168,26 +181,55 @@ class Experts(Derived):
 
     def forward(self, x: Tensor, weights: Tensor, indices: Tensor) -> Tensor:
         """Each token's weighted sum over its experts: x [T, H], weights and indices [T, K] to [T, H]."""
+        if self.group is not None:
+            return self.finish(self.start(x, weights, indices))
         if self.precision == "fp8":
-            make = partial(_fp8_codes, power_of_2=self.power_of_2)
-            codes = self.derive(make, self.gate_up, self.down)
-            return ops.moe_ffn(x, weights, indices, self.gate_up, self.down, codes=codes)
+            return ops.moe_ffn(x, weights, indices, self.gate_up, self.down, codes=self._codes())
+        rows, slots, offs = ops.expert_order(indices, self.gate_up.shape[0])
+        gate_up, down = self._factors()
+        x_rows = ops.gather_rows(x.to(gate_up.dtype), rows, indices.shape[1])
+        weights_rows = weights.flatten().index_select(0, rows)
+        out = _products(x_rows, weights_rows, offs, gate_up, down)
+        return ops.combine_rows(out, slots).to(x.dtype)
+
+    def start(self, x: Tensor, weights: Tensor, indices: Tensor) -> Dispatched:
+        """Sends tokens to their experts' ranks; what is computed before `finish` overlaps that.
+
+        All ranks of the group must come here the same number of times, in the same order of layers.
+        """
+        assert self.group is not None
+        routing = create_routing(indices, self.gate_up.shape[0] * self.group.size, self.group)
+        return dispatch_start(x, weights, routing, quantise=self.precision == "fp8")
+
+    def finish(self, sent: Dispatched) -> Tensor:
+        """The result of `forward` for the tokens that `start` sent."""
+        if self.precision == "fp8":
+            return moe_ffn_finish(sent, self.gate_up, self.down, codes=self._codes())
+        rows, weights, offs = dispatch_finish(sent)
+        gate_up, down = self._factors()
+        out = _products(rows.to(gate_up.dtype), weights, offs, gate_up, down)
+        return combine(out.to(sent.dtype), sent.routing)
+
+    def _codes(self) -> WeightCodes:
+        make = partial(_fp8_codes, power_of_2=self.power_of_2)
+        return self.derive(make, self.gate_up, self.down)
+
+    def _factors(self) -> tuple[Tensor, Tensor]:
+        """Both weights in the dtype that they multiply in."""
         values = self.gate_up.detach(), self.down.detach()
         if self.precision == "bf16":
             values = self.derive(_bf16_copies, self.gate_up, self.down)
-        gate_up, down = stand_in(values[0], self.gate_up), stand_in(values[1], self.down)
-        rows, slots, offs = ops.expert_order(indices, gate_up.shape[0])
-        x_rows = ops.gather_rows(x.to(gate_up.dtype), rows, indices.shape[1])
-        weights_rows = weights.flatten().index_select(0, rows)
-        product = F.grouped_mm(factor(x_rows), factor(gate_up).mT, offs=offs).to(x_rows.dtype)
-        hidden = ops.swiglu(product, weights_rows)
-        out = F.grouped_mm(factor(hidden), factor(down).mT, offs=offs).to(x_rows.dtype)
-        return ops.combine_rows(out, slots).to(x.dtype)
+        return stand_in(values[0], self.gate_up), stand_in(values[1], self.down)
 
 
-def _fp8_codes(
-    gate_up: Tensor, down: Tensor, *, power_of_2: bool
-) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+def _products(rows: Tensor, weights: Tensor, offs: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
+    """Every expert's FFN on its rows [M, H], times their gate weights [M], by torch."""
+    product = F.grouped_mm(factor(rows), factor(gate_up).mT, offs=offs).to(rows.dtype)
+    hidden = ops.swiglu(product, weights)
+    return F.grouped_mm(factor(hidden), factor(down).mT, offs=offs).to(rows.dtype)
+
+
+def _fp8_codes(gate_up: Tensor, down: Tensor, *, power_of_2: bool) -> WeightCodes:
     quantise = partial(ops.quantize_blocks, power_of_2=power_of_2)
     return quantise(gate_up), quantise(down)
 
@@ -211,9 +253,16 @@ class MoE(nn.Module):
         shape = x.value.shape
         valid = None if context.valid is None else context.valid.flatten()
         logits, weights, indices = self.gate(x, valid)
-        y = self.experts(x.value.flatten(0, 1), weights, indices).view(shape)
-        if self.shared_experts is not None:
-            y = y + self.shared_experts(x)
+        tokens = x.value.flatten(0, 1), weights, indices
+        if self.experts.group is None:
+            y = self.experts(*tokens).view(shape)
+            if self.shared_experts is not None:
+                y = y + self.shared_experts(x)
+        else:
+            sent = self.experts.start(*tokens)
+            shared = None if self.shared_experts is None else self.shared_experts(x)  # meanwhile
+            y = self.experts.finish(sent).view(shape)
+            y = y if shared is None else y + shared
         balance = None
         if context.balance_alpha:
             sequences = 1 if self.balance_loss == "batch" else shape[0]

@@ -22,9 +22,11 @@ import torch
 from torch import Tensor
 
 from ._checks import check_weight_codes, dtype_of, require_float32, require_weight_dtype, shape_of
+from ._exchange import Steps, is_arrival, unpack_tiles
 from ._kinds import explained, register_fake
 from ._library import NAMESPACE
 from .derivatives import first_order_only
+from .exchange import Dispatched, Routing, dispatch_start, grad_edge
 from .wgrad import accumulation, weight_gradient
 
 _ops = torch.ops.deepseek_ext
@@ -40,7 +42,7 @@ def moe_ffn(
     down: Tensor,
     *,
     codes: WeightCodes | None = None,
-    exchange: None = None,
+    exchange: Routing | None = None,
 ) -> Tensor:
     """Sum over a token's experts of weight * down_e(silu(gate_e(x)) * up_e(x)), products in E4M3: [T, H].
 
@@ -50,18 +52,43 @@ def moe_ffn(
     step, and are made here if None. The result has x's dtype. Differentiable in x, weights, gate_up and
     down, once: weight gradients are summed in FP32, have their weight's dtype, and are not computed where not
     needed (under accumulate_weight_gradients they are added straight to `.grad`); experts without tokens get
-    exact zeros. exchange is for experts on several processes and must be
-    None. Raises ValueError for arguments that do not fit. Source: sections 2.1.2 and 3.3.
+    exact zeros.
+
+    exchange: for experts on several ranks, the Routing that create_routing made of `indices`; gate_up and
+    down then are the E / W experts of this rank. Tokens go to their experts and the output's gradient comes
+    in E4M3, what returns has x's dtype. Raises ValueError for arguments that do not fit. Source: sections
+    2.1.2, 3.2.2 and 3.3.
     """
     if exchange is not None:
-        raise ValueError(
-            "moe_ffn: exchange must be None: experts spread over several processes are not supported yet; "
-            "hold all experts in this process"
-        )
+        _check_experts("moe_ffn", x.shape[-1], gate_up, down)
+        sent = dispatch_start(x, weights, exchange, quantise=True)
+        return moe_ffn_finish(sent, gate_up, down, codes=codes)
     if codes is None:
         _check(x, weights, indices, gate_up, down)
         codes = _ops.quantize_blocks.default(gate_up.detach()), _ops.quantize_blocks.default(down.detach())
     return _ops.moe_ffn.default(x, weights, indices, gate_up, down, *codes[0], *codes[1])[0]
+
+
+def moe_ffn_finish(
+    sent: Dispatched, gate_up: Tensor, down: Tensor, *, codes: WeightCodes | None = None
+) -> Tensor:
+    """The rest of moe_ffn over several ranks, after dispatch_start(..., quantise=True): [T, H].
+
+    What runs between the two overlaps the tokens' way to their experts; in the backward, the gradients' way
+    home. gate_up: [E/W, 2I, H] and down: [E/W, H, I] are the experts of this rank.
+    """
+    _check_experts("moe_ffn", sent.columns, gate_up, down)
+    routing = sent.routing
+    if gate_up.shape[0] != routing.offs.shape[0]:
+        raise ValueError(
+            f"moe_ffn: gate_up must be the {routing.offs.shape[0]} experts of this rank, "
+            f"got {gate_up.shape[0]}; slice them as ExpertGroup says"
+        )
+    if codes is None:
+        codes = _ops.quantize_blocks.default(gate_up.detach()), _ops.quantize_blocks.default(down.detach())
+    lists = list(routing.tensors), list(routing.groups)
+    arguments = sent.edge, sent.flying, gate_up, down, *codes[0], *codes[1], *lists, sent.columns, sent.dtype
+    return _ops.moe_ffn_finish.default(*arguments)[0]
 
 
 class Rows(NamedTuple):
@@ -164,8 +191,7 @@ def dispatch_backward(grad_rows: Tensor, grad_weights: Tensor, slots: Tensor) ->
 
 def _check(x: Tensor, weights: Tensor, indices: Tensor, gate_up: Tensor, down: Tensor) -> None:
     op = "moe_ffn"
-    for name, tensor in (("x", x), ("gate_up", gate_up), ("down", down)):
-        require_weight_dtype(op, name, tensor)
+    require_weight_dtype(op, "x", x)
     if x.dim() != 2:
         raise ValueError(f"{op}: x must be [T, H], got shape {shape_of(x)}; flatten the leading dimensions")
     if indices.dtype != torch.int32:
@@ -181,7 +207,12 @@ def _check(x: Tensor, weights: Tensor, indices: Tensor, gate_up: Tensor, down: T
             f"{op}: weights must be [T, K] = {shape_of(indices)}, got {shape_of(weights)}; "
             "pass the weights that came with indices"
         )
-    hidden = x.shape[1]
+    _check_experts(op, x.shape[1], gate_up, down)
+
+
+def _check_experts(op: str, hidden: int, gate_up: Tensor, down: Tensor) -> None:
+    require_weight_dtype(op, "gate_up", gate_up)
+    require_weight_dtype(op, "down", down)
     if gate_up.dim() != 3 or gate_up.shape[0] == 0 or gate_up.shape[1] % 2 or gate_up.shape[2] != hidden:
         raise ValueError(
             f"{op}: gate_up must be [E, 2I, H], H = {hidden} as in x, got {shape_of(gate_up)}; "
@@ -235,7 +266,7 @@ def _backward(ctx: Any, grad: Tensor | None, *_: None) -> tuple[Tensor | None, .
     weights, *tensors = ctx.saved_tensors
     codes = (tensors[0], tensors[1]), (tensors[2], tensors[3])
     tiles, scales, cache_codes, cache_scales, rows, slots, offs = tensors[4:]
-    x_dtype, gate_up_dtype, down_dtype = ctx.dtypes
+    x_dtype = ctx.dtypes[0]
     arrived = dispatch(tiles, scales, weights, rows)
     grad_out = combine_backward(grad, rows, weights.shape[1])
     grad_rows, grad_row_weights, operands = experts_dgrad(
@@ -243,20 +274,29 @@ def _backward(ctx: Any, grad: Tensor | None, *_: None) -> tuple[Tensor | None, .
     )
     grad_x, grad_weights = dispatch_backward(grad_rows, grad_row_weights, slots)
     del grad_rows
+    grads = _weight_gradients(ctx, 3, arrived, grad_out, operands, offs)
+    return grad_x, grad_weights, None, *grads, None, None, None, None
+
+
+def _weight_gradients(
+    ctx: Any, first: int, rows: Rows, grad: tuple[Tensor, Tensor], operands: WgradOperands, offs: Tensor
+) -> tuple[Tensor | None, Tensor | None]:
+    """What a backward returns for gate_up and down, its arguments number `first` and the one after."""
+    gate_up_dtype, down_dtype = ctx.dtypes[1:]
     grad_gate_up = grad_down = None
-    if ctx.needs_input_grad[3]:
+    if ctx.needs_input_grad[first]:
 
         def for_gate_up(into: Tensor | None) -> Tensor:
-            return gate_up_wgrad(arrived, operands, offs, into).to(gate_up_dtype)
+            return gate_up_wgrad(rows, operands, offs, into).to(gate_up_dtype)
 
-        grad_gate_up = weight_gradient(ctx, 3, ctx.accumulation, for_gate_up)
-    if ctx.needs_input_grad[4]:
+        grad_gate_up = weight_gradient(ctx, first, ctx.accumulation, for_gate_up)
+    if ctx.needs_input_grad[first + 1]:
 
         def for_down(into: Tensor | None) -> Tensor:
-            return down_wgrad(grad_out, operands, offs, into).to(down_dtype)
+            return down_wgrad(grad, operands, offs, into).to(down_dtype)
 
-        grad_down = weight_gradient(ctx, 4, ctx.accumulation, for_down)
-    return grad_x, grad_weights, None, grad_gate_up, grad_down, None, None, None, None
+        grad_down = weight_gradient(ctx, first + 1, ctx.accumulation, for_down)
+    return grad_gate_up, grad_down
 
 
 _NAME = f"{NAMESPACE}::moe_ffn"
@@ -270,3 +310,78 @@ torch.library.define(
 torch.library.impl(_NAME, "CompositeExplicitAutograd", _forward)
 register_fake("moe_ffn", _forward)  # the operators it calls have fakes of their own
 torch.library.register_autograd(_NAME, _backward, setup_context=_setup_context)
+
+
+# Over several ranks: the passes on the R rows that arrived, as they would be on T tokens of one rank, and
+# before and after them the exchange.
+
+
+def _forward_across(
+    edge: Tensor,
+    flying: Tensor,
+    gate_up: Tensor,
+    down: Tensor,
+    gate_up_codes: Tensor,
+    gate_up_scales: Tensor,
+    down_codes: Tensor,
+    down_scales: Tensor,
+    routing: list[Tensor],
+    groups: list[str],
+    columns: int,
+    dtype: torch.dtype,
+) -> tuple[Tensor, ...]:
+    codes = (gate_up_codes, gate_up_scales), (down_codes, down_scales)
+    check_weight_codes("moe_ffn", "gate_up", gate_up, *codes[0])
+    check_weight_codes("moe_ffn", "down", down, *codes[1])
+    *rows, arrived = _ops.exchange_tiles.default(flying, routing, groups, columns, True)
+    rows_out, cache = experts(Rows(*rows), routing[2], codes, dtype)
+    back = _ops.exchange_back.default([combine(rows_out, routing[1])], routing, groups)
+    out, _ = _ops.exchange_sum.default(back, routing, groups, columns, dtype, False)
+    return out, arrived, *cache
+
+
+def _setup_context_across(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    _, flying, gate_up, down, *codes, routing, groups, columns, dtype = inputs
+    _, arrived, *cache = output
+    ctx.mark_non_differentiable(arrived, *cache)
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(*codes, *cache, flying if is_arrival(groups) else arrived, *routing)
+    ctx.groups, ctx.columns, ctx.dtypes = groups, columns, (dtype, gate_up.dtype, down.dtype)
+    ctx.accumulation = accumulation()
+
+
+@first_order_only("moe_ffn")
+def _backward_across(ctx: Any, grad: Tensor | None, *_: None) -> tuple[Any, ...]:
+    *tensors, packed = ctx.saved_tensors[:7]
+    routing, groups = list(ctx.saved_tensors[7:]), ctx.groups
+    nothing = [None] * len(routing)
+    if grad is None:
+        return *(None,) * 8, nothing, None, None, None
+    codes = (tensors[0], tensors[1]), (tensors[2], tensors[3])
+    dtype = ctx.dtypes[0]
+    offs = routing[2]
+    tiles = _ops.quantize_tiles.default(grad, power_of_2=True)
+    flying = _ops.exchange_start.default([*tiles], routing, groups)
+    rows = Rows(*unpack_tiles(packed, Steps.of(routing, groups), ctx.columns, True))
+    *grad_out, _, _ = _ops.exchange_tiles.default(flying, routing, groups, ctx.columns, False)
+    grad_rows, grad_row_weights, operands = experts_dgrad(
+        (grad_out[0], grad_out[1]), (tensors[4], tensors[5]), rows.weights, offs, codes, dtype
+    )
+    edge = None
+    if ctx.needs_input_grad[0]:
+        edge = grad_edge(grad_rows, grad_row_weights, routing, groups)  # on its way during the wgrads
+    del grad_rows
+    grads = _weight_gradients(ctx, 2, rows, (grad_out[0], grad_out[1]), operands, offs)
+    return edge, None, *grads, *(None,) * 4, nothing, None, None, None
+
+
+_NAME_ACROSS = f"{NAMESPACE}::moe_ffn_finish"
+torch.library.define(
+    _NAME_ACROSS,
+    "(Tensor edge, Tensor flying, Tensor gate_up, Tensor down, Tensor gate_up_codes, Tensor gate_up_scales, "
+    "Tensor down_codes, Tensor down_scales, Tensor[] routing, str[] groups, SymInt columns, ScalarType dtype)"
+    " -> (Tensor out, Tensor arrived, Tensor cache_codes, Tensor cache_scales)",
+)
+torch.library.impl(_NAME_ACROSS, "CompositeExplicitAutograd", _forward_across)
+torch.library.register_fake(_NAME_ACROSS, _forward_across)
+torch.library.register_autograd(_NAME_ACROSS, _backward_across, setup_context=_setup_context_across)

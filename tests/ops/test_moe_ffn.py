@@ -330,7 +330,7 @@ def wrong(codes: Any = None, exchange: Any = None, **changes: Any) -> Callable[[
 
 Z = torch.zeros
 ERRORS = [
-    (wrong(exchange="group"), "moe_ffn: exchange must be None: experts spread over several processes"),
+    (wrong(exchange="group"), "moe_ffn: exchange must be of type Routing, got str"),
     (wrong(x=Z(4, 128).half()), "moe_ffn: x must be bfloat16 or float32, got float16"),
     (wrong(x=Z(2, 2, 128)), r"x must be \[T, H\], got shape \[2, 2, 128\]; flatten"),
     (wrong(indices=Z(4, 2).long()), "indices must be int32, got int64; pass the indices of route"),

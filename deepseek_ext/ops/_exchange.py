@@ -1,0 +1,356 @@
+"""The steps of an exchange as operators, opaque to compilers and without derivative.
+
+A hop takes rows of bytes from the T tokens of this process to D destinations, S rows in all, one for each
+(token, destination), and brings answers back. A routing is one hop, or two: across nodes, then inside the
+node. What has been through every hop are R rows with K choices each, M of them for experts of this process.
+
+As operators take it, a routing is a list of tensors (`rows`, `slots`, `offs` of the order of experts here,
+then `rows`, `slots` and `splits` of each hop) and the groups' names ("" for a hop that stays in the process).
+
+A result in flight is an ordinary tensor that must not be read before the step that finishes it, which every
+such operator says. Rows start at multiples of 16 bytes, and so does each matrix inside them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ._checks import num_tiles
+from ._library import NAMESPACE
+
+_ops = torch.ops.deepseek_ext
+ALIGNMENT = 16
+
+
+class Hop(NamedTuple):
+    rows: Tensor  # int32 [S]: token*N+n of each row, by destination
+    slots: Tensor  # int32 [T, N]: the row of each (token, n-th destination), -1 for none
+    splits: Tensor  # int64 [2, D], on the host: rows sent to each destination, and got from each
+
+
+class Steps(NamedTuple):
+    """A routing as the operators see it."""
+
+    rows: Tensor  # int32 [M]: r*K+k of each row in the order of the experts here
+    slots: Tensor  # int32 [R, K]: the row of each (r, k), -1 for none
+    offs: Tensor  # int32 [E / W]
+    hops: list[Hop]
+    groups: list[str]
+
+    @classmethod
+    def of(cls, routing: Sequence[Tensor], groups: list[str]) -> Steps:
+        hops = [Hop(*routing[i : i + 3]) for i in range(3, len(routing), 3)]
+        return cls(routing[0], routing[1], routing[2], hops, groups)
+
+    @property
+    def first(self) -> int:
+        """The first hop that leaves the process."""
+        return next(i for i, group in enumerate(self.groups) if group)
+
+    def arriving(self, hop: int) -> int:
+        """Rows that are there after a hop."""
+        after = self.hops[hop + 1].slots if hop + 1 < len(self.hops) else self.slots
+        return after.shape[0]
+
+    @property
+    def top_k(self) -> int:
+        return self.slots.shape[1]
+
+
+# --- rows of bytes
+
+
+def section(size: int) -> int:
+    """Bytes that a matrix of `size` bytes a row takes in a packed row."""
+    return (size + ALIGNMENT - 1) // ALIGNMENT * ALIGNMENT
+
+
+def row_bytes(columns: int, dtype: torch.dtype, top_k: int) -> int:
+    """Bytes of a packed row of `columns` elements and, if top_k is not 0, as many FP32 numbers."""
+    return section(columns * dtype.itemsize) + section(4 * top_k)
+
+
+def sections(packed: Tensor, *parts: tuple[int, torch.dtype]) -> list[Tensor]:
+    """The matrices [R, columns] that lie side by side in packed rows, in place."""
+    result, begin = [], 0
+    for columns, dtype in parts:
+        size = columns * dtype.itemsize
+        result.append(packed[:, begin : begin + size].view(dtype))
+        begin += section(size)
+    return result
+
+
+def _pack(parts: list[Tensor], rows: Tensor | None, top_k: int) -> Tensor:
+    taken = parts
+    if rows is not None:
+        token = rows.div(top_k, rounding_mode="floor")
+        taken = [part.view(torch.uint8)[token] if part.dtype.itemsize == 1 else part[token] for part in parts]
+    bytes_ = [part.contiguous().view(torch.uint8) for part in taken]
+    return torch.cat([torch.nn.functional.pad(b, (0, section(b.shape[1]) - b.shape[1])) for b in bytes_], 1)
+
+
+# --- hops
+
+
+def _move(rows: Tensor, splits: Tensor, group: str, *, back: bool = False) -> Tensor:
+    """Rows to (or back from) their destinations; in flight."""
+    if not group:
+        return rows
+    sent, got = splits.flip(0).tolist() if back else splits.tolist()
+    return torch.ops._c10d_functional.all_to_all_single(rows, got, sent, group)
+
+
+def _wait(rows: Tensor) -> Tensor:
+    return torch.ops._c10d_functional.wait_tensor(rows)
+
+
+def _depart(sent: Tensor, steps: Steps) -> Tensor:
+    """Packed rows of the first hop on their way; in flight."""
+    for hop, group, after in zip(steps.hops, steps.groups, [*steps.hops[1:], None], strict=True):
+        if group:
+            return _move(sent, hop.splits, group)
+        assert after is not None
+        sent = _pack([sent], after.rows, after.slots.shape[1])
+    raise AssertionError("no hop leaves the process")
+
+
+def _arrive(flying: Tensor, steps: Steps) -> Tensor:
+    """What `_depart` sent, through the remaining hops: packed rows [R, bytes]."""
+    rows = _wait(flying)
+    for hop, group in list(zip(steps.hops, steps.groups, strict=True))[steps.first + 1 :]:
+        sent = _pack([rows], hop.rows, hop.slots.shape[1])
+        rows = _wait(_move(sent, hop.splits, group))
+    return rows
+
+
+def _start(parts: list[Tensor], routing: list[Tensor], groups: list[str]) -> Tensor:
+    steps = Steps.of(routing, groups)
+    return _depart(_pack(parts, steps.hops[0].rows, steps.hops[0].slots.shape[1]), steps)
+
+
+def _start_fake(parts: list[Tensor], routing: list[Tensor], groups: list[str]) -> Tensor:
+    steps = Steps.of(routing, groups)
+    width = sum(section(part.shape[1] * part.dtype.itemsize) for part in parts)
+    return parts[0].new_empty(steps.arriving(steps.first), width, dtype=torch.uint8)
+
+
+def _rows(
+    flying: Tensor, routing: list[Tensor], groups: list[str], columns: int, dtype: torch.dtype, weighted: bool
+) -> tuple[Tensor, Tensor]:
+    steps = Steps.of(routing, groups)
+    packed = _arrive(flying, steps)
+    x, weights = sections(packed, (columns, dtype), (steps.top_k if weighted else 0, torch.float32))
+    return _ops.gather_rows.default(x, steps.rows, steps.top_k), row_weights(weights, steps)
+
+
+def row_weights(weights: Tensor, steps: Steps) -> Tensor:
+    """Gate weights [M] from those of all choices, [R, K]; empty if none came along."""
+    if weights.shape[1] == 0:
+        return weights.new_empty(0)
+    return _ops.gather_rows.default(weights.reshape(-1, 1), steps.rows, 1).view(-1)
+
+
+def _rows_fake(
+    flying: Tensor, routing: list[Tensor], groups: list[str], columns: int, dtype: torch.dtype, weighted: bool
+) -> tuple[Tensor, Tensor]:
+    count = routing[0].shape[0]
+    weights = flying.new_empty(count if weighted else 0, dtype=torch.float32)
+    return flying.new_empty(count, columns, dtype=dtype), weights
+
+
+def _tiles(
+    flying: Tensor, routing: list[Tensor], groups: list[str], columns: int, weighted: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    steps = Steps.of(routing, groups)
+    packed = _arrive(flying, steps)
+    again = packed.new_empty(0, 0) if is_arrival(groups) else packed
+    return *unpack_tiles(packed, steps, columns, weighted), again
+
+
+def is_arrival(groups: list[str]) -> bool:
+    """Whether what `exchange_start` has in flight are already the rows that `exchange_tiles` unpacks."""
+    return bool(groups[-1]) and not any(groups[:-1])
+
+
+def unpack_tiles(packed: Tensor, steps: Steps, columns: int, weighted: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Codes, scales and gate weights in the order of experts."""
+    codes, scales, weights = sections(
+        packed,
+        (columns, torch.float8_e4m3fn),
+        (num_tiles(columns), torch.float32),
+        (steps.top_k if weighted else 0, torch.float32),
+    )
+    return *_ops.gather_tiles.default(codes, scales, steps.rows, steps.top_k), row_weights(weights, steps)
+
+
+def _tiles_fake(
+    flying: Tensor, routing: list[Tensor], groups: list[str], columns: int, weighted: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    steps = Steps.of(routing, groups)
+    shape = (0, 0) if is_arrival(groups) else (steps.slots.shape[0], flying.shape[1])
+    packed = flying.new_empty(steps.slots.shape[0], flying.shape[1])
+    return *unpack_tiles(packed, steps, columns, weighted), flying.new_empty(shape)
+
+
+def _back(parts: list[Tensor], routing: list[Tensor], groups: list[str]) -> Tensor:
+    steps = Steps.of(routing, groups)
+    return _move(_pack(parts, None, 1), steps.hops[-1].splits, groups[-1], back=True)
+
+
+def _back_fake(parts: list[Tensor], routing: list[Tensor], groups: list[str]) -> Tensor:
+    width = sum(section(part.shape[1] * part.dtype.itemsize) for part in parts)
+    return parts[0].new_empty(Steps.of(routing, groups).hops[-1].rows.shape[0], width, dtype=torch.uint8)
+
+
+def _sum(
+    flying: Tensor, routing: list[Tensor], groups: list[str], columns: int, dtype: torch.dtype, weighted: bool
+) -> tuple[Tensor, Tensor]:
+    steps = Steps.of(routing, groups)
+    matrices = (columns, dtype), (steps.top_k if weighted else 0, torch.float32)
+    rows = flying
+    for hop, group in reversed(list(zip(steps.hops, steps.groups, strict=True))):
+        if rows is not flying:
+            rows = _move(rows, hop.splits, group, back=True)
+        packed = _wait(rows) if group else rows
+        x, weights = (_ops.combine_rows.default(m, hop.slots) for m in sections(packed, *matrices))
+        rows = _pack([x, weights], None, 1) if hop is not steps.hops[0] else rows
+    return x, weights
+
+
+def _sum_fake(
+    flying: Tensor, routing: list[Tensor], groups: list[str], columns: int, dtype: torch.dtype, weighted: bool
+) -> tuple[Tensor, Tensor]:
+    steps = Steps.of(routing, groups)
+    tokens = steps.hops[0].slots.shape[0]
+    weights = flying.new_empty(tokens, steps.top_k if weighted else 0, dtype=torch.float32)
+    return flying.new_empty(tokens, columns, dtype=dtype), weights
+
+
+# --- making a routing
+
+
+def rank_in(group: str) -> int:
+    """This process's rank in the group that torch.distributed knows by this name."""
+    resolve: Any = torch._C._distributed_c10d._resolve_process_group
+    return int(resolve(group).rank())
+
+
+def _routing(indices: Tensor, num_experts: int, groups: list[str], sizes: list[int]) -> list[Tensor]:
+    # With each row goes, beside the choices, the number of the rank it came from as far as that is known.
+    choices, source = indices, indices.new_zeros(indices.shape[0], 1)
+    hops: list[Tensor] = []
+    held = num_experts
+    for group, size in zip(groups, sizes, strict=True):
+        hop, count, choices, source = _hop(choices, source, held // size, group, size)
+        hops += hop
+        held = held // size if group else held
+    if sum(map(bool, groups)) == 1:
+        rows, slots, offs = _ops.expert_order.default(choices, held)
+        return [rows[:count], slots, offs, *hops]
+    # Rows came by way of other ranks: in the order of the ranks they are from, as if they had come directly.
+    order, place, _ = _ops.expert_order.default(source, group_sizes(groups, sizes))
+    rows, slots, offs = _ops.expert_order.default(choices[order], held)
+    rows, top_k = rows[:count], choices.shape[1]
+    rows = order[rows.div(top_k, rounding_mode="floor")] * top_k + rows % top_k
+    return [rows, slots[place.flatten()], offs, *hops]
+
+
+def group_sizes(groups: list[str], sizes: list[int]) -> int:
+    """Ranks in all."""
+    ranks = 1
+    for group, size in zip(groups, sizes, strict=True):
+        ranks *= size if group else 1
+    return ranks
+
+
+def _hop(
+    choices: Tensor, source: Tensor, held: int, group: str, size: int
+) -> tuple[list[Tensor], int, Tensor, Tensor]:
+    """One hop, the choices that come here by it, and the choices and sources of what arrives."""
+    ranks = _exchange_ranks(choices, held, size)
+    rows, slots, offs = _ops.expert_order.default(ranks, size)
+    sent = torch.diff(offs, prepend=offs.new_zeros(1))
+    owners = torch.where(choices < 0, size, choices.div(held, rounding_mode="floor"))
+    wanted = torch.bincount(owners.flatten(), minlength=size + 1)[:size]
+    counts = torch.stack([sent, wanted.int()], 1)
+    one_each = torch.ones(2, size, dtype=torch.int64)
+    got = _wait(_move(counts, one_each, group))
+    splits = torch.stack([counts, got]).cpu().long()  # the one copy to the host
+    rows = rows[: int(splits[0, :, 0].sum())]
+    token = rows.div(ranks.shape[1], rounding_mode="floor")
+    to = ranks.flatten()[rows]
+    local = choices[token] - (to * held)[:, None]
+    is_there = (local >= 0) & (local < held) & (choices[token] >= 0)
+    local = torch.where(is_there, local if group else choices[token], -1)
+    carried = torch.cat([local, source[token]], 1).short()
+    row_splits = splits[:, :, 0].contiguous()
+    arrived = _wait(_move(carried.view(torch.uint8), row_splits, group)).view(torch.int16).int()
+    choices, source = arrived[:, :-1].contiguous(), arrived[:, -1:]
+    if group:
+        # from whom each row is
+        from_ = torch.repeat_interleave(row_splits[1]).to(source.device, torch.int32)
+        source = source * size + from_[:, None]
+    return [rows, slots, row_splits], int(splits[1, :, 1].sum()), choices, source.contiguous()
+
+
+def _exchange_ranks(indices: Tensor, held: int, size: int) -> Tensor:
+    ranks = torch.where(indices < 0, size, indices.div(held, rounding_mode="floor"))
+    goes = (ranks[:, :, None] == torch.arange(size, device=indices.device)).any(1)
+    column = torch.arange(size, device=indices.device).expand(goes.shape)
+    ascending = torch.where(goes, column, size).sort(1).values[:, : min(size, indices.shape[1])]
+    return torch.where(ascending < size, ascending, -1).int()
+
+
+def _routing_fake(indices: Tensor, num_experts: int, groups: list[str], sizes: list[int]) -> list[Tensor]:
+    ctx = torch.library.get_ctx()
+    tokens: int | torch.SymInt = indices.shape[0]
+    top_k = indices.shape[1]
+    hops: list[Tensor] = []
+    held = num_experts
+    for group, size in zip(groups, sizes, strict=True):
+        held = held // size if group else held
+        sent = ctx.new_dynamic_size()
+        slots = indices.new_empty(tokens, min(size, top_k))
+        splits = torch.empty(2, size, dtype=torch.int64, device="cpu")
+        hops += [indices.new_empty(sent), slots, splits]
+        tokens = ctx.new_dynamic_size() if group else sent
+    rows = indices.new_empty(ctx.new_dynamic_size())
+    return [rows, indices.new_empty(tokens, top_k), indices.new_empty(held), *hops]
+
+
+_ROUTING = "Tensor[] routing, str[] groups"
+for _name, _schema, _kernel, _fake in (
+    (
+        "exchange_routing",
+        "(Tensor indices, SymInt num_experts, str[] groups, int[] sizes) -> Tensor[]",
+        _routing,
+        _routing_fake,
+    ),
+    ("exchange_start", f"(Tensor[] parts, {_ROUTING}) -> Tensor", _start, _start_fake),
+    (
+        "exchange_rows",
+        f"(Tensor flying, {_ROUTING}, SymInt columns, ScalarType dtype, bool weighted) -> (Tensor, Tensor)",
+        _rows,
+        _rows_fake,
+    ),
+    (
+        "exchange_tiles",
+        f"(Tensor flying, {_ROUTING}, SymInt columns, bool weighted) -> (Tensor, Tensor, Tensor, Tensor)",
+        _tiles,
+        _tiles_fake,
+    ),
+    ("exchange_back", f"(Tensor[] parts, {_ROUTING}) -> Tensor", _back, _back_fake),
+    (
+        "exchange_sum",
+        f"(Tensor flying, {_ROUTING}, SymInt columns, ScalarType dtype, bool weighted) -> (Tensor, Tensor)",
+        _sum,
+        _sum_fake,
+    ),
+):
+    torch.library.define(f"{NAMESPACE}::{_name}", _schema)
+    torch.library.impl(f"{NAMESPACE}::{_name}", "CompositeExplicitAutograd", _kernel)
+    torch.library.register_fake(f"{NAMESPACE}::{_name}", _fake)

@@ -1,0 +1,350 @@
+"""Rows to the ranks that hold their experts and back, over any torch.distributed backend.
+
+W ranks hold E / W experts each. Of the T tokens of a rank each goes once to every rank that holds some of its
+K experts, whatever their number there; R rows arrive, M of (row, expert) in the order of the experts here. A
+rank reduces what its experts make of a row in FP32 and returns one row, and the token's rank adds the ranks
+in ascending order in FP32 (DeepSeek-V3, sections 2.1.2 and 3.2.2). So the same routing always gives the same
+bits, and no token is dropped.
+
+Who goes where is found out once, by `create_routing`, and serves both directions forward and backward. All
+ranks of a group must make the same calls in the same order, with no tokens too.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from ._checks import require, require_float32, require_int32, require_weight_dtype, shape_of
+from ._exchange import Steps, group_sizes, rank_in, row_bytes
+from ._kinds import explained
+from ._library import NAMESPACE
+from .derivatives import first_order_only
+
+_ops = torch.ops.deepseek_ext
+_LARGEST = 2**15 - 1  # numbers of experts and ranks travel in 16 bits
+
+
+@dataclass(frozen=True)
+class ExpertGroup:
+    """The ranks that share the experts of every layer; rank r holds experts [r * E/W, (r+1) * E/W)."""
+
+    names: tuple[str, ...]
+    """The group of each hop, as torch.distributed names it; "" for a hop that stays in the process."""
+    sizes: tuple[int, ...]
+    """Destinations of each hop: ranks, or the nodes whose ranks a hop inside the process tells apart."""
+
+    @classmethod
+    def flat(
+        cls, group: dist.ProcessGroup, *, order: Literal["rank", "node"] = "rank", ranks_per_node: int = 1
+    ) -> ExpertGroup:
+        """One exchange between all ranks of `group`.
+
+        order: "rank" adds what a token's ranks return in one sum; "node" adds and rounds it for each run of
+        `ranks_per_node` ranks first, which gives the bits of `two_level`.
+        """
+        name, size = str(group.group_name), group.size()
+        require(order in ("rank", "node"), f'ExpertGroup: order must be "rank" or "node", got {order!r}')
+        if order == "rank":
+            return cls((name,), (size,))
+        require(
+            ranks_per_node >= 1 and size % ranks_per_node == 0,
+            f"ExpertGroup: ranks_per_node must divide the group's {size} ranks, got {ranks_per_node}",
+        )
+        return cls(("", name), (size // ranks_per_node, size))
+
+    @classmethod
+    def two_level(cls, across: dist.ProcessGroup, inside: dist.ProcessGroup) -> ExpertGroup:
+        """First between nodes, each token at most once to a node, then between the ranks of a node.
+
+        across: the ranks with this rank's place in every node, in order of nodes; inside: those of its node.
+        """
+        return cls((str(across.group_name), str(inside.group_name)), (across.size(), inside.size()))
+
+    @property
+    def size(self) -> int:
+        """Ranks in all: W."""
+        return group_sizes(list(self.names), list(self.sizes))
+
+    @property
+    def rank(self) -> int:
+        """This process's place among them."""
+        rank = 0
+        for name, size in zip(self.names, self.sizes, strict=True):
+            if name:
+                rank = rank * size + rank_in(name)
+        return rank
+
+
+@dataclass(frozen=True)
+class Routing:
+    """Who goes where, for one batch of tokens; what no call changes."""
+
+    tensors: tuple[Tensor, ...]
+    """As the operators take them: see deepseek_ext/ops/_exchange.py."""
+    groups: tuple[str, ...]
+
+    @property
+    def steps(self) -> Steps:
+        return Steps.of(self.tensors, list(self.groups))
+
+    @property
+    def rows(self) -> Tensor:
+        """int32 [M]: the arrived row times K plus k of each row in the order of the experts here."""
+        return self.tensors[0]
+
+    @property
+    def slots(self) -> Tensor:
+        """int32 [R, K]: where each arrived row's k-th choice lies in that order; -1: not here."""
+        return self.tensors[1]
+
+    @property
+    def offs(self) -> Tensor:
+        """int32 [E / W]: the ends of the rows of each expert here."""
+        return self.tensors[2]
+
+    @property
+    def tokens(self) -> int:
+        """T: the tokens of this rank."""
+        return self.steps.hops[0].slots.shape[0]
+
+
+class Dispatched(NamedTuple):
+    """Tokens on their way to their experts."""
+
+    edge: Tensor
+    """Carries the gradient back; never holds numbers."""
+    flying: Tensor
+    """What arrives; not to be read before `dispatch_finish`."""
+    routing: Routing
+    columns: int
+    dtype: torch.dtype
+
+
+class ExpertRows(NamedTuple):
+    rows: Tensor  # [M, H] in the order of the experts here
+    weights: Tensor  # float32 [M]: their gate weights
+    offs: Tensor  # int32 [E / W]
+
+
+@explained
+def create_routing(indices: Tensor, num_experts: int, group: ExpertGroup | dist.ProcessGroup) -> Routing:
+    """Finds out which rows go to which rank and which come here, for `dispatch`, `combine` and backward.
+
+    indices: int32 [T, K], the experts chosen of all `num_experts`, -1 for none; T may differ from rank to
+    rank. Sends 2 (K + 1) bytes for each row that will go, and waits for one copy of a few numbers to the host
+    (for two hops, two). Raises ValueError for arguments that do not fit, and on the CPU for an index outside
+    [-1, num_experts).
+    """
+    op = "create_routing"
+    if isinstance(group, dist.ProcessGroup):
+        group = ExpertGroup.flat(group)
+    require_int32(op, "indices", indices)
+    require(
+        indices.dim() == 2 and indices.shape[1] >= 1,
+        f"{op}: indices must be [T, K] with K >= 1, got shape {shape_of(indices)}; pass the indices of route",
+    )
+    world = group.size
+    require(
+        0 < num_experts <= _LARGEST and num_experts % world == 0,
+        f"{op}: num_experts must be a multiple of the group's {world} ranks, up to {_LARGEST}, "
+        f"got {num_experts}; choose a group whose size divides it",
+    )
+    names, sizes = list(group.names), list(group.sizes)
+    return Routing(tuple(_ops.exchange_routing.default(indices, num_experts, names, sizes)), group.names)
+
+
+@explained
+def dispatch(x: Tensor, weights: Tensor, routing: Routing) -> ExpertRows:
+    """Sends tokens to the ranks of their experts: their rows in the order of the experts here.
+
+    x: bfloat16 or float32 [T, H]; weights: float32 [T, K], the tokens' gate weights; routing: of the same
+    tokens. Returns rows [M, H] of x's dtype, their gate weights float32 [M], and offs int32 [E / W], all for
+    the experts of this rank. Differentiable in x and weights, once: gradients come back as one row for each
+    (token, rank), summed there in FP32 in top-k order. Raises ValueError for arguments that do not fit.
+    """
+    return dispatch_finish(dispatch_start(x, weights, routing))
+
+
+def dispatch_start(x: Tensor, weights: Tensor, routing: Routing, *, quantise: bool = False) -> Dispatched:
+    """Starts `dispatch` and returns while rows are under way; `dispatch_finish` ends it, once.
+
+    quantise: what is sent are the E4M3 tiles of x (scales powers of two), for `moe_ffn_finish`. In the
+    backward, the gradient's way home is started by the backward of what finished, and waited for by that of
+    this; what is computed in between, in the reverse order of forward, overlaps it.
+    """
+    _check_tokens("dispatch", x, weights, routing)
+    edge, flying = _ops.dispatch_start.default(x, weights, *_lists(routing), quantise)
+    return Dispatched(edge, flying, routing, x.shape[1], x.dtype)
+
+
+def dispatch_finish(sent: Dispatched) -> ExpertRows:
+    """Waits for what `dispatch_start` sent, not quantised, and puts it in the order of the experts here."""
+    routing = sent.routing
+    rows, weights = _ops.dispatch_finish.default(
+        sent.edge, sent.flying, *_lists(routing), sent.columns, sent.dtype
+    )
+    return ExpertRows(rows, weights, routing.offs)
+
+
+@explained
+def combine(rows: Tensor, routing: Routing) -> Tensor:
+    """Brings back to each token the sum of its experts' rows: rows [M, H] -> [T, H], in rows' dtype.
+
+    rows: bfloat16 or float32, in the order of `dispatch`; routing: the one they were dispatched with. A rank
+    sums a token's rows in FP32 in top-k order and rounds, the token's rank sums what comes back in FP32,
+    ranks ascending, and rounds. Differentiable in rows, once: the gradient is dispatched. Raises ValueError
+    for arguments that do not fit.
+    """
+    op = "combine"
+    require_weight_dtype(op, "rows", rows)
+    require(
+        rows.dim() == 2 and rows.shape[0] == routing.rows.shape[0],
+        f"{op}: rows must be [M, H] with M = {routing.rows.shape[0]}, got shape {shape_of(rows)}; "
+        "pass what was made of the rows that dispatch returned with this routing",
+    )
+    return _ops.combine.default(rows, *_lists(routing))
+
+
+def combine_start(rows: Tensor, routing: Routing) -> Tensor:
+    """Starts `combine` of rows without gradient; `combine_finish` ends it."""
+    summed = _ops.combine_rows.default(rows, routing.slots)
+    return _ops.exchange_back.default([summed], *_lists(routing))
+
+
+def combine_finish(flying: Tensor, routing: Routing, columns: int, dtype: torch.dtype) -> Tensor:
+    """Waits for what `combine_start` sent back and adds it up: [T, columns] of `dtype`, that of the rows."""
+    return _ops.exchange_sum.default(flying, *_lists(routing), columns, dtype, False)[0]
+
+
+def _lists(routing: Routing) -> tuple[list[Tensor], list[str]]:
+    return list(routing.tensors), list(routing.groups)
+
+
+def _check_tokens(op: str, x: Tensor, weights: Tensor, routing: Routing) -> None:
+    require_weight_dtype(op, "x", x)
+    require(
+        x.dim() == 2 and x.shape[0] == routing.tokens,
+        f"{op}: x must be [T, H] with the T = {routing.tokens} of routing, got shape {shape_of(x)}; "
+        "make the routing from the indices of these tokens",
+    )
+    require_float32(op, "weights", weights, "pass the weights of route")
+    wanted = [routing.tokens, routing.slots.shape[1]]
+    require(
+        list(weights.shape) == wanted,
+        f"{op}: weights must be [T, K] = {wanted}, got {shape_of(weights)}; "
+        "pass the weights that came with the indices",
+    )
+
+
+# Gradients. What comes home is one packed row for each that was sent: the gradient of the row, in x's dtype,
+# and those of its K gate weights in FP32. It crosses the graph's edge from finish to start in flight, as a
+# tensor [S, bytes / 4] of FP32 of which nothing but its shape and address is used.
+
+
+def _dispatch_start(
+    x: Tensor, weights: Tensor, routing: list[Tensor], groups: list[str], quantise: bool
+) -> tuple[Tensor, Tensor]:
+    parts = [*_ops.quantize_tiles.default(x, power_of_2=True), weights] if quantise else [x, weights]
+    return _edge(x, weights, routing, groups), _ops.exchange_start.default(parts, routing, groups)
+
+
+def _edge(x: Tensor, weights: Tensor, routing: list[Tensor], groups: list[str]) -> Tensor:
+    width = row_bytes(x.shape[1], x.dtype, weights.shape[1]) // 4
+    return x.new_empty_strided(
+        (Steps.of(routing, groups).hops[-1].rows.shape[0], width), (0, 0), dtype=torch.float32
+    )
+
+
+def _dispatch_start_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    x, _, routing, groups, _ = inputs
+    ctx.mark_non_differentiable(output[1])
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(*routing)
+    ctx.groups, ctx.columns, ctx.dtype = groups, x.shape[1], x.dtype
+
+
+@first_order_only("dispatch")
+def _dispatch_start_backward(ctx: Any, grad: Tensor | None, _: Any) -> tuple[Any, ...]:
+    routing = list(ctx.saved_tensors)
+    nothing = [None] * len(routing)
+    if grad is None:
+        return None, None, nothing, None, None
+    grads = _ops.exchange_sum.default(
+        grad.view(torch.uint8), routing, ctx.groups, ctx.columns, ctx.dtype, True
+    )
+    return *grads, nothing, None, None
+
+
+def _dispatch_finish(
+    edge: Tensor, flying: Tensor, routing: list[Tensor], groups: list[str], columns: int, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    return _ops.exchange_rows.default(flying, routing, groups, columns, dtype, True)
+
+
+def _dispatch_finish_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    ctx.save_for_backward(*inputs[2])
+    ctx.groups = inputs[3]
+
+
+@first_order_only("dispatch")
+def _dispatch_finish_backward(ctx: Any, grad: Tensor, grad_weights: Tensor) -> tuple[Any, ...]:
+    routing = list(ctx.saved_tensors)
+    edge = grad_edge(grad, grad_weights, routing, ctx.groups)
+    return edge, None, [None] * len(routing), None, None, None
+
+
+def grad_edge(grad_rows: Tensor, grad_weights: Tensor, routing: list[Tensor], groups: list[str]) -> Tensor:
+    """Starts the gradients of rows [M, H] and of their gate weights [M] on their way home; in flight."""
+    slots = routing[1]
+    by_slot = _ops.gather_rows.default(grad_weights.reshape(-1, 1), slots.flatten(), 1).view(slots.shape)
+    summed = _ops.combine_rows.default(grad_rows, slots)
+    return _ops.exchange_back.default([summed, by_slot], routing, groups).view(torch.float32)
+
+
+def _combine(rows: Tensor, routing: list[Tensor], groups: list[str]) -> Tensor:
+    summed = _ops.combine_rows.default(rows, routing[1])
+    flying = _ops.exchange_back.default([summed], routing, groups)
+    return _ops.exchange_sum.default(flying, routing, groups, rows.shape[1], rows.dtype, False)[0]
+
+
+def _combine_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs[1])
+    ctx.groups = inputs[2]
+
+
+@first_order_only("combine")
+def _combine_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    routing = list(ctx.saved_tensors)
+    flying = _ops.exchange_start.default([grad], routing, ctx.groups)
+    rows, _ = _ops.exchange_rows.default(flying, routing, ctx.groups, grad.shape[1], grad.dtype, False)
+    return rows, [None] * len(routing), None
+
+
+_LISTS = "Tensor[] routing, str[] groups"
+for _name, _schema, _kernel, _backward, _setup in (
+    (
+        "dispatch_start",
+        f"(Tensor x, Tensor weights, {_LISTS}, bool quantise) -> (Tensor edge, Tensor flying)",
+        _dispatch_start,
+        _dispatch_start_backward,
+        _dispatch_start_setup,
+    ),
+    (
+        "dispatch_finish",
+        f"(Tensor edge, Tensor flying, {_LISTS}, SymInt columns, ScalarType dtype) -> "
+        "(Tensor rows, Tensor weights)",
+        _dispatch_finish,
+        _dispatch_finish_backward,
+        _dispatch_finish_setup,
+    ),
+    ("combine", f"(Tensor rows, {_LISTS}) -> Tensor", _combine, _combine_backward, _combine_setup),
+):
+    torch.library.define(f"{NAMESPACE}::{_name}", _schema)
+    torch.library.impl(f"{NAMESPACE}::{_name}", "CompositeExplicitAutograd", _kernel)
+    torch.library.register_fake(f"{NAMESPACE}::{_name}", _kernel)  # what it calls has fakes of its own
+    torch.library.register_autograd(f"{NAMESPACE}::{_name}", _backward, setup_context=_setup)
