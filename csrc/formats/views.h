@@ -97,6 +97,57 @@ struct Slots {
     int64_t top_k;
 };
 
+// --- exchange: rows in which matrices lie side by side, each from a multiple of kSectionBytes on
+// -----------------------
+
+inline constexpr int64_t kSectionBytes = 16;
+
+// Bytes that a matrix of `bytes` a row takes in a packed row.
+DSE_FN int64_t section_of(int64_t bytes) {
+    return (bytes + kSectionBytes - 1) / kSectionBytes * kSectionBytes;
+}
+
+// A matrix of elements of `size` bytes that are only copied.
+struct PackPart {
+    const uint8_t* data;
+    int64_t rows;
+    int64_t columns;
+    int64_t size;
+    int64_t row_stride;
+    int64_t column_stride;
+
+    DSE_FN int64_t width() const { return columns * size; }
+};
+
+inline constexpr int64_t kMaxParts = 4;
+
+struct PackParts {
+    PackPart part[kMaxParts];
+    int64_t count;
+
+    DSE_FN int64_t width() const {
+        int64_t bytes = 0;
+        for (int64_t p = 0; p < count; ++p) bytes += section_of(part[p].width());
+        return bytes;
+    }
+};
+
+// Packed rows, without gaps between them, of `payload` bytes, `scales` and `weights` FP32 numbers.
+struct PackedRows {
+    const uint8_t* data;
+    int64_t rows;
+    int64_t payload;
+    int64_t scales;
+    int64_t weights;
+
+    DSE_FN int64_t scales_at() const { return section_of(payload); }
+    DSE_FN int64_t weights_at() const { return scales_at() + section_of(4 * scales); }
+    DSE_FN int64_t width() const { return weights_at() + section_of(4 * weights); }
+    DSE_FN const float* floats(int64_t row, int64_t at) const {
+        return reinterpret_cast<const float*>(data + row * width() + at);
+    }
+};
+
 // --- routing: T tokens, E experts in `groups` groups of equal size, K experts a token
 // -----------------------
 

@@ -20,6 +20,15 @@ def require(condition: bool, message: str) -> None:
         raise ValueError(message)
 
 
+def or_unknown(condition: bool | torch.SymBool) -> bool:
+    """The condition, and True where it is about a size that no one knows before the graph runs."""
+    if isinstance(condition, bool):
+        return condition
+    from torch.fx.experimental.symbolic_shapes import guard_or_true
+
+    return bool(guard_or_true(condition))
+
+
 def shape_of(x: Tensor) -> str:
     """[4, 128]: the shape as a message shows it."""
     return str(list(x.shape))

@@ -8,7 +8,7 @@ As operators take it, a routing is a list of tensors (`rows`, `slots`, `offs` of
 then `rows`, `slots` and `splits` of each hop) and the groups' names ("" for a hop that stays in the process).
 
 A result in flight is an ordinary tensor that must not be read before the step that finishes it, which every
-such operator says. Rows start at multiples of 16 bytes, and so does each matrix inside them.
+such operator says.
 """
 
 from __future__ import annotations
@@ -19,11 +19,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ._checks import num_tiles
+from ._exchange_rows import packed_bytes, sections
 from ._library import NAMESPACE
 
 _ops = torch.ops.deepseek_ext
-ALIGNMENT = 16
 
 
 class Hop(NamedTuple):
@@ -61,36 +60,8 @@ class Steps(NamedTuple):
         return self.slots.shape[1]
 
 
-# --- rows of bytes
-
-
-def section(size: int) -> int:
-    """Bytes that a matrix of `size` bytes a row takes in a packed row."""
-    return (size + ALIGNMENT - 1) // ALIGNMENT * ALIGNMENT
-
-
-def row_bytes(columns: int, dtype: torch.dtype, top_k: int) -> int:
-    """Bytes of a packed row of `columns` elements and, if top_k is not 0, as many FP32 numbers."""
-    return section(columns * dtype.itemsize) + section(4 * top_k)
-
-
-def sections(packed: Tensor, *parts: tuple[int, torch.dtype]) -> list[Tensor]:
-    """The matrices [R, columns] that lie side by side in packed rows, in place."""
-    result, begin = [], 0
-    for columns, dtype in parts:
-        size = columns * dtype.itemsize
-        result.append(packed[:, begin : begin + size].view(dtype))
-        begin += section(size)
-    return result
-
-
-def _pack(parts: list[Tensor], rows: Tensor | None, top_k: int) -> Tensor:
-    taken = parts
-    if rows is not None:
-        token = rows.div(top_k, rounding_mode="floor")
-        taken = [part.view(torch.uint8)[token] if part.dtype.itemsize == 1 else part[token] for part in parts]
-    bytes_ = [part.contiguous().view(torch.uint8) for part in taken]
-    return torch.cat([torch.nn.functional.pad(b, (0, section(b.shape[1]) - b.shape[1])) for b in bytes_], 1)
+def _pack(parts: list[Tensor], rows: Tensor | None = None, top_k: int = 1) -> Tensor:
+    return _ops.pack_rows.default(parts, rows, top_k)
 
 
 # --- hops
@@ -134,24 +105,17 @@ def _start(parts: list[Tensor], routing: list[Tensor], groups: list[str]) -> Ten
 
 def _start_fake(parts: list[Tensor], routing: list[Tensor], groups: list[str]) -> Tensor:
     steps = Steps.of(routing, groups)
-    width = sum(section(part.shape[1] * part.dtype.itemsize) for part in parts)
-    return parts[0].new_empty(steps.arriving(steps.first), width, dtype=torch.uint8)
+    return parts[0].new_empty(steps.arriving(steps.first), packed_bytes(parts), dtype=torch.uint8)
 
 
 def _rows(
     flying: Tensor, routing: list[Tensor], groups: list[str], columns: int, dtype: torch.dtype, weighted: bool
 ) -> tuple[Tensor, Tensor]:
     steps = Steps.of(routing, groups)
-    packed = _arrive(flying, steps)
-    x, weights = sections(packed, (columns, dtype), (steps.top_k if weighted else 0, torch.float32))
-    return _ops.gather_rows.default(x, steps.rows, steps.top_k), row_weights(weights, steps)
-
-
-def row_weights(weights: Tensor, steps: Steps) -> Tensor:
-    """Gate weights [M] from those of all choices, [R, K]; empty if none came along."""
-    if weights.shape[1] == 0:
-        return weights.new_empty(0)
-    return _ops.gather_rows.default(weights.reshape(-1, 1), steps.rows, 1).view(-1)
+    rows, _, weights = _ops.unpack_rows.default(
+        _arrive(flying, steps), steps.rows, steps.top_k, columns, dtype, weighted
+    )
+    return rows, weights
 
 
 def _rows_fake(
@@ -168,7 +132,7 @@ def _tiles(
     steps = Steps.of(routing, groups)
     packed = _arrive(flying, steps)
     again = packed.new_empty(0, 0) if is_arrival(groups) else packed
-    return *unpack_tiles(packed, steps, columns, weighted), again
+    return *unpack_tiles(packed, routing, columns, weighted), again
 
 
 def is_arrival(groups: list[str]) -> bool:
@@ -176,15 +140,12 @@ def is_arrival(groups: list[str]) -> bool:
     return bool(groups[-1]) and not any(groups[:-1])
 
 
-def unpack_tiles(packed: Tensor, steps: Steps, columns: int, weighted: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """Codes, scales and gate weights in the order of experts."""
-    codes, scales, weights = sections(
-        packed,
-        (columns, torch.float8_e4m3fn),
-        (num_tiles(columns), torch.float32),
-        (steps.top_k if weighted else 0, torch.float32),
-    )
-    return *_ops.gather_tiles.default(codes, scales, steps.rows, steps.top_k), row_weights(weights, steps)
+def unpack_tiles(
+    packed: Tensor, routing: Sequence[Tensor], columns: int, weighted: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Codes, scales and gate weights in the order of experts, from the rows that arrived."""
+    rows, top_k = routing[0], routing[1].shape[1]
+    return _ops.unpack_rows.default(packed, rows, top_k, columns, torch.float8_e4m3fn, weighted)
 
 
 def _tiles_fake(
@@ -193,17 +154,17 @@ def _tiles_fake(
     steps = Steps.of(routing, groups)
     shape = (0, 0) if is_arrival(groups) else (steps.slots.shape[0], flying.shape[1])
     packed = flying.new_empty(steps.slots.shape[0], flying.shape[1])
-    return *unpack_tiles(packed, steps, columns, weighted), flying.new_empty(shape)
+    return *unpack_tiles(packed, routing, columns, weighted), flying.new_empty(shape)
 
 
 def _back(parts: list[Tensor], routing: list[Tensor], groups: list[str]) -> Tensor:
     steps = Steps.of(routing, groups)
-    return _move(_pack(parts, None, 1), steps.hops[-1].splits, groups[-1], back=True)
+    return _move(_pack(parts), steps.hops[-1].splits, groups[-1], back=True)
 
 
 def _back_fake(parts: list[Tensor], routing: list[Tensor], groups: list[str]) -> Tensor:
-    width = sum(section(part.shape[1] * part.dtype.itemsize) for part in parts)
-    return parts[0].new_empty(Steps.of(routing, groups).hops[-1].rows.shape[0], width, dtype=torch.uint8)
+    count = Steps.of(routing, groups).hops[-1].rows.shape[0]
+    return parts[0].new_empty(count, packed_bytes(parts), dtype=torch.uint8)
 
 
 def _sum(
@@ -217,7 +178,7 @@ def _sum(
             rows = _move(rows, hop.splits, group, back=True)
         packed = _wait(rows) if group else rows
         x, weights = (_ops.combine_rows.default(m, hop.slots) for m in sections(packed, *matrices))
-        rows = _pack([x, weights], None, 1) if hop is not steps.hops[0] else rows
+        rows = _pack([x, weights]) if hop is not steps.hops[0] else rows
     return x, weights
 
 
@@ -271,7 +232,7 @@ def _hop(
     choices: Tensor, source: Tensor, held: int, group: str, size: int
 ) -> tuple[list[Tensor], int, Tensor, Tensor]:
     """One hop, the choices that come here by it, and the choices and sources of what arrives."""
-    ranks = _exchange_ranks(choices, held, size)
+    ranks = _ops.exchange_ranks.default(choices, held, size)
     rows, slots, offs = _ops.expert_order.default(ranks, size)
     sent = torch.diff(offs, prepend=offs.new_zeros(1))
     owners = torch.where(choices < 0, size, choices.div(held, rounding_mode="floor"))
@@ -295,14 +256,6 @@ def _hop(
         from_ = torch.repeat_interleave(row_splits[1]).to(source.device, torch.int32)
         source = source * size + from_[:, None]
     return [rows, slots, row_splits], int(splits[1, :, 1].sum()), choices, source.contiguous()
-
-
-def _exchange_ranks(indices: Tensor, held: int, size: int) -> Tensor:
-    ranks = torch.where(indices < 0, size, indices.div(held, rounding_mode="floor"))
-    goes = (ranks[:, :, None] == torch.arange(size, device=indices.device)).any(1)
-    column = torch.arange(size, device=indices.device).expand(goes.shape)
-    ascending = torch.where(goes, column, size).sort(1).values[:, : min(size, indices.shape[1])]
-    return torch.where(ascending < size, ascending, -1).int()
 
 
 def _routing_fake(indices: Tensor, num_experts: int, groups: list[str], sizes: list[int]) -> list[Tensor]:

@@ -87,7 +87,8 @@ def _unfit(wanted: Any, name: str, value: Any) -> str | None:
     numbers = {int: (int, torch.SymInt), float: (int, float, torch.SymFloat), bool: (bool, torch.SymBool)}
     if isinstance(value, numbers.get(wanted, wanted)):
         return None
-    return f"{name} must be of type {wanted.__name__}, got {_kind(value)}; convert it first"
+    names = " or ".join(kind.__name__ for kind in inner or (wanted,))
+    return f"{name} must be of type {names}, got {_kind(value)}; convert it first"
 
 
 def _items(name: str) -> Iterator[str]:

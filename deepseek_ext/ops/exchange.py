@@ -20,7 +20,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ._checks import require, require_float32, require_int32, require_weight_dtype, shape_of
-from ._exchange import Steps, group_sizes, rank_in, row_bytes
+from ._exchange import Steps, group_sizes, rank_in
+from ._exchange_rows import row_bytes
 from ._kinds import explained
 from ._library import NAMESPACE
 from .derivatives import first_order_only
@@ -144,16 +145,17 @@ def create_routing(indices: Tensor, num_experts: int, group: ExpertGroup | dist.
     if isinstance(group, dist.ProcessGroup):
         group = ExpertGroup.flat(group)
     require_int32(op, "indices", indices)
-    require(
-        indices.dim() == 2 and indices.shape[1] >= 1,
-        f"{op}: indices must be [T, K] with K >= 1, got shape {shape_of(indices)}; pass the indices of route",
-    )
+    if indices.dim() != 2 or indices.shape[1] < 1:
+        raise ValueError(
+            f"{op}: indices must be [T, K] with K >= 1, got shape {shape_of(indices)}; "
+            "pass the indices of route"
+        )
     world = group.size
-    require(
-        0 < num_experts <= _LARGEST and num_experts % world == 0,
-        f"{op}: num_experts must be a multiple of the group's {world} ranks, up to {_LARGEST}, "
-        f"got {num_experts}; choose a group whose size divides it",
-    )
+    if not 0 < num_experts <= _LARGEST or num_experts % world:
+        raise ValueError(
+            f"{op}: num_experts must be a multiple of the group's {world} ranks, up to {_LARGEST}, "
+            f"got {num_experts}; choose a group whose size divides it"
+        )
     names, sizes = list(group.names), list(group.sizes)
     return Routing(tuple(_ops.exchange_routing.default(indices, num_experts, names, sizes)), group.names)
 
@@ -202,11 +204,11 @@ def combine(rows: Tensor, routing: Routing) -> Tensor:
     """
     op = "combine"
     require_weight_dtype(op, "rows", rows)
-    require(
-        rows.dim() == 2 and rows.shape[0] == routing.rows.shape[0],
-        f"{op}: rows must be [M, H] with M = {routing.rows.shape[0]}, got shape {shape_of(rows)}; "
-        "pass what was made of the rows that dispatch returned with this routing",
-    )
+    if rows.dim() != 2 or rows.shape[0] != routing.rows.shape[0]:
+        raise ValueError(
+            f"{op}: rows must be [M, H] with M = {routing.rows.shape[0]}, got shape {shape_of(rows)}; "
+            "pass what was made of the rows that dispatch returned with this routing"
+        )
     return _ops.combine.default(rows, *_lists(routing))
 
 
@@ -227,18 +229,18 @@ def _lists(routing: Routing) -> tuple[list[Tensor], list[str]]:
 
 def _check_tokens(op: str, x: Tensor, weights: Tensor, routing: Routing) -> None:
     require_weight_dtype(op, "x", x)
-    require(
-        x.dim() == 2 and x.shape[0] == routing.tokens,
-        f"{op}: x must be [T, H] with the T = {routing.tokens} of routing, got shape {shape_of(x)}; "
-        "make the routing from the indices of these tokens",
-    )
+    if x.dim() != 2 or x.shape[0] != routing.tokens:
+        raise ValueError(
+            f"{op}: x must be [T, H] with the T = {routing.tokens} of routing, got shape {shape_of(x)}; "
+            "make the routing from the indices of these tokens"
+        )
     require_float32(op, "weights", weights, "pass the weights of route")
     wanted = [routing.tokens, routing.slots.shape[1]]
-    require(
-        list(weights.shape) == wanted,
-        f"{op}: weights must be [T, K] = {wanted}, got {shape_of(weights)}; "
-        "pass the weights that came with the indices",
-    )
+    if list(weights.shape) != wanted:
+        raise ValueError(
+            f"{op}: weights must be [T, K] = {wanted}, got {shape_of(weights)}; "
+            "pass the weights that came with the indices"
+        )
 
 
 # Gradients. What comes home is one packed row for each that was sent: the gradient of the row, in x's dtype,

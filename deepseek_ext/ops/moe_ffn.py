@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from ._checks import check_weight_codes, dtype_of, require_float32, require_weight_dtype, shape_of
-from ._exchange import Steps, is_arrival, unpack_tiles
+from ._exchange import is_arrival, unpack_tiles
 from ._kinds import explained, register_fake
 from ._library import NAMESPACE
 from .derivatives import first_order_only
@@ -362,7 +362,7 @@ def _backward_across(ctx: Any, grad: Tensor | None, *_: None) -> tuple[Any, ...]
     offs = routing[2]
     tiles = _ops.quantize_tiles.default(grad, power_of_2=True)
     flying = _ops.exchange_start.default([*tiles], routing, groups)
-    rows = Rows(*unpack_tiles(packed, Steps.of(routing, groups), ctx.columns, True))
+    rows = Rows(*unpack_tiles(packed, routing, ctx.columns, True))
     *grad_out, _, _ = _ops.exchange_tiles.default(flying, routing, groups, ctx.columns, False)
     grad_rows, grad_row_weights, operands = experts_dgrad(
         (grad_out[0], grad_out[1]), (tensors[4], tensors[5]), rows.weights, offs, codes, dtype

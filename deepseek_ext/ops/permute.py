@@ -15,7 +15,16 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ._checks import dtype_of, num_tiles, require, require_float, require_float32, require_int32, shape_of
+from ._checks import (
+    dtype_of,
+    num_tiles,
+    or_unknown,
+    require,
+    require_float,
+    require_float32,
+    require_int32,
+    shape_of,
+)
 from ._kinds import explained, register_fake
 from ._library import NAMESPACE, _fragment
 from .quantize import _new_scales
@@ -91,7 +100,7 @@ def _check_choices(op: str, name: str, x: Tensor) -> None:
         f"{op}: {name} must be [T, K] with K >= 1, got shape {shape_of(x)}; give a row for each token",
     )
     require(
-        x.numel() < 2**31,
+        or_unknown(x.numel() < 2**31),
         f"{op}: {name} must hold fewer than 2^31 choices, got shape {shape_of(x)}; split the tokens",
     )
 
