@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from deepseek_ext import DeepseekV3, ModelConfig, ops, parallel
 from deepseek_ext.parallel import ExpertGroup
 
-EXPERTS, TOP_K, HIDDEN, WIDTH, TOKENS = 8, 3, 264, 136, 23
+EXPERTS, TOP_K, HIDDEN, WIDTH, TOKENS = 8, 3, 264, 136, 60
 CONFIG = {
     "vocab_size": 96, "hidden_size": 64, "intermediate_size": 96, "moe_intermediate_size": 32,
     "num_hidden_layers": 2, "first_k_dense_replace": 1, "num_attention_heads": 2,
@@ -109,38 +109,55 @@ def losses(model: DeepseekV3, tokens: Tensor, total: int) -> Tensor:
     return loss.detach()
 
 
-def model_agrees(place: Place) -> dict[str, float]:
-    errors = {}
-    for precision, size in (("fp32", 2), ("fp32", WORLD), ("bf16", 2), ("fp8", WORLD)):
-        tokens = torch.randint(0, 96, (WORLD, 17), generator=torch.Generator().manual_seed(5))
-        first = place.rank // size * size
-        config = ModelConfig(**CONFIG)
-        one, mine = (DeepseekV3(config, precision=precision, seed=1) for _ in range(2))
-        group = ExpertGroup.flat(place.groups[size])
-        parallel.shard_experts(mine, group)
-        wanted = sum(losses(one, tokens[r : r + 1], 4 * 16) for r in range(first, first + size))
-        got = losses(mine, tokens[place.rank : place.rank + 1], 4 * 16)
-        torch.distributed.all_reduce(got, group=place.groups[size])
-        worst = float((got - wanted).abs() / wanted)
-        for (name, a), b in zip(mine.named_parameters(), one.parameters(), strict=True):
-            grad = a.grad.clone()
-            if ".experts." in name:
-                share = EXPERTS // size
-                b_grad = b.grad[group.rank * share : (group.rank + 1) * share]
-            else:
-                torch.distributed.all_reduce(grad, group=place.groups[size])
-                b_grad = b.grad
-            if float(b_grad.abs().max()):
-                worst = max(worst, float((grad - b_grad).norm() / b_grad.norm()))
-        errors[f"{precision} {size}"] = worst
-    return errors
+def distance(a: list[Tensor], b: list[Tensor]) -> float:
+    """Of two lists of gradients, relative to the second."""
+    apart = sum(float((x - y).square().sum()) for x, y in zip(a, b, strict=True))
+    return float((apart / sum(float(y.square().sum()) for y in b)) ** 0.5)
+
+
+def model_gradients(place: Place, precision: str, size: int) -> tuple[float, list[Tensor], list[Tensor]]:
+    """How far the losses are apart, and the gradients of experts spread over `size` ranks and of one process
+    that has all their tokens."""
+    tokens = torch.randint(0, 96, (WORLD, 17), generator=torch.Generator().manual_seed(5))
+    first = place.rank // size * size
+    config = ModelConfig(**CONFIG)
+    one, mine = (DeepseekV3(config, precision=precision, seed=1) for _ in range(2))
+    group = ExpertGroup.flat(place.groups[size])
+    parallel.shard_experts(mine, group)
+    wanted = sum(losses(one, tokens[r : r + 1], 4 * 16) for r in range(first, first + size))
+    got = losses(mine, tokens[place.rank : place.rank + 1], 4 * 16)
+    torch.distributed.all_reduce(got, group=place.groups[size])
+    share = EXPERTS // size
+    gradients = []
+    for (name, a), b in zip(mine.named_parameters(), one.named_parameters(), strict=True):
+        assert name == b[0]
+        grad, whole = a.grad, b[1].grad
+        if ".experts." in name:
+            whole = whole[group.rank * share : (group.rank + 1) * share]
+        else:
+            torch.distributed.all_reduce(grad, group=place.groups[size])
+        assert grad.shape == whole.shape
+        gradients.append((grad, whole))
+    ours, theirs = zip(*gradients, strict=True)
+    return float((got - wanted).abs() / wanted), list(ours), list(theirs)
+
+
+def model_agrees(place: Place) -> None:
+    for size in (2, WORLD):
+        loss, ours, exact = model_gradients(place, "fp32", size)
+        assert loss < 1e-6
+        for got, wanted in zip(ours, exact, strict=True):
+            assert float((got - wanted).abs().max()) <= 1e-5 * float(wanted.abs().max())
+        for precision in ("bf16", "fp8"):
+            loss, ours, theirs = model_gradients(place, precision, size)
+            # What the roundings of an exchange change is less than what the precision itself does.
+            assert loss < 2e-3
+            assert distance(ours, theirs) < distance(theirs, exact)
 
 
 def test_model_with_sharded_experts(ranks: Ranks) -> None:
     """Loss and every gradient against one process with the tokens of all ranks."""
-    bounds = {"fp32": 1e-5, "bf16": 0.05, "fp8": 0.05}
-    for errors in ranks.run(model_agrees):
-        assert all(error < bounds[case.split()[0]] for case, error in errors.items()), errors
+    ranks.run(model_agrees)
 
 
 def accumulates(place: Place) -> None:
