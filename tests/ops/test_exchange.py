@@ -63,7 +63,7 @@ def test_pack_rows(width: int, backend: str, rng: torch.Generator) -> None:
     floats = any_bits(rng, 37, width, dtype=torch.float32)
     halves = any_bits(rng, 37, width, dtype=torch.bfloat16)
     some = torch.where(rows < 0, 0, rows)
-    for parts in ([bytes_], [halves], [floats], [bytes_, floats, floats[:, :3]], [halves, floats]):
+    for parts in ([bytes_], [halves], [floats], [bytes_, floats, halves[:, :3]], [halves, floats]):
         wanted = reference.pack_rows([part.view(torch.uint8) for part in parts], some, 3)
         wanted[rows < 0] = 0
         gaps = [torch.cat([part, part], 1)[:, : part.shape[1]] for part in parts]
