@@ -17,9 +17,7 @@ uint8_t* bytes(const Tensor& x) { return static_cast<uint8_t*>(x.mutable_data_pt
 Tensor exchange_ranks(const Tensor& indices, int64_t experts_per_rank, int64_t num_ranks) {
     check_ranks(indices, experts_per_rank, num_ranks);
     const Tensor choices = packed(indices);
-    permute::check_values("create_routing", "indices", ints(choices), choices.numel(),
-                          experts_per_rank * num_ranks,
-                          "pass the indices of route, or -1 for a choice that is not here");
+    check_indices(ints(choices), choices.numel(), experts_per_rank * num_ranks);
     const Tensor ranks = new_ranks(indices, num_ranks);
     cpu::exchange_ranks({ints(choices), indices.size(0), indices.size(1)}, experts_per_rank, num_ranks,
                         ranks.size(1), static_cast<int32_t*>(ranks.mutable_data_ptr()), torch_threads());

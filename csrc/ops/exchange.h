@@ -30,6 +30,11 @@ inline void check_ranks(const Tensor& indices, int64_t experts_per_rank, int64_t
                 "; pass the size of the group");
 }
 
+inline void check_indices(const int32_t* indices, int64_t count, int64_t num_experts) {
+    permute::check_values("create_routing", "indices", indices, count, num_experts,
+                          "pass the indices of route, or -1 for a choice that is not here");
+}
+
 inline Tensor new_ranks(const Tensor& indices, int64_t num_ranks) {
     return torch::stable::new_empty(indices, {indices.size(0), std::min(num_ranks, indices.size(1))});
 }

@@ -8,12 +8,10 @@
 namespace dse::exchange {
 namespace {
 
-// The order's values are looked at only where they are to be checked.
 RowOrder row_order(CudaCall& call, const char* op, const Tensor& rows, int64_t tokens, int64_t top_k) {
-    if (call.checking()) {
-        const std::vector<int32_t> values = call.values<int32_t>(rows);
-        permute::check_rows(op, values.data(), static_cast<int64_t>(values.size()), tokens, top_k);
-    }
+    call.check_values<int32_t>(rows, [&](const int32_t* values, int64_t count) {
+        permute::check_rows(op, values, count, tokens, top_k);
+    });
     return {call.in<int32_t>(rows), rows.size(0), top_k};
 }
 
@@ -21,12 +19,9 @@ Tensor exchange_ranks(const Tensor& indices, int64_t experts_per_rank, int64_t n
     check_ranks(indices, experts_per_rank, num_ranks);
     CudaCall call("exchange_ranks", indices);
     const Tensor choices = packed(indices);
-    if (call.checking()) {
-        const std::vector<int32_t> values = call.values<int32_t>(choices);
-        permute::check_values("create_routing", "indices", values.data(), static_cast<int64_t>(values.size()),
-                              experts_per_rank * num_ranks,
-                              "pass the indices of route, or -1 for a choice that is not here");
-    }
+    call.check_values<int32_t>(choices, [&](const int32_t* values, int64_t count) {
+        check_indices(values, count, experts_per_rank * num_ranks);
+    });
     const Tensor ranks = new_ranks(indices, num_ranks);
     cuda::exchange_ranks({call.in<int32_t>(choices), indices.size(0), indices.size(1)}, experts_per_rank,
                          num_ranks, ranks.size(1), call.out<int32_t>(ranks), call.stream());

@@ -43,6 +43,7 @@ def given(seed: int) -> dict[str, Arguments]:
     offs = torch.tensor([10, 10, M] if seed else [0, 31, M - 5], dtype=torch.int32)
     rows, slots = permutation(M), permutation(M).view(T, K)
     packed = torch.randint(0, 256, (T, H * 12 // 8), generator=rng, dtype=torch.int32).to(torch.uint8)
+    packed_rows = torch.randint(0, 256, (T, 2 * H + 16), generator=rng, dtype=torch.int32).to(torch.uint8)
     transposed = codes(N, M_TRANSPOSED), scales(N, M_TRANSPOSED // 128)
     transposed += codes(H, M_TRANSPOSED), scales(H, M_TRANSPOSED // 128)
     product = codes(M, H), scales(M, 2), codes(N, H), scales(2, 2)
@@ -58,6 +59,7 @@ def given(seed: int) -> dict[str, Arguments]:
         "dequantize_blocks": ((codes(E, N, H), scales(E, 2, 2), torch.float32), {}),
         "dequantize_e5m6": ((packed, scales(T, 2), H, torch.float32), {}),
         "dequantize_tiles": ((codes(T, H), scales(T, 2), half), {}),
+        "exchange_ranks": ((indices, 1, E), {}),
         "expert_order": ((indices, E), {}),
         "gather_rows": ((x, rows, K, weights), {}),
         "gather_tiles": ((codes(T, H), scales(T, 2), rows, K), {}),
@@ -67,6 +69,7 @@ def given(seed: int) -> dict[str, Arguments]:
         "grouped_gemm_wgrad": ((*transposed, offs), {}),
         "grouped_gemm_wgrad_accumulate_": ((normal(E, N, H), *transposed, offs), {}),
         "inverse_order": ((rows, M), {}),
+        "pack_rows": (([codes(T, H), scales(T, 2), weights], rows, K), {}),
         "quantize_blocks": ((normal(E, N, H),), {}),
         "quantize_e5m6": ((x,), {}),
         "quantize_tiles": ((x,), {}),
@@ -90,6 +93,7 @@ def given(seed: int) -> dict[str, Arguments]:
         "swiglu_gradient": ((normal(T, H), normal(T, 2 * H), normal(T)), {}),
         "swiglu_quantize": ((normal(T, 2 * H), normal(T)), {"cache": True}),
         "transpose_blocks": ((codes(E, N, H), scales(E, 2, 2)), {}),
+        "unpack_rows": ((packed_rows, rows, K, H, half, True), {}),
         "update_router_bias_": ((normal(2, E), torch.randint(0, 99, (2, E), generator=rng), 0.01), {}),
     }
 
