@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -136,3 +137,13 @@ def test_experts_with_few_rows_take_small_tiles_on_hopper(planner: Planner) -> N
     assert planner.plan(GROUPED, 64, 4096, 7168, groups=32, sms=H100, path="hopper")[0] == "64x64"
     assert planner.plan(GROUPED, 32768, 4096, 7168, groups=8, sms=H100, path="hopper")[0] == "256x128"
     assert planner.plan(WGRAD, 4096, 7168, 32768, groups=8, sms=H100, path="hopper")[0] == "256x128"
+
+
+def test_the_table_of_the_model_is_current(planner: Planner) -> None:
+    """docs/performance.md: M x N x K, tile, tiles, clocks."""
+    page = (ROOT / "docs/performance.md").read_text()
+    rows = re.findall(r"^\| (\d+) x (\d+) x (\d+) \| (\d+x\d+) \| (\d+) \| (\d+) \|", page, re.M)
+    assert len(rows) == 18
+    for m, n, k, tile, tiles, clocks in rows:
+        name, numbers = planner.plan(DENSE, int(m), int(n), int(k), sms=H100, path="hopper")
+        assert (name, *numbers[-2:]) == (tile, int(tiles), int(clocks))
