@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 from collections.abc import Callable, Sequence
@@ -20,6 +21,7 @@ from .generate import generate
 from .hf import load_hf, no_such_folder, save_hf
 from .model import DeepseekV3
 from .nn.linear import Precision
+from .parallel.world import is_main_process
 from .plot import PlotOptions, plot
 from .reproduce import ReproduceOptions, reproduce
 from .reproduce.compare import CompareOptions, compare
@@ -155,13 +157,21 @@ def train(recipe: TrainConfig, args: Sequence[str] | None = None, *, program: st
     says how to continue.
     """
     given = list(sys.argv[1:] if args is None else args)
-    program = program or f"python {shlex.quote(sys.argv[0])}"
+    program = program or f"{_launcher()} {shlex.quote(sys.argv[0])}"
 
     def go() -> int:
         config = parse(TrainConfig, given, program, default=recipe)
         return run(config, command=[*shlex.split(program), *given])
 
     return _one_line_errors(program, go)
+
+
+def _launcher() -> str:
+    """What started this process: torchrun says so in the environment."""
+    here, nodes = (int(os.environ.get(name, "1")) for name in ("LOCAL_WORLD_SIZE", "GROUP_WORLD_SIZE"))
+    if here * nodes == 1:
+        return "python"
+    return f"torchrun --nproc-per-node {here}" + (f" --nnodes {nodes} ..." if nodes > 1 else "")
 
 
 def _extend(program: str, args: list[str]) -> int:
@@ -277,7 +287,8 @@ def _one_line_errors(program: str, action: Callable[[], int]) -> int:
     try:
         return action()
     except ValueError as error:
-        print(f"{program}: {' '.join(str(error).split())}", file=sys.stderr)
+        if is_main_process():  # an error that only one of several has is RunStopped
+            print(f"{program}: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except (RunStopped, OSError) as error:  # a disk that fails, say, where nothing could go on without it
         print(f"{program}: {error}", file=sys.stderr)

@@ -213,6 +213,11 @@ class DeepseekV3(nn.Module):
             return torch.zeros(0, self.config.n_routed_experts, dtype=torch.int32)
         return torch.stack(loads)
 
+    def set_router_load(self, load: Tensor) -> None:
+        """Puts another count [routers, E] in the place of router_load's: the sum over processes, say."""
+        for router, row in zip(self._routers(), load, strict=True):
+            router.load.copy_(row)
+
     def update_router_bias(self, rate: float) -> None:
         """Moves each router's bias by `rate` against its load (paper, section 2.1.2), and zeroes the load."""
         for router in self._routers():

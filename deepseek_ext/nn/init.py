@@ -25,18 +25,34 @@ def initialise(module: nn.Module, *, seed: int, std: float) -> None:
     """Draws matrices from N(0, std), expert by expert where they are stacked; norms become ones.
 
     Names are those of `module`'s state dict, buffers keep what they hold. Parameters on the meta device are
-    left.
+    left; of a sharded one this process draws all and keeps its part.
     """
     for name, parameter in module.named_parameters():
         if parameter.is_meta:
             continue
-        if parameter.dim() == 1:
-            parameter.fill_(1.0)
-        elif parameter.dim() == 3:
-            for expert in range(parameter.shape[0]):
-                parameter[expert] = _normal(parameter.shape[1:], std, generator(seed, name, expert))
+        if parameter.dim() == 3:
+            group = getattr(module.get_submodule(name.rpartition(".")[0]), "group", None)
+            first = 0 if group is None else group.rank * parameter.shape[0]
+            values = torch.empty(parameter.shape)
+            for expert, part in enumerate(values, start=first):
+                part.copy_(_normal(parameter.shape[1:], std, generator(seed, name, expert)))
+        elif parameter.dim() == 2:
+            values = _normal(parameter.shape, std, generator(seed, name))
         else:
-            parameter.copy_(_normal(parameter.shape, std, generator(seed, name)))
+            values = torch.ones(parameter.shape)
+        _write(parameter, values)
+
+
+def _write(parameter: Tensor, values: Tensor) -> None:
+    if type(parameter) is nn.Parameter:
+        parameter.copy_(values)
+        return
+    from torch.distributed.tensor import DTensor, distribute_tensor  # slow to import
+
+    assert isinstance(parameter, DTensor)
+    mesh, placements = parameter.device_mesh, parameter.placements
+    part = distribute_tensor(values.to(parameter.device), mesh, placements, src_data_rank=None)
+    parameter.to_local().copy_(part.to_local())
 
 
 def _normal(shape: torch.Size, std: float, source: torch.Generator) -> Tensor:

@@ -2,12 +2,12 @@
 
 A checkpoint is a folder `step-00000400`:
 
-    .metadata, __0_0.distcp   the tensors, as torch.distributed.checkpoint writes them
+    .metadata, __0_0.distcp   the tensors, as torch.distributed.checkpoint writes them, a file a process
     state.json                everything that is not a tensor
     SHA256SUMS                of the files above; `sha256sum -c SHA256SUMS` reads it too
 
 It is written under a temporary name, flushed to the disk and then renamed, so a folder with this name is
-whole.
+whole. Any number of processes reads what any other number wrote.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ from torch.distributed.checkpoint.state_dict_loader import load as dcp_load
 from torch.distributed.checkpoint.state_dict_saver import save as dcp_save
 
 from ..disk import flush
+from ..parallel.world import World
 
 STATE, SUMS = "state.json", "SHA256SUMS"
 _NAME = re.compile(r"step-(\d{8,})")
@@ -78,36 +79,56 @@ class DamagedCheckpoint(ValueError):
 
 
 def save(
-    folder: Path, step: int, tensors: dict[str, Tensor], state: dict[str, Any], *, keep_last: int
+    folder: Path,
+    step: int,
+    tensors: dict[str, Tensor],
+    state: dict[str, Any],
+    *,
+    keep_last: int,
+    world: World | None = None,
 ) -> Path:
     """Writes checkpoint `step` below folder, then deletes all but the keep_last newest; returns its path.
 
-    tensors: flat, by name; state: what json can hold. Raises OSError (a full disk, say), leaving earlier
-    checkpoints as they were.
+    tensors: flat, by name, of which DTensors are parts of what all processes of the world hold; state: what
+    json can hold. Raises OSError (a full disk, say), leaving earlier checkpoints as they were.
     """
+    world = world or World()
     final = folder / f"step-{step:08d}"
-    temporary = folder / f"{final.name}.tmp-{os.getpid()}"
-    folder.mkdir(parents=True, exist_ok=True)
-    _remove_temporary(folder)
+    temporary = world.lead(lambda: _new_temporary(final))
     try:
         with _quiet():
-            dcp_save(tensors, storage_writer=FileSystemWriter(temporary, sync_files=True), no_dist=True)
-        (temporary / STATE).write_text(json.dumps(state, indent=1))
-        names = sorted(path.name for path in temporary.iterdir())
-        (temporary / SUMS).write_text("".join(f"{_sha256(temporary / name)}  {name}\n" for name in names))
-        for path in (*temporary.iterdir(), temporary):
-            flush(path)
-        if final.exists():  # only a damaged one can stand there: a usable one would have been resumed from
-            shutil.rmtree(final)
-        temporary.rename(final)
-        flush(folder)
+            writer = FileSystemWriter(temporary, sync_files=True)
+            dcp_save(tensors, storage_writer=writer, no_dist=world.size == 1)
+        world.lead(lambda: _complete(temporary, final, state))
     except (Exception, CheckpointException) as error:
-        shutil.rmtree(temporary, ignore_errors=True)
+        if world.is_main:
+            shutil.rmtree(temporary, ignore_errors=True)
         raise OSError(_reason(error)) from error
-    for old in list_checkpoints(folder)[:-keep_last]:
-        with suppress(OSError):  # half deleted it must not have its name
-            shutil.rmtree(old.rename(f"{old}.tmp-{os.getpid()}"))
+    if world.is_main:
+        for old in list_checkpoints(folder)[:-keep_last]:
+            with suppress(OSError):  # half deleted it must not have its name
+                shutil.rmtree(old.rename(f"{old}.tmp-{os.getpid()}"))
     return final
+
+
+def _new_temporary(final: Path) -> Path:
+    """Where a checkpoint is written until it is whole."""
+    final.parent.mkdir(parents=True, exist_ok=True)
+    _remove_temporary(final.parent)
+    return final.with_name(f"{final.name}.tmp-{os.getpid()}")
+
+
+def _complete(temporary: Path, final: Path, state: dict[str, Any]) -> None:
+    """Adds what is not a tensor, and the checksums, and gives the folder its name."""
+    (temporary / STATE).write_text(json.dumps(state, indent=1))
+    names = sorted(path.name for path in temporary.iterdir())
+    (temporary / SUMS).write_text("".join(f"{_sha256(temporary / name)}  {name}\n" for name in names))
+    for path in (*temporary.iterdir(), temporary):
+        flush(path)
+    if final.exists():  # only a damaged one can stand there: a usable one would have been resumed from
+        shutil.rmtree(final)
+    temporary.rename(final)
+    flush(final.parent)
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
@@ -145,10 +166,10 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
     return state
 
 
-def load_tensors(checkpoint: Path, tensors: dict[str, Tensor]) -> None:
+def load_tensors(checkpoint: Path, tensors: dict[str, Tensor], world: World | None = None) -> None:
     """Fills `tensors` in place from a checkpoint that read_state has verified; every name must be there.
 
-    Runs no code from the files. Raises DamagedCheckpoint.
+    Of DTensors this process fills its part. Runs no code from the files. Raises DamagedCheckpoint.
     """
     try:
         with _quiet():
@@ -156,7 +177,7 @@ def load_tensors(checkpoint: Path, tensors: dict[str, Tensor]) -> None:
                 tensors,
                 storage_reader=_Reader(checkpoint),
                 planner=_TensorsOnly(flatten_state_dict=False),
-                no_dist=True,
+                no_dist=world is None or world.size == 1,
             )
     except (Exception, CheckpointException) as error:  # whatever torch says of a file it cannot read
         raise DamagedCheckpoint(f"{checkpoint}: {_reason(error)}") from error

@@ -17,13 +17,32 @@ Preset = Literal["deepseek-v3", "deepseek-v3-16b", "small", "tiny"]
 # A resumed run may change these; everything else is part of what the run is.
 FREE_TO_CHANGE = {
     *("tokens", "minutes", "data", "tokenizer"),  # checked by what they stand for
-    *("run_dir", "checkpoint_every", "keep_last", "resume", "threads", "validate_every", "prompts"),
+    *(
+        "run_dir",
+        "checkpoint_every",
+        "keep_last",
+        "resume",
+        "threads",
+        "ep",
+        "timeout",
+        "validate_every",
+        "prompts",
+    ),
     *("telemetry", "log", "profile"),
 }
 _POSITIVE = (
     *("depth", "tokens", "minutes", "vocab_size", "checkpoint_every", "keep_last", "threads", "seq_len"),
     *("sequences", "micro_sequences", "lr", "grad_clip", "hidden_size", "heads", "experts", "expert_size"),
-    *("validate_every", "telemetry", "sequences_start", "warmup_steps", "rope_factor", "rope_original"),
+    *(
+        "ep",
+        "timeout",
+        "validate_every",
+        "telemetry",
+        "sequences_start",
+        "warmup_steps",
+        "rope_factor",
+        "rope_original",
+    ),
 )
 _NOT_NEGATIVE = ("weight_decay", "bias_update_speed", "balance_alpha", "mtp_depth", "seed", "fim_rate")
 _SHAPE = ("hidden_size", "heads", "experts", "expert_size")
@@ -63,6 +82,11 @@ class TrainConfig:
     """Of the initial weights and of the order of the data."""
     threads: int | None = None
     """Threads of torch and of the kernels; None leaves it to torch."""
+    ep: int = 1
+    """Processes over which the routed experts of a layer are spread, of those that torchrun started; each
+    process holds 1/ep of the experts. The others hold copies."""
+    timeout: float = 300.0
+    """Seconds after which a run of several processes ends when one of them no longer answers."""
 
     fim_rate: float = 0.0
     """Share of training documents read as prefix, suffix, middle; the paper's is 0.1."""
@@ -174,6 +198,25 @@ class TrainConfig:
                 f"--micro-sequences ({quantum}), got {self.sequences_start}"
             )
 
+    def check_processes(self, processes: int) -> None:
+        """Raises ValueError if so many processes cannot share this run, saying which numbers can."""
+        if processes % self.ep:
+            possible = [n for n in range(1, processes + 1) if processes % n == 0]
+            raise ValueError(
+                f"--ep {self.ep} does not divide the {processes} processes; choose one of {possible}, or "
+                f"start a multiple of {self.ep} processes"
+            )
+        if (experts := self.model_config().n_routed_experts) % self.ep:
+            raise ValueError(f"--ep {self.ep} must divide the {experts} routed experts of a layer")
+        quantum = processes * (self.micro_sequences or 1)
+        for name, sequences in (("sequences", self._pace()[0]), ("sequences_start", self.sequences_start)):
+            if sequences is not None and sequences % quantum:
+                of_each = f" of {self.micro_sequences} sequences a pass" if self.micro_sequences else ""
+                raise ValueError(
+                    f"{flag(name)} {sequences} cannot be shared by {processes} processes{of_each}; choose a "
+                    f"multiple of {quantum}, such as {quantum * max(1, round(sequences / quantum))}"
+                )
+
     def derived(self) -> TrainConfig:
         """A copy in which every field that depth derives has its value."""
         hidden, heads, experts, expert_size = self._shape()
@@ -250,7 +293,7 @@ class TrainConfig:
             "rope_scaling": yarn,
         }
 
-    def schedules(self) -> Schedules:
+    def schedules(self, *, processes: int = 1) -> Schedules:
         """The paper's schedules with their shapes scaled to this run's tokens; a second phase has its own."""
         sequences, lr = self._pace()
         settings: dict[str, Any] = {
@@ -266,7 +309,7 @@ class TrainConfig:
         return scaled(
             self.tokens,
             sequences_start=self.sequences_start,
-            quantum=self.micro_sequences or 1,
+            quantum=processes * (self.micro_sequences or 1),
             **settings,
         )
 

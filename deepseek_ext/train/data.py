@@ -13,6 +13,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from ..model import DeepseekV3
+from ..parallel.world import World
 from .config import TrainConfig
 from .corpus import HELD_OUT_SHARE, Corpus, Document, is_held_out, load_corpus
 from .fim import FillInTheMiddle
@@ -154,26 +155,37 @@ def _bytes_per_token(corpus: Corpus, packed: list[PackedSequences], held_out: li
 
 
 @torch.no_grad()
-def bits_per_byte(model: DeepseekV3, data: RunData, *, stop: Callable[[], bool] = lambda: False) -> float:
+def bits_per_byte(
+    model: DeepseekV3,
+    data: RunData,
+    world: World | None = None,
+    *,
+    stop: Callable[[], bool] = lambda: False,
+) -> float:
     """Nats over all held-out targets, ends of documents included, / (ln 2 * held-out bytes).
 
-    stop: asked between passes; once true, the result is NaN.
+    stop: asked between passes; once true, the result is NaN. Of several processes each takes an equal share
+    of the passes, and all get the result.
     """
+    world = world or World()
     tokens, targets = data.validation
     windows = max(1, _VALIDATION_TOKENS // tokens.shape[1])
+    starts = range(0, len(tokens), windows)
     was_training = model.training
     model.eval()
     nats = 0.0
     try:
-        for start in range(0, len(tokens), windows):
+        for n in range(math.ceil(len(starts) / world.size)):
             if stop():
                 return math.nan
-            wanted = targets[start : start + windows]
+            start = starts[min(n * world.size + world.rank, len(starts) - 1)]
+            batch, wanted = (x[start : start + windows].to(world.device) for x in (tokens, targets))
             count = int((wanted != IGNORED).sum())
-            batch = tokens[start : start + windows]
-            starts = data.document_starts(batch)
-            loss = model.loss(batch, wanted, document_starts=starts, use_mtp=False)
-            nats += loss.main.item() * count
+            begins = data.document_starts(batch)
+            loss = model.loss(batch, wanted, document_starts=begins, use_mtp=False)
+            if n * world.size + world.rank < len(starts):  # else along for the others' sake
+                nats += loss.main.item() * count
     finally:
         model.train(was_training)
+    nats = world.total(torch.tensor(nats, dtype=torch.float64, device=world.device)).item()
     return nats / (math.log(2) * data.held_out_bytes)

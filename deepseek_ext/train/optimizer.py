@@ -18,6 +18,12 @@ _add_param_group = inspect.unwrap(torch.optim.Optimizer.add_param_group)
 _zero_grad = inspect.unwrap(torch.optim.Optimizer.zero_grad)
 
 
+def local(x: Tensor) -> Tensor:
+    """What this process holds of a parameter, or of anything shaped like one; shares its memory."""
+    to_local = getattr(x, "to_local", None)  # of a DTensor, whose class is slow to import
+    return x if to_local is None else to_local()
+
+
 class AdamW(torch.optim.Optimizer):
     """AdamW over `ops.adamw_step_`, with moments in BF16 (paper, section 3.3.3).
 
@@ -74,10 +80,10 @@ class AdamW(torch.optim.Optimizer):
             group["step"] += 1
             states = [self.state[p] for p in parameters]
             ops.adamw_step_(
-                parameters,
-                [p.grad for p in parameters],
-                [state["exp_avg"] for state in states],
-                [state["exp_avg_sq"] for state in states],
+                list(map(local, parameters)),
+                [local(p.grad) for p in parameters],
+                [local(state["exp_avg"]) for state in states],
+                [local(state["exp_avg_sq"]) for state in states],
                 lr=float(group["lr"]),
                 beta1=group["betas"][0],
                 beta2=group["betas"][1],
@@ -131,10 +137,15 @@ def build_optimizer(
     )
 
 
-def optimizer_tensors(model: nn.Module, optimizer: AdamW) -> dict[str, Tensor]:
-    """The moments by parameter name: what a checkpoint stores of the optimizer, beside the step count."""
+def optimizer_tensors(
+    model: nn.Module, optimizer: AdamW, whole: Callable[[str, Tensor], Tensor] = lambda _, held: held
+) -> dict[str, Tensor]:
+    """The moments by parameter name: what a checkpoint stores of the optimizer, beside the step count.
+
+    whole: makes of a parameter's name and what this process holds of it the tensor to store.
+    """
     return {
-        f"optimizer.{name}.{moment}": optimizer.state[parameter][moment]
+        f"optimizer.{name}.{moment}": whole(name, optimizer.state[parameter][moment])
         for name, parameter in model.named_parameters()
         if parameter in optimizer.state
         for moment in _MOMENTS

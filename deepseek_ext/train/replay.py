@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import _disable_current_modes
 
 _BROKEN = "forward; its {} is not finite"
+NOTHING_FOUND = "no layer: when run again the step was finite, as after an error of memory or processor"
 _OVERFLOWS = "backward; the gradient of its {}"
 
 
@@ -100,7 +101,7 @@ def _in_weights(model: nn.Module) -> str:
     if not _finite(torch.nn.utils.get_total_norm([gradient for _, gradient in gradients])):
         largest, _ = max(gradients, key=lambda item: item[1].abs().amax().item())
         return _of_parameter(largest, "backward; its {}'s gradient is the largest, and the norm overflows")
-    return "no layer: when run again the step was finite, as after an error of memory or processor"
+    return NOTHING_FOUND
 
 
 def _tensors(values: Any) -> Iterator[Tensor]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, redirect_stdout
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -16,12 +18,13 @@ from torch import Tensor
 
 from .. import _native, ops
 from ..model import DeepseekV3
+from ..parallel.world import World, joined, launched_size, led
 from . import checkpoint
 from .checkpoint import DamagedCheckpoint
 from .config import TrainConfig, differences
 from .config import describe as describe_config
 from .corpus import describe as describe_corpus
-from .data import bits_per_byte, prepare_data
+from .data import RunData, bits_per_byte, prepare_data
 from .ema import stored_name
 from .environment import keep_freed_memory, matmul_peak, peak_memory
 from .folder import held
@@ -32,7 +35,7 @@ from .profiling import Profiler, window
 from .progress import Progress, clock
 from .telemetry import Telemetry
 from .tokenizer import load_tokenizer, tokenizer_hash
-from .trainer import FORMAT, Outcome, Stop, Trainer, sample, tokens_for_minutes
+from .trainer import FORMAT, Outcome, RunStopped, Stop, Trainer, sample, tokens_for_minutes
 
 # What a second phase may change of a model: what no weight depends on.
 _MAY_DIFFER = ("rope_scaling", "max_position_embeddings", "balance_loss", "balance_alpha")
@@ -45,27 +48,49 @@ def run(config: TrainConfig, *, command: Sequence[str] = ("deepseek-ext", "train
     Raises ValueError for what the user can put right, RunStopped when the numbers are no longer finite.
     """
     config = config.derived()
+    config.check_processes(launched_size())
     if config.threads is not None:
         torch.set_num_threads(config.threads)
-    with held(config.run_dir, anew=config.resume == "never"), Stop().listening() as stop:
-        trainer = _resumed(config) or _fresh(config)
-        _say_start(trainer)
-        peak = matmul_peak()
-        print(f"share of peak means of {peak.flops / 1e9:,.0f} GFLOP/s: {peak.name}", flush=True)
-        keep_freed_memory()
-        progress = Progress(
-            total_tokens=trainer.schedules.total,
-            flops_per_token=trainer.size.flops_per_token,
-            peak=peak,
-            seconds_before=trainer.seconds,
-            tokens_before=trainer.tokens,
-        )
-        with progress, _observers(trainer, progress) as trainer.observers:
-            outcome = trainer.train(progress, stop)
-        if outcome.finished:
-            _say_end(trainer, outcome, command)
-        else:
-            _say_interrupted(trainer, outcome, command)
+    with (
+        Stop().listening() as stop,
+        joined(ep=config.ep, timeout=config.timeout) as world,
+        ExitStack() as stack,
+    ):
+        if not world.is_main:
+            nowhere = stack.enter_context(open(os.devnull, "w"))
+            stack.enter_context(redirect_stdout(nowhere))  # one progress line, not one a process
+        try:
+            world.lead(lambda: stack.enter_context(held(config.run_dir, anew=config.resume == "never")))
+            trainer = _resumed(config, world) or _fresh(config, world)
+            return _train(trainer, stop, command)
+        except Exception as error:
+            if world.size == 1 or led(error):
+                raise
+            if isinstance(error, RunStopped):  # on every rank
+                if world.is_main:
+                    raise
+                return 1
+            raise RunStopped(world.end(error)) from error
+
+
+def _train(trainer: Trainer, stop: Stop, command: Sequence[str]) -> int:
+    _say_start(trainer)
+    peak = matmul_peak()
+    print(f"share of peak means of {peak.flops / 1e9:,.0f} GFLOP/s: {peak.name}", flush=True)
+    keep_freed_memory()
+    progress = Progress(
+        total_tokens=trainer.schedules.total,
+        flops_per_token=trainer.size.flops_per_token,
+        peak=peak,
+        seconds_before=trainer.seconds,
+        tokens_before=trainer.tokens,
+    )
+    with progress, _observers(trainer, progress) as trainer.observers:
+        outcome = trainer.train(progress, stop)
+    if outcome.finished:
+        _say_end(trainer, outcome, command)
+    else:
+        _say_interrupted(trainer, outcome, command)
     return 0 if outcome.saved else 1
 
 
@@ -97,6 +122,8 @@ def _observers(trainer: Trainer, progress: Progress) -> Observers:
     """What the configuration asks for."""
     config, step = trainer.config, trainer.step
     asked: list[Observer] = []
+    if not trainer.world.is_main:
+        return Observers(asked, progress.say)
     if config.telemetry is not None:
         path, say = config.run_dir / "telemetry.jsonl", progress.say
         asked.append(Telemetry(trainer.model, path, every=config.telemetry, after_step=step, say=say))
@@ -134,8 +161,23 @@ def _nothing_in(folder: Path) -> ValueError:
 
 def _start_from(trainer: Trainer, folder: Path) -> None:
     """Gives the model the weights and router biases of another run."""
-    before, _, config = load_run(folder)
-    shape, theirs = trainer.model.config, before.config
+    for path, config in _stored(folder):
+        _check_same_shape(trainer, folder, config)
+        try:
+            trainer.load_weights(path)
+        except DamagedCheckpoint as error:
+            _warn_damaged(error)
+            continue
+        print(
+            f"starting from the weights of {folder}, trained on {config.tokens:,} tokens in sequences of "
+            f"{config.seq_len}"
+        )
+        return
+    raise _nothing_in(folder)
+
+
+def _check_same_shape(trainer: Trainer, folder: Path, config: TrainConfig) -> None:
+    shape, theirs = trainer.model.config, config.model_config()
     same = replace(theirs, **{name: getattr(shape, name) for name in _MAY_DIFFER})
     if different := [name for name, value in asdict(shape).items() if value != getattr(same, name)]:
         name = different[0]
@@ -143,35 +185,36 @@ def _start_from(trainer: Trainer, folder: Path) -> None:
             f"--init-from {folder}: its model has {name} {getattr(theirs, name)}, this run "
             f"{getattr(shape, name)}; leave the flags that shape the model as they were"
         )
-    trainer.model.load_state_dict(before.state_dict())
-    print(
-        f"starting from the weights of {folder}, trained on {config.tokens:,} tokens in sequences of "
-        f"{config.seq_len}"
-    )
 
 
-def _fresh(config: TrainConfig) -> Trainer:
-    data = prepare_data(config)
-    cut_back(config.run_dir / "metrics.jsonl", 0)
-    data.save_tokenizer(config.run_dir)
+def _fresh(config: TrainConfig, world: World) -> Trainer:
+    data = world.main_first(lambda: prepare_data(config))
+    world.lead(lambda: _begin_folder(config.run_dir, data))
     if config.minutes is not None:
-        tokens, rate = tokens_for_minutes(config, data)
+        tokens, rate = tokens_for_minutes(config, data, world)
         config = replace(config, tokens=tokens)
         print(
             f"--minutes {config.minutes:g}: ten steps ran at {rate:,.0f} tokens/s, so the run is "
             f"{tokens:,} tokens"
         )
     torch.manual_seed(config.seed)
-    trainer = Trainer(config, data)
+    trainer = Trainer(config, data, world)
     if config.init_from is not None:
         _start_from(trainer, config.init_from)
     return trainer
 
 
-def _resumed(config: TrainConfig) -> Trainer | None:
+def _begin_folder(run_dir: Path, data: RunData) -> None:
+    cut_back(run_dir / "metrics.jsonl", 0)
+    data.save_tokenizer(run_dir)
+
+
+def _resumed(config: TrainConfig, world: World) -> Trainer | None:
     """The run of run_dir as its newest usable checkpoint has it; None if there is no checkpoint."""
     found = False
-    for path, state in _readable(config.run_dir, set_aside=True):
+    readable = _readable(config.run_dir, set_aside=True)
+    while usable := world.lead(lambda: next(readable, None)):
+        path, state = usable
         found = True
         stored = _stored_config(path, state)
         if different := differences(stored, config):
@@ -179,15 +222,18 @@ def _resumed(config: TrainConfig) -> Trainer | None:
                 f"{config.run_dir} holds another run ({'; '.join(different)}); choose another --run-dir, "
                 "or write --resume never to begin anew"
             )
-        trainer = Trainer(_with_budget(config, stored), _same_data(config, state))
+        budget = _with_budget(config, stored)
+        data = world.main_first(lambda: _same_data(config, state))  # noqa: B023 -- called at once
+        trainer = Trainer(budget, data, world)
         try:
             trainer.resume(path, state)
         except DamagedCheckpoint as error:
-            _set_aside(path, error)
+            if world.is_main:
+                _set_aside(path, error)
             continue
         print(f"resuming from {path}: step {trainer.step}, {trainer.tokens:,} tokens seen")
         return trainer
-    if found or any((config.run_dir / "checkpoints").glob("*.damaged")):
+    if found or world.lead(lambda: any((config.run_dir / "checkpoints").glob("*.damaged"))):
         raise ValueError(
             f"{config.run_dir} has no checkpoint left that can be read; write --resume never to begin anew"
         )
@@ -271,6 +317,11 @@ def _say_start(trainer: Trainer) -> None:
         f"model: {size.total / 1e6:.2f} M parameters, {size.active / 1e6:.2f} M active in a token's pass, "
         f"{size.flops_per_token / 1e6:.1f} MFLOP a trained token; precision {config.precision}"
     )
+    if (world := trainer.world).size > 1:
+        print(
+            f"processes: {world.size}, routed experts of a layer over {world.ep}, {world.replicas} copies; "
+            f"all else sharded over {world.size} (ZeRO-1)"
+        )
     print(f"kernels: CPU tier {ops.cpu_capability()}, {torch.get_num_threads()} threads")
     if not ops.cpu_capability().startswith(_native.host_capability()):
         print(f"SLOW: tier {ops.cpu_capability()} is in use, this CPU has {_native.host_capability()}")
@@ -293,7 +344,7 @@ def _say_interrupted(trainer: Trainer, outcome: Outcome, command: Sequence[str])
 
 def _say_end(trainer: Trainer, outcome: Outcome, command: Sequence[str]) -> None:
     config, data, row = trainer.config, trainer.data, outcome.row
-    ours = row.get("val_bits_per_byte") or bits_per_byte(trainer.model, data)
+    ours = row.get("val_bits_per_byte") or bits_per_byte(trainer.model, data, trainer.world)
     zlib = data.corpus.zlib_bits_per_byte()
     rate = trainer.tokens / trainer.seconds if trainer.seconds else 0.0
     acceptance = (

@@ -20,6 +20,8 @@ from torch import Tensor
 from ..generate import generate
 from ..model import DeepseekV3
 from ..ops import accumulate_weight_gradients
+from ..parallel.shard import last_micro_batch, materialise, shard, shards_written, whole
+from ..parallel.world import World, is_main_process
 from . import checkpoint
 from .config import TrainConfig
 from .data import RunData, bits_per_byte
@@ -27,9 +29,9 @@ from .ema import MovingAverage
 from .environment import model_size
 from .metrics import MetricsFile, cut_back
 from .observers import Observer
-from .optimizer import build_optimizer, optimizer_tensors
+from .optimizer import build_optimizer, local, optimizer_tensors
 from .progress import Progress
-from .replay import first_not_finite
+from .replay import NOTHING_FOUND, first_not_finite
 from .telemetry import max_violation
 
 FORMAT = 1  # of state.json
@@ -72,7 +74,7 @@ class Stop:
     def _request(self, number: int, frame: FrameType | None) -> None:
         if self.requested and number == signal.SIGINT:
             raise KeyboardInterrupt
-        if not self.requested:
+        if not self.requested and is_main_process():
             with suppress(OSError):
                 os.write(2, b"\nstopping after this step; Ctrl-C again stops at once\n")
         self.requested = True
@@ -82,19 +84,24 @@ class Trainer:
     """One run: the model, its optimizer, the data, and where it stands.
 
     config must be derived (`TrainConfig.derived`). Everything that `train_step` reads is either in the
-    configuration or in the checkpoint, so a resumed run repeats the uninterrupted one bit for bit.
+    configuration or in the checkpoint, so a resumed run repeats the uninterrupted one bit for bit. In a world
+    of several processes each has a trainer, all of which run the same methods in the same order; each reads
+    its share of every batch.
     """
 
-    def __init__(self, config: TrainConfig, data: RunData) -> None:
+    def __init__(self, config: TrainConfig, data: RunData, world: World | None = None) -> None:
         self.config = config
         self.data = data
-        self.schedules = config.schedules()
-        self.model = DeepseekV3(config.model_config(), precision=config.precision, seed=config.seed)
+        self.world = world = world or World()
+        self.schedules = config.schedules(processes=world.size)
+        self.model = DeepseekV3(config.model_config(), precision=config.precision, device="meta")
+        self.size = model_size(self.model, self.model.config, config.seq_len)
+        shard(self.model, world)
+        materialise(self.model, world, seed=config.seed)
         self.optimizer = build_optimizer(
             self.model, lr=self.schedules.lr.peak, weight_decay=config.weight_decay
         )
         self.average = MovingAverage(self.model, config.ema_decay) if config.ema_decay else None
-        self.size = model_size(self.model, self.model.config, config.seq_len)
         self.step = 0
         self.tokens = 0
         self.seconds = 0.0
@@ -112,8 +119,10 @@ class Trainer:
     def train(self, progress: Progress, stop: Stop) -> Outcome:
         """Steps until the budget is spent or a stop is asked for; validates, samples, saves on the way."""
         saved_at = self.step if self.last_checkpoint else None
-        with MetricsFile(self.config.run_dir / "metrics.jsonl") as metrics:
-            while not self.finished and not stop.requested:
+        path = self.config.run_dir / "metrics.jsonl"
+        with MetricsFile(path if self.world.is_main else Path(os.devnull)) as metrics:
+            while not self.finished and not self._stopped(stop):
+                self.world.alive(self.step + 1)
                 with self.observers.around(self.step + 1):
                     row = self.train_step()
                 row |= progress.speed(row)
@@ -144,11 +153,11 @@ class Trainer:
 
         forward_backward = partial(self._forward_backward, tokens, targets, mtp_weight=s.mtp_weight(seen))
         losses = forward_backward()
-        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm(gradients)
+        gradients = [local(p.grad) for p in self.model.parameters() if p.grad is not None]
+        numbers = self._over_ranks(*losses, torch.nn.utils.get_total_norm(gradients))
         violations = max_violation(self.model.router_load())
         # The only wait for the device in a step, and the only check: is the update finite?
-        loss, acceptance, norm_, *max_vio = torch.cat([torch.stack([*losses, norm]), violations]).tolist()
+        loss, acceptance, norm_, *max_vio = torch.cat([torch.stack(numbers), violations]).tolist()
         finite = math.isfinite(loss) and math.isfinite(norm_)
         if finite:
             for group in self.optimizer.param_groups:
@@ -157,7 +166,8 @@ class Trainer:
             if self.average:
                 self.average.update(self.optimizer.param_groups[0]["step"])
         else:
-            culprit = first_not_finite(self.model, lambda: forward_backward()[0])
+            found = self.world.all(first_not_finite(self.model, lambda: forward_backward()[0]))
+            culprit = next((where for where in found if where != NOTHING_FOUND), NOTHING_FOUND)
         self.model.update_router_bias(gamma if finite else 0.0)  # also sets the load back
         self.optimizer.zero_grad()
 
@@ -180,19 +190,36 @@ class Trainer:
         }
         return row if finite else row | {"not_finite_in": culprit}
 
+    def _over_ranks(self, main: Tensor, accepted: Tensor, norm: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The numbers of a step, and each router's load, of all ranks: one exchange for all of them."""
+        if self.world.size == 1:
+            return main, accepted, norm
+        load = self.model.router_load()
+        own = torch.stack([main, accepted, norm]).double()
+        own[2].square_()
+        total = self.world.total(torch.cat([own, load.flatten().double()]))  # FP64 keeps counts exact
+        self.model.set_router_load(total[3:].view_as(load))
+        main, accepted, squares = total[:3]
+        return main.float(), accepted.float(), squares.sqrt().float()
+
     def _forward_backward(
         self, tokens: Tensor, targets: Tensor, *, mtp_weight: float
     ) -> tuple[Tensor, Tensor]:
-        """Gradients of the whole step; returns the main loss and the first MTP module's acceptance."""
-        sequences = tokens.shape[0]
-        size = self.config.micro_sequences or sequences
-        main, accepted = torch.zeros(()), torch.zeros(())
-        for micro_tokens, micro_targets in zip(tokens.split(size), targets.split(size), strict=True):
+        """Gradients of the whole step; returns what this rank adds to the main loss and to the first MTP
+        module's acceptance."""
+        sequences, num_targets = tokens.shape[0], targets.numel()
+        device = self.world.device
+        tokens, targets = (self.world.rows(x).to(device) for x in (tokens, targets))
+        size = self.config.micro_sequences or len(tokens)
+        main, accepted = torch.zeros((), device=device), torch.zeros((), device=device)
+        for start in range(0, len(tokens), size):
+            micro_tokens, micro_targets = tokens[start : start + size], targets[start : start + size]
+            last_micro_batch(self.model, start + size >= len(tokens))
             with accumulate_weight_gradients():
                 loss = self.model.loss(
                     micro_tokens,
                     micro_targets,
-                    num_targets=targets.numel(),
+                    num_targets=num_targets,
                     num_sequences=sequences,
                     document_starts=self.data.document_starts(micro_tokens),
                     mtp_weight=mtp_weight,
@@ -205,21 +232,28 @@ class Trainer:
 
     def validate(self, progress: Progress, stop: Stop) -> dict[str, float]:
         """Bits per byte over the whole held-out text, and a few samples; nothing once a stop is asked for."""
-        score = bits_per_byte(self.model, self.data, stop=lambda: stop.requested)
-        if stop.requested:
+        score = self._bits_per_byte(stop)
+        if self._stopped(stop):
             return {}
         progress.say(f"step {self.step}: validation {score:.4f} bits/byte")
         for prompt in self.config.prompts:
-            if not stop.requested:
+            if not self._stopped(stop):
                 progress.say(f"  {sample(self.model, self.data, prompt)}")
         if not self.average:
             return {"val_bits_per_byte": score}
         with self.average.in_place():
-            average = bits_per_byte(self.model, self.data, stop=lambda: stop.requested)
-        if stop.requested:
+            average = self._bits_per_byte(stop)
+        if self._stopped(stop):
             return {"val_bits_per_byte": score}
         progress.say(f"step {self.step}: validation {average:.4f} bits/byte with averaged weights")
         return {"val_bits_per_byte": score, "val_bits_per_byte_ema": average}
+
+    def _bits_per_byte(self, stop: Stop) -> float:
+        return bits_per_byte(self.model, self.data, self.world, stop=lambda: self._stopped(stop))
+
+    def _stopped(self, stop: Stop) -> bool:
+        """Whether any rank was asked to stop; the same answer on all of them."""
+        return self.world.any(stop.requested)
 
     def refuse_to_go_on(self, progress: Progress) -> None:
         """Says that an update was skipped, and why; raises RunStopped at the third in a row."""
@@ -256,11 +290,14 @@ class Trainer:
         }
         folder = self.config.run_dir / "checkpoints"
         try:
-            if not (self.config.run_dir / "tokenizer.json").exists():  # someone removed the folder
-                self.config.run_dir.mkdir(parents=True, exist_ok=True)
-                self.data.save_tokenizer(self.config.run_dir)
+            self.world.lead(self._keep_tokenizer)
             self.last_checkpoint = checkpoint.save(
-                folder, self.step, self._tensors(), state, keep_last=self.config.keep_last
+                folder,
+                self.step,
+                self._tensors(),
+                state,
+                keep_last=self.config.keep_last,
+                world=self.world,
             )
         except OSError as error:
             kept = (
@@ -274,10 +311,23 @@ class Trainer:
             return None
         return self.step
 
+    def load_weights(self, path: Path) -> None:
+        """Takes the weights and router biases of a checkpoint, verified before, and nothing else."""
+        checkpoint.load_tensors(path, self.weights(), self.world)
+        shards_written(self.model)
+        self.model.weights_changed()
+
+    def _keep_tokenizer(self) -> None:
+        """Writes the tokenizer again if someone removed the folder."""
+        if not (self.config.run_dir / "tokenizer.json").exists():
+            self.config.run_dir.mkdir(parents=True, exist_ok=True)
+            self.data.save_tokenizer(self.config.run_dir)
+
     def resume(self, path: Path, state: dict[str, Any]) -> None:
         """Goes back to where a checkpoint stood; `state` is what `checkpoint.read_state` returned for it."""
         tensors = self._tensors()
-        checkpoint.load_tensors(path, tensors)
+        checkpoint.load_tensors(path, tensors, self.world)
+        shards_written(self.model)
         torch.set_rng_state(tensors["rng.cpu"])
         self.model.weights_changed()
         for group, step in zip(self.optimizer.param_groups, state["optimizer_steps"], strict=True):
@@ -287,15 +337,24 @@ class Trainer:
         self.not_finite = state["not_finite"]
         self.last_row = state["row"]
         self.last_checkpoint = path
-        cut_back(self.config.run_dir / "metrics.jsonl", self.step)
+        if self.world.is_main:
+            cut_back(self.config.run_dir / "metrics.jsonl", self.step)
 
     def _tensors(self) -> dict[str, Tensor]:
+        """What a checkpoint stores; each process has its part of it."""
         return {
-            **self.model.state_dict(),
-            **optimizer_tensors(self.model, self.optimizer),
-            **(self.average.tensors() if self.average else {}),
+            **self.weights(),
+            **optimizer_tensors(self.model, self.optimizer, self._whole),
+            **(self.average.tensors(self._whole) if self.average else {}),
             "rng.cpu": torch.get_rng_state(),
         }
+
+    def weights(self) -> dict[str, Tensor]:
+        """The model's parameters and buffers as a checkpoint stores them, sharing its memory."""
+        return {name: self._whole(name, tensor) for name, tensor in self.model.state_dict().items()}
+
+    def _whole(self, name: str, held: Tensor) -> Tensor:
+        return whole(self.model, self.world, name, held)
 
 
 def sample(model: DeepseekV3, data: RunData, prompt: str) -> str:
@@ -304,18 +363,18 @@ def sample(model: DeepseekV3, data: RunData, prompt: str) -> str:
     return repr(prompt + text)
 
 
-def tokens_for_minutes(config: TrainConfig, data: RunData) -> tuple[int, float]:
+def tokens_for_minutes(config: TrainConfig, data: RunData, world: World) -> tuple[int, float]:
     """The token budget that fits into config.minutes, a whole number of steps, and the measured tokens/s.
 
     Times ten steps of a model that is then thrown away, so the run itself starts from its seed.
     """
     assert config.minutes is not None
-    trainer = Trainer(config, replace(data, batches=data.batches.copy()))
+    trainer = Trainer(config, replace(data, batches=data.batches.copy()), world)
     for _ in range(_STEPS_WARM):
         trainer.train_step()
     before, started = trainer.tokens, time.perf_counter()
     for _ in range(_STEPS_TIMED):
         trainer.train_step()
-    rate = (trainer.tokens - before) / (time.perf_counter() - started)
+    rate = world.lead(lambda: (trainer.tokens - before) / (time.perf_counter() - started))
     step = trainer.schedules.sequences.end * config.seq_len
     return max(1, round(config.minutes * 60 * rate / step)) * step, rate

@@ -1,13 +1,16 @@
 """Runs as processes of their own that start at once: forked from one that has imported everything.
 
 The parent writes a request a line, and reads an answer a line:
-    ["start", flags, file for the output]   the process's id
+    ["start", flags, file, environment, preparation]   the process's id; both its streams go to the file, and
+                                                      preparation names a function to call first, with its
+                                                      arguments: ["module", "function", argument...]
     ["poll", id]                            null while it runs, then the exit code or minus the signal
 What is left at the end is killed.
 """
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import signal
@@ -40,10 +43,17 @@ class Nursery:
     def __exit__(self, *_: object) -> None:
         self._process.communicate()
 
-    def start(self, flags: list[str], output: Path) -> Life:
+    def start(
+        self,
+        flags: list[str],
+        output: Path,
+        environment: dict[str, str] | None = None,
+        preparation: tuple[object, ...] = (),
+    ) -> Life:
         """`deepseek-ext train` with these flags, both its streams going to a file."""
         output.write_bytes(b"")
-        return Life(self.ask("start", flags, str(output)), output, self)
+        pid = self.ask("start", flags, str(output), environment or {}, preparation)
+        return Life(pid, output, self)
 
     def ask(self, *request: object) -> Any:
         assert self._process.stdin is not None
@@ -92,13 +102,17 @@ def _serve() -> None:
     for line in sys.stdin:
         what, *rest = json.loads(line)
         if what == "start":
-            flags, output = rest
+            flags, output, environment, preparation = rest
             answer = os.fork()
             if answer == 0:
                 file = os.open(output, os.O_WRONLY)
                 for stream in (1, 2):
                     os.dup2(file, stream)
                 sys.stdin.close()
+                os.environ.update(environment)
+                if preparation:
+                    module, function, *arguments = preparation
+                    getattr(importlib.import_module(module), function)(*arguments)
                 raise SystemExit(cli.train(TrainConfig(), flags, program="deepseek-ext train"))
             ended[answer] = None
         else:

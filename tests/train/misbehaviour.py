@@ -1,0 +1,40 @@
+"""What a rank does to the others, put into its process before a run begins."""
+
+from __future__ import annotations
+
+import os
+import signal
+from typing import Any
+
+from torch.distributed.checkpoint.filesystem import FileSystemWriter
+
+from deepseek_ext.train.trainer import Trainer
+
+
+def in_step(step: int, what: str) -> None:
+    """At the beginning of a step: "KILL" or "STOP" is sent to itself, "raise" raises."""
+    undisturbed = Trainer.train_step
+
+    def train_step(self: Trainer) -> dict[str, Any]:
+        if self.step + 1 == step:
+            if what == "raise":
+                raise ArithmeticError("the sums are off. So they are")
+            os.kill(os.getpid(), getattr(signal, f"SIG{what}"))
+        return undisturbed(self)
+
+    Trainer.train_step = train_step  # type: ignore[method-assign]
+
+
+def in_save() -> None:
+    """Is killed while it writes its part of the second checkpoint."""
+    undisturbed = FileSystemWriter.write_data
+    saves = 0
+
+    def write_data(self: FileSystemWriter, *args: Any) -> Any:
+        nonlocal saves
+        saves += 1
+        if saves == 2:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return undisturbed(self, *args)
+
+    FileSystemWriter.write_data = write_data  # type: ignore[method-assign]
