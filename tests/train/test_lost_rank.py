@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from nursery import Nursery  # type: ignore[import-not-found]
 from many import run, start  # type: ignore[import-not-found]
+from nursery import Nursery  # type: ignore[import-not-found]
 from same_run import assert_same_run, rows  # type: ignore[import-not-found]
 from tiny_run import ROOT, tiny_flags  # type: ignore[import-not-found]
 

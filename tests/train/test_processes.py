@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from nursery import Nursery  # type: ignore[import-not-found]
 from many import run, start  # type: ignore[import-not-found]
+from nursery import Nursery  # type: ignore[import-not-found]
 from same_run import assert_same_run, rows, weights  # type: ignore[import-not-found]
 from tiny_run import tiny_flags  # type: ignore[import-not-found]
 from torch.testing import assert_close
@@ -25,28 +24,36 @@ GENTLE = {
 }
 
 
+LAYOUTS = ((2, 1), (2, 2), (4, 1), (4, 2), (4, 4))
+"""Processes, and those of them that share the experts."""
+
+
 def losses(folder: Path) -> list[float]:
     return [row["loss"] for row in rows(folder)]
 
 
+def flags(text: Path, folder: Path, ep: int, **changes: object) -> list[str]:
+    return tiny_flags(**{"data": text, "run_dir": folder, "ep": ep, **GENTLE, **changes})
+
+
 @pytest.fixture(scope="module")
-def undisturbed(
+def runs(
     nursery: Nursery, text_folder: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[dict[int, Path]]:
-    """The gentle run by 1, 2 and 4 processes."""
+) -> dict[tuple[int, int], Path]:
+    """The gentle run by so many processes, the experts over so many of them."""
     folders = {}
-    for size in (1, 2, 4):
-        folder = tmp_path_factory.mktemp(f"run{size}")
-        flags = tiny_flags(data=text_folder, run_dir=folder / "run", **GENTLE)
-        said = run(nursery, flags, folder, size).lives
-        assert all(life.said() == "" or "Warning: No backend" in life.said() for life in said[1:])
-        folders[size] = folder / "run"
+    for size, ep in ((1, 1), *LAYOUTS):
+        folder = tmp_path_factory.mktemp(f"run-{size}-{ep}")
+        lives = run(nursery, flags(text_folder, folder / "run", ep), folder, size).lives
+        for life in lives[1:]:  # only the first speaks
+            assert all("Warning: No backend" in line for line in life.said().splitlines()), life.said()
+        folders[size, ep] = folder / "run"
     return folders
 
 
-@pytest.mark.parametrize("size", [2, 4])
-def test_losses_are_those_of_one_process(undisturbed: dict[int, Path], size: int) -> None:
-    alone, together = rows(undisturbed[1]), rows(undisturbed[size])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_losses_are_those_of_one_process(runs: dict[tuple[int, int], Path], layout: tuple[int, int]) -> None:
+    alone, together = rows(runs[1, 1]), rows(runs[layout])
     assert len(alone) == len(together) == STEPS
     for ours, theirs in zip(together, alone, strict=True):
         for name in ("loss", "grad_norm", "mtp_acceptance", "val_bits_per_byte", "val_bits_per_byte_ema"):
@@ -55,47 +62,49 @@ def test_losses_are_those_of_one_process(undisturbed: dict[int, Path], size: int
                 assert ours[name] == pytest.approx(theirs[name], rel=1e-5, abs=1e-6), (ours["step"], name)
         assert ours["max_vio_by_router"] == theirs["max_vio_by_router"]
     # AdamW divides by the root of a mean square: where that is tiny, rounding shows.
-    ours, theirs = weights(undisturbed[size]), weights(undisturbed[1])
+    ours, theirs = weights(runs[layout]), weights(runs[1, 1])
     assert ours.keys() == theirs.keys()
     for name in ours:
         if "rng" not in name:
             assert_close(ours[name].float(), theirs[name].float(), rtol=1e-2, atol=2e-4, msg=name)
 
 
-@pytest.mark.parametrize("size", [1, 2, 4])
-def test_goes_on_in_another_number_of_processes(
-    nursery: Nursery, text_folder: Path, undisturbed: dict[int, Path], tmp_path: Path, size: int
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        *(((4, 2), after) for after in ((1, 1), (2, 2), (4, 1), (4, 2), (4, 4))),
+        ((4, 1), (2, 1)),
+        ((4, 1), (1, 1)),
+        ((1, 1), (2, 1)),
+        ((1, 1), (4, 2)),
+    ],
+)
+def test_goes_on_in_another_layout(
+    nursery: Nursery,
+    text_folder: Path,
+    runs: dict[tuple[int, int], Path],
+    tmp_path: Path,
+    before: tuple[int, int],
+    after: tuple[int, int],
 ) -> None:
     folder = tmp_path / "run"
-    shutil.copytree(undisturbed[4], folder)
+    shutil.copytree(runs[before], folder)
     shutil.rmtree(folder / "checkpoints" / "step-00000050")
-    flags = tiny_flags(data=text_folder, run_dir=folder, **GENTLE)
-    lives = run(nursery, flags, tmp_path, size).lives
+    size, ep = after
+    lives = run(nursery, flags(text_folder, folder, ep), tmp_path, size).lives
     assert "step 25, 3,200 tokens seen" in lives[0].said()
-    assert losses(folder) == pytest.approx(losses(undisturbed[4]), rel=1e-5)
-    if size == 4:
-        assert_same_run(folder, undisturbed[4])
+    assert losses(folder) == pytest.approx(losses(runs[before]), rel=1e-5)
+    if after == before:
+        assert_same_run(folder, runs[before])
 
 
-def test_one_process_goes_on_in_two(
-    nursery: Nursery, text_folder: Path, undisturbed: dict[int, Path], tmp_path: Path
-) -> None:
-    folder = tmp_path / "run"
-    shutil.copytree(undisturbed[1], folder)
-    shutil.rmtree(folder / "checkpoints" / "step-00000050")
-    run(nursery, tiny_flags(data=text_folder, run_dir=folder, **GENTLE), tmp_path, 2)
-    assert losses(folder) == pytest.approx(losses(undisturbed[1]), rel=1e-5)
-
-
-def test_micro_batches_gather_gradients_once(
-    nursery: Nursery, text_folder: Path, undisturbed: dict[int, Path], tmp_path: Path
-) -> None:
-    changes: dict[str, Any] = GENTLE | {"tokens": 10 * 128, "micro_sequences": 1, "ema_decay": "0.5"}
-    for size in (1, 2):
-        folder = tmp_path / str(size)
+def test_micro_batches_gather_gradients_once(nursery: Nursery, text_folder: Path, tmp_path: Path) -> None:
+    for size, ep in ((1, 1), (2, 1), (2, 2)):
+        folder = tmp_path / f"{size}-{ep}"
         folder.mkdir()
-        run(nursery, tiny_flags(data=text_folder, run_dir=folder / "run", **changes), folder, size)
-    assert losses(tmp_path / "2" / "run") == pytest.approx(losses(tmp_path / "1" / "run"), rel=1e-5)
+        settings = flags(text_folder, folder / "run", ep, tokens=10 * 128, micro_sequences=1)
+        run(nursery, settings, folder, size)
+        assert losses(folder / "run") == pytest.approx(losses(tmp_path / "1-1" / "run"), rel=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -110,6 +119,7 @@ def test_micro_batches_gather_gradients_once(
             {"sequences": 6, "micro_sequences": 2},
             "--sequences 6 cannot be shared by 2 processes of 2 sequences",
         ),
+        ({"ep": 2, "experts": 9 * 4, "sequences": 2, "micro_sequences": 2}, "of 2 sequences a pass"),
         ({"data": "/nowhere"}, "/nowhere"),
     ],
 )
