@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import socket
 from dataclasses import dataclass
 from pathlib import Path
 
 from nursery import Life, Nursery  # type: ignore[import-not-found]
+from torch.distributed import TCPStore
 
 
 @dataclass(slots=True)
@@ -14,6 +14,8 @@ class Ranks:
     """One run in several processes."""
 
     lives: list[Life]
+    store: TCPStore
+    """The launcher's, which outlives them."""
 
     def wait(self) -> list[int]:
         """How each of them ended, by rank."""
@@ -34,9 +36,7 @@ def start(
 
     prepared: for a rank what it calls first, ("function of misbehaviour.py", arguments...).
     """
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     lives = []
     for rank in range(size):
         environment = {
@@ -44,12 +44,13 @@ def start(
             "LOCAL_RANK": str(rank),
             "WORLD_SIZE": str(size),
             "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": port,
+            "MASTER_PORT": str(store.port),
+            "TORCHELASTIC_USE_AGENT_STORE": "True",
         }
         function = (prepared or {}).get(rank)
         preparation = ("misbehaviour", *function) if function else ()
         lives.append(nursery.start(flags, folder / f"rank{rank}.txt", environment, preparation))
-    return Ranks(lives)
+    return Ranks(lives, store)
 
 
 def run(nursery: Nursery, flags: list[str], folder: Path, size: int) -> Ranks:

@@ -17,7 +17,10 @@ from same_run import assert_same_run, rows  # type: ignore[import-not-found]
 from tiny_run import ROOT, tiny_flags  # type: ignore[import-not-found]
 
 TIMEOUT = 12.0
-SETTINGS: dict[str, Any] = {"checkpoint_every": 3, "timeout": TIMEOUT, "tokens": 128 * 8}
+SETTINGS: dict[str, Any] = {
+    **{"checkpoint_every": 3, "validate_every": 8, "tokens": 128 * 8},
+    **{"timeout": TIMEOUT, "ep": 2},
+}
 
 
 @pytest.fixture(scope="module")
@@ -34,6 +37,7 @@ def undisturbed(nursery: Nursery, text_folder: Path, tmp_path_factory: pytest.Te
         (("in_step", 5, "STOP"), 3),
         (("in_step", 5, "raise"), 3),
         (("in_save",), 3),
+        (("in_dispatch", 2 * 5), 3),
     ],
     ids=lambda value: "-".join(map(str, value)) if isinstance(value, tuple) else "",
 )
