@@ -45,6 +45,7 @@ def cases() -> list[Case]:
         *swiglu(generator),
         *routing(generator),
         *permutation(generator),
+        *exchange(generator),
         *others(generator),
     ]
 
@@ -149,6 +150,24 @@ def permutation(generator: torch.Generator) -> Iterator[Case]:
     yield Case("gather_tiles", codes, scales, rows, TOP_K, note=note)
     yield Case("combine_rows", rows_out, slots, weights, x, note=f"{note}, weighted, and a residual")
     yield Case("row_dots", x, rows_out, slots, note=note)
+
+
+def exchange(generator: torch.Generator) -> Iterator[Case]:
+    from deepseek_ext import ops
+
+    ranks = 4
+    operators = torch.ops.deepseek_ext
+    indices = torch.rand(TOKENS, EXPERTS, generator=generator).argsort(1)[:, :TOP_K].int()
+    weights = torch.rand(TOKENS, TOP_K, generator=generator)
+    parts = [*ops.quantize_tiles(normal(generator, TOKENS, WIDTH)), weights]
+    to = operators.exchange_ranks(indices, EXPERTS // ranks, ranks)
+    sent = ops.expert_order(to, ranks)
+    rows = sent.rows[: int(sent.offs[-1])]
+    packed = operators.pack_rows(parts, None, 1)
+    here = ops.expert_order(indices, EXPERTS).rows
+    yield Case("exchange_ranks", indices, EXPERTS // ranks, ranks, note="16 experts on 4 ranks, top 4")
+    yield Case("pack_rows", parts, rows, to.shape[1], note="of tiles, to 4 ranks")
+    yield Case("unpack_rows", packed, here, TOP_K, WIDTH, torch.float8_e4m3fn, True, note="of tiles, top 4")
 
 
 def others(generator: torch.Generator) -> Iterator[Case]:
