@@ -88,8 +88,7 @@ def compiled_table(kernels: list[ptxas.Kernel]) -> str:
 
 def launches_of(case: Case, kernel: Callable[..., Any], library: ctypes.CDLL) -> tuple[list[dict], int]:
     """Counters of what the call launches, and the bytes that any kernel must move for it."""
-    # Of Hopper's own gemm, copies by TMA would have to be counted as well.
-    wanted = {"DSE_GEMM": "portable"} | ({"DSE_GEMM_TILE": case.tile} if case.tile else {})
+    wanted = {"DSE_GEMM": case.gemm} | ({"DSE_GEMM_TILE": case.tile} if case.tile else {})
     os.environ.update(wanted)
     try:
         results = kernel(*case.arguments, **case.options)

@@ -16,10 +16,16 @@ class Case:
     """One call of an operator, with arguments that the CPU made."""
 
     def __init__(
-        self, operator: str, *arguments: Any, note: str = "", tile: str = "", **options: Any
+        self,
+        operator: str,
+        *arguments: Any,
+        note: str = "",
+        tile: str = "",
+        gemm: str = "portable",
+        **options: Any,
     ) -> None:
         self.operator, self.arguments, self.options = operator, arguments, options
-        self.note, self.tile = note, tile
+        self.note, self.tile, self.gemm = note, tile, gemm
 
     def name(self) -> str:
         return f"`{self.operator}`" + (f" {self.note}" if self.note else "")
@@ -86,6 +92,8 @@ def products(generator: torch.Generator) -> Iterator[Case]:
     yield Case("gemm", *dense, note="256 x 512 x 1024, tile 64x64", tile="64x64")
     yield Case("gemm", *few, note="8 x 512 x 1024, tile 16x64", tile="16x64")
     yield Case("gemm", *back, note="256 x 1024 x 512, transposed weight", tile="128x128")
+    for tile in ("64x64", "128x128", "256x128"):
+        yield Case("gemm", *dense, note=f"256 x 512 x 1024, Hopper's tile {tile}", tile=tile, gemm="hopper")
     g = normal(generator, TOKENS, 256)
     transposed = *ops.quantize_tiles_transposed(g), *ops.quantize_tiles_transposed(x)
     note = "256 x 1024 x 256, into FP32"
@@ -100,6 +108,8 @@ def products(generator: torch.Generator) -> Iterator[Case]:
     yield Case("grouped_gemm_wgrad", *grouped, note=note, tile="128x128")
     out = torch.zeros(4, 256, WIDTH)
     yield Case("grouped_gemm_wgrad_accumulate_", out, *grouped, note=note, tile="128x128")
+    note += ", Hopper's tile 128x128"
+    yield Case("grouped_gemm_wgrad", *grouped, note=note, tile="128x128", gemm="hopper")
 
 
 def swiglu(generator: torch.Generator) -> Iterator[Case]:
