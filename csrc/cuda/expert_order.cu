@@ -74,7 +74,8 @@ __global__ void __launch_bounds__(kThreads)
 
 // `value` of this thread and all before it in the block. `of_warp` is a number for each warp.
 __device__ int32_t sum_up_to(int32_t value, int32_t* of_warp) {
-    const int lane = threadIdx.x % kWarpSize, warp = threadIdx.x / kWarpSize;
+    const int thread = threadIdx.y * blockDim.x + threadIdx.x, lane = thread % kWarpSize;
+    const int warp = thread / kWarpSize;
     value = sum_to_lane(value);
     if (lane == kWarpSize - 1) of_warp[warp] = value;
     __syncthreads();
@@ -82,33 +83,61 @@ __device__ int32_t sum_up_to(int32_t value, int32_t* of_warp) {
     return value;
 }
 
-// Turns the counts of each part into its first row of each expert; offs: where the experts' rows end.
+// f(index, counts) for every kBatch parts from `begin` to `end`, whose counts of one expert are read before f
+// is called: `index` is the first one's place in the table, and counts of parts that are not there are 0.
+constexpr int kBatch = 8;
+template <class F>
+__device__ void each_batch(const int32_t* table, int64_t begin, int64_t end, int64_t experts, int64_t expert,
+                           const F& f) {
+    for (int64_t part = begin; part < end; part += kBatch) {
+        int32_t counts[kBatch];
+#pragma unroll
+        for (int i = 0; i < kBatch; ++i)
+            counts[i] = part + i < end ? table[(part + i) * experts + expert] : 0;
+        f(part, counts);
+    }
+}
+
+// Turns the counts of each part into its first row of each expert; offs: where the experts' rows end. Threads
+// x have an expert each, threads y a share of the parts.
 __global__ void __launch_bounds__(kScanThreads)
     scan_kernel(int32_t* table, int64_t parts, int experts, int32_t* offs) {
     __shared__ int32_t of_warp[kScanThreads / kWarpSize];
-    __shared__ int32_t all;
+    __shared__ int32_t ends[kScanThreads], totals[kScanThreads];
+    const int width = blockDim.x, thread = threadIdx.y * width + threadIdx.x;
+    const int64_t share = ceil_div(parts, blockDim.y);
+    const int64_t begin = min(threadIdx.y * share, parts), end = min(begin + share, parts);
     int32_t before = 0;  // rows of the experts before this round's
-    for (int first = 0; first < experts; first += blockDim.x) {
-        const int e = first + threadIdx.x;
-        int32_t total = 0;
-        if (e < experts) {
-#pragma unroll 8
-            for (int64_t part = 0; part < parts; ++part) total += table[part * experts + e];
-        }
-        const int32_t end = before + sum_up_to(total, of_warp);
-        if (threadIdx.x == blockDim.x - 1) all = end;
-        if (e < experts) {
-            offs[e] = end;
-            int32_t start = end - total;
-#pragma unroll 8
-            for (int64_t part = 0; part < parts; ++part) {
-                const int32_t counted = table[part * experts + e];
-                table[part * experts + e] = start;
-                start += counted;
-            }
-        }
+    for (int first = 0; first < experts; first += width) {
+        const int expert = first + threadIdx.x;
+        const bool present = expert < experts;
+        int32_t mine = 0;
+        each_batch(table, begin, present ? end : begin, experts, expert, [&](int64_t, const int32_t* counts) {
+#pragma unroll
+            for (int i = 0; i < kBatch; ++i) mine += counts[i];
+        });
+        totals[thread] = mine;
         __syncthreads();
-        before = all;
+        int32_t total = 0, earlier = 0;  // of all shares of this expert, and of those before this thread's
+        for (int y = 0; y < blockDim.y; ++y) {
+            if (y == threadIdx.y) earlier = total;
+            total += totals[y * width + threadIdx.x];
+        }
+        const int32_t sum = sum_up_to(threadIdx.y == 0 ? total : 0, of_warp);
+        if (threadIdx.y == 0) ends[threadIdx.x] = before + sum;
+        __syncthreads();
+        const int32_t its_end = ends[threadIdx.x];
+        if (present && threadIdx.y == 0) offs[expert] = its_end;
+        int32_t row = its_end - total + earlier;
+        each_batch(table, begin, present ? end : begin, experts, expert,
+                   [&](int64_t part, const int32_t* counts) {
+#pragma unroll
+                       for (int i = 0; i < kBatch; ++i) {
+                           if (part + i < end) table[(part + i) * experts + expert] = row;
+                           row += counts[i];
+                       }
+                   });
+        before = ends[width - 1];
         __syncthreads();  // before the next round's sums
     }
 }
@@ -174,8 +203,8 @@ void expert_order(const int32_t* indices, int64_t count, int64_t num_experts, in
         const auto kernel = shared ? count_kernel<true> : count_kernel<false>;
         kernel<<<blocks, threads, bytes, stream>>>(indices, count, plan.each, experts, workspace);
     }
-    const int64_t wanted = ceil_div(num_experts, kWarpSize) * kWarpSize;
-    scan_kernel<<<1, grid_size(wanted, kScanThreads), 0, stream>>>(workspace, plan.parts, experts, offs);
+    const unsigned width = grid_size(ceil_div(num_experts, kWarpSize) * kWarpSize, kScanThreads);
+    scan_kernel<<<1, dim3(width, kScanThreads / width), 0, stream>>>(workspace, plan.parts, experts, offs);
     if (count > 0) {
         const auto kernel = shared ? place_kernel<true> : place_kernel<false>;
         kernel<<<blocks, threads, bytes, stream>>>(indices, count, plan.each, experts, workspace, offs, rows,

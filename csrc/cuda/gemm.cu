@@ -227,9 +227,12 @@ __device__ inline void multiply_tile(const GemmArguments& p, const GemmWork& wor
     const CodeRows b_rows = kAlongN
                                 ? CodeRows{work.b, p.all.b.k_stride, work.depth, work.columns, p.b_vectors}
                                 : CodeRows{work.b, p.all.b.row_stride, work.columns, work.depth, p.b_vectors};
-    Stage<T::kThreads, T::kAPieces, T::kM> a;
-    Stage<T::kThreads, T::kBPieces, kAlongN ? kPanel : T::kN> b;
-    float scale = 0;
+    // Stages on their way to registers. With few rows, reading B is all there is to wait for, and there are
+    // registers for two; not where B's codes are transposed, which takes some more of them.
+    constexpr int kAhead = T::kShape.warps_m == 1 && !kAlongN ? 2 : 1;
+    Stage<T::kThreads, T::kAPieces, T::kM> a[kAhead];
+    Stage<T::kThreads, T::kBPieces, kAlongN ? kPanel : T::kN> b[kAhead];
+    float scale[kAhead] = {};
 
     // This thread's scale: of a row of A, then of a column of B (one for all of them if B is in blocks).
     const int row = static_cast<int>(threadIdx.x), column = row - T::kM;
@@ -242,32 +245,34 @@ __device__ inline void multiply_tile(const GemmArguments& p, const GemmWork& wor
         has_scale = column < work.columns;
     }
 
-    const auto fetch = [&](int64_t k) {
-        a.load_along_k(a_rows, k);
+    // Step s of K goes through registers `slot` = s % kAhead, then through stage s % 2 of shared memory.
+    const auto fetch = [&](int slot, int64_t step) {
+        const int64_t k = step * T::kShape.depth;
+        a[slot].load_along_k(a_rows, k);
         if constexpr (kAlongN) {
-            b.template load_along_n<T::kN / kPanel>(b_rows, k);
+            b[slot].template load_along_n<T::kN / kPanel>(b_rows, k);
         } else {
-            b.load_along_k(b_rows, k);
+            b[slot].load_along_k(b_rows, k);
         }
-        if (has_scale) scale = scales[k / kTile * scale_stride];
+        if (has_scale) scale[slot] = scales[k / kTile * scale_stride];
     };
     const auto stage_of = [&](int64_t step) { return shared + step % 2 * T::kStageBytes; };
-    const auto store = [&](char* stage) {
-        a.store_as_bf16(stage);
-        b.store_as_bf16(stage + T::kABytes);
-        if (row < T::kScales) reinterpret_cast<float*>(stage + T::kABytes + T::kBBytes)[row] = scale;
+    const auto store = [&](int slot, char* stage) {
+        a[slot].store_as_bf16(stage);
+        b[slot].store_as_bf16(stage + T::kABytes);
+        if (row < T::kScales) reinterpret_cast<float*>(stage + T::kABytes + T::kBBytes)[row] = scale[slot];
     };
 
     const int64_t steps = ceil_div(work.depth, T::kShape.depth);
     WarpSums<T> partial;
-    if (steps > 0) {
-        fetch(0);
-        store(stage_of(0));
-    }
+#pragma unroll
+    for (int slot = 0; slot < kAhead; ++slot)
+        if (slot < steps) fetch(slot, slot);
+    if (steps > 0) store(0, stage_of(0));
     __syncthreads();
-    for (int64_t step = 0; step < steps; ++step) {
+    const auto multiply_step = [&](int slot, int64_t step) {
         const bool last = step + 1 == steps;
-        if (!last) fetch((step + 1) * T::kShape.depth);
+        if (step + kAhead < steps) fetch(slot, step + kAhead);
 
         const char* stage = stage_of(step);
         const uint32_t a_panels = static_cast<uint32_t>(__cvta_generic_to_shared(stage));
@@ -283,8 +288,13 @@ __device__ inline void multiply_tile(const GemmArguments& p, const GemmWork& wor
         }
 
         // The other stage was read before the last barrier.
-        if (!last) store(stage_of(step + 1));
+        if (!last) store((slot + 1) % kAhead, stage_of(step + 1));
         __syncthreads();
+    };
+    for (int64_t first = 0; first < steps; first += kAhead) {
+#pragma unroll
+        for (int slot = 0; slot < kAhead; ++slot)
+            if (first + slot < steps) multiply_step(slot, first + slot);
     }
 }
 

@@ -105,7 +105,8 @@ void print_plan(const char* path, const GemmShape& shape, const Tile (&tiles)[kC
 
 // Clock cycles that the call takes by a model of an SM: what its CTAs need for 128 codes of depth is the
 // largest of the times of tensor core (1024 multiply-adds a clock), conversion (2.5 instructions a code, 64
-// a clock), shared memory (128 bytes a clock) and waiting for the codes of one stage after the other.
+// a clock), shared memory (128 bytes a clock) and waiting for the codes of one stage after the other (16x64
+// may have two under way, which is left out).
 inline double modelled_cycles(const GemmShape& shape, GemmTileIndex index, int sms) {
     constexpr double kLatency = 700;  // of device memory
     const GemmTile& t = kGemmTile[index];

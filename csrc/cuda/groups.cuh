@@ -13,8 +13,9 @@ struct GroupTile {
 
 // Tile `tile` of `rows` rows, of which each group is cut into tiles of kHeight rows, and after them the rows
 // of no group; without rows if there are fewer tiles. All lanes of a warp call it and get the same: 32 groups
-// at a time, each lane one, two scans find the groups' first tiles. Ends outside [0, rows] are moved inside
-// it, and ends before an earlier one up to it, so that every row belongs to one tile whatever they hold.
+// at a time, each lane one, the next 32 being read meanwhile, two scans find the groups' first tiles. Ends
+// outside [0, rows] are moved inside it, and ends before an earlier one up to it, so that every row belongs
+// to one tile whatever they hold.
 template <int kHeight>
 __device__ inline GroupTile find_group_tile(const Groups& groups, int64_t ends_stride, int64_t rows,
                                             int64_t tile) {
@@ -26,9 +27,13 @@ __device__ inline GroupTile find_group_tile(const Groups& groups, int64_t ends_s
         begin += i * kHeight;
         return {begin, begin + kHeight < end ? begin + kHeight : end, group};
     };
+    const auto end_of = [&](int64_t group) {
+        return group < groups.count ? min(groups.ends[group * ends_stride], limit) : 0;
+    };
+    int ahead = end_of(lane);
     for (int64_t base = 0; base < groups.count; base += kWarpSize) {
-        const int64_t group = base + lane;
-        int end = group < groups.count ? min(groups.ends[group * ends_stride], limit) : 0;
+        int end = ahead;
+        ahead = end_of(base + kWarpSize + lane);
         end = largest_to_lane(max(end, last_end));
         const int before = __shfl_up_sync(kAllLanes, end, 1);
         const int begin = lane == 0 ? last_end : before;

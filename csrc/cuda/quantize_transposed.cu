@@ -22,10 +22,11 @@ __device__ int spread(int column) {
 }
 
 // A thread block's block of the matrix: `rows` rows from `row` on, which become the columns of tile `tile` of
-// the transposed layout, and `columns` columns from `column` on. No rows in a tile that is all gap.
+// the transposed layout, and `columns` columns from `column` on. No rows in a tile that is all gap; but
+// `cleared` rows of no group, from `row` on, whose own codes are 0.
 struct Place {
     int64_t tile, row, column;
-    int rows, columns;
+    int rows, cleared, columns;
 };
 
 template <int kRun>
@@ -48,8 +49,9 @@ struct Results {
     ScaleMatrix scales_t;
     uint8_t* codes;
     ScaleMatrix scales;
+    bool clears;  // rows of no group in `codes`: they may need one tile more
 
-    __host__ __device__ int64_t blocks() const { return tiles * num_tiles(columns); }
+    int64_t blocks() const { return (tiles + (clears ? 1 : 0)) * num_tiles(columns); }
 };
 
 // All lanes of a warp call it and get the same.
@@ -57,9 +59,10 @@ __device__ Place find_place(const Groups& groups, const Results& results) {
     const auto across = static_cast<unsigned>(num_tiles(results.columns));
     const int64_t tile = blockIdx.x / across, column = static_cast<int64_t>(blockIdx.x % across) * kTile;
     const GroupTile found = find_group_tile<kTile>(groups, 1, results.rows, tile);
+    const int rows = static_cast<int>(found.end - found.begin);
     const bool gap = groups.ends != nullptr && found.group == groups.count;  // nothing past the last group
-    return {tile, found.begin, column, gap ? 0 : static_cast<int>(found.end - found.begin),
-            static_cast<int>(min(results.columns - column, kTile))};
+    return {tile,           found.begin,    column,
+            gap ? 0 : rows, gap ? rows : 0, static_cast<int>(min(results.columns - column, kTile))};
 }
 
 // The row tiles of the block: sixteen lanes have a row, so of four scales each computes one.
@@ -75,14 +78,15 @@ __device__ void store_rows(const ThreadRows& values, bool all_finite, const Plac
     }
     const Scale s = scale_of<E4M3>(bits_float(mine), results.power_of_2);
     const int64_t row = place.row + thread_row();
-    if (lane < kThreadRows && thread_row() + lane < place.rows)
+    const int rows = place.rows + place.cleared;
+    if (lane < kThreadRows && thread_row() + lane < rows)
         results.scales.data[(row + lane) * results.scales.row_stride +
                             place.column / kTile * results.scales.column_stride] = s.scale;
     uint8_t* to = results.codes + row * results.columns + place.column;
 #pragma unroll
     for (int r = 0; r < kThreadRows; ++r) {
         const float multiplier = __shfl_sync(kAllLanes, s.multiplier, r, kRowLanes);
-        if (thread_row() + r < place.rows)
+        if (thread_row() + r < rows)
             store_row<kVector, kRun>(values[r], multiplier, all_finite, place.columns,
                                      to + r * results.columns);
     }
@@ -158,6 +162,7 @@ __global__ void __launch_bounds__(kBlockThreads, 2)
     load_block(source, place.row, place.rows, place.column, place.columns, values);
     const bool all_finite = store_maxima(values, shared);
     if (kRowResults) store_rows<kRowVector, kRun>(values, all_finite, place, results);
+    if (kRowResults && place.tile == results.tiles) return;
     __syncthreads();
     if (threadIdx.x < kBlockSide) {
         const Scale s = column_scale(shared, threadIdx.x, results.power_of_2);
@@ -181,29 +186,6 @@ void launch(const Source& source, const Groups& groups, const Results& results, 
     if constexpr (Source::kHasRowResults)
         if (results.codes != nullptr) kernel = transposed_kernel<Source, true, kRowVector>;
     kernel<<<static_cast<unsigned>(results.blocks()), kBlockThreads, 0, stream>>>(source, groups, results);
-}
-
-// Code 0 and scale 1 for the rows past the last group.
-__global__ void __launch_bounds__(256) clear_rows_kernel(Groups groups, Results results) {
-    const int64_t end = groups.ends[groups.count - 1];
-    const int64_t used = end < 0 ? 0 : end < results.rows ? end : results.rows;
-    const int64_t tiles = num_tiles(results.columns);
-    const int64_t step = static_cast<int64_t>(gridDim.x) * blockDim.x;
-    const int64_t first = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
-    uint8_t* const from = results.codes + used * results.columns;
-    uint8_t* const to = results.codes + results.rows * results.columns;
-    uint8_t* const words =
-        from + (16 - reinterpret_cast<uintptr_t>(from) % 16) % 16;  // the first aligned 16 bytes
-    for (uint8_t* p = words + 16 * first; p + 16 <= to; p += 16 * step)
-        *reinterpret_cast<uint4*>(p) = make_uint4(0, 0, 0, 0);
-    if (first < 16) {
-        uint8_t* const tail = words <= to ? to - (to - words) % 16 : to;
-        if (from + first < words && from + first < to) from[first] = 0;
-        if (tail + first < to) tail[first] = 0;
-    }
-    for (int64_t i = used * tiles + first; i < results.rows * tiles; i += step)
-        results.scales
-            .data[i / tiles * results.scales.row_stride + i % tiles * results.scales.column_stride] = 1.0f;
 }
 
 int64_t tiles_of(int64_t rows, const Groups& groups) {
@@ -237,7 +219,7 @@ void recode(const Matrix& x, const uint8_t* codes, const Groups& groups, const R
 
 Results transposed_results(int64_t rows, int64_t columns, const Groups& groups, bool power_of_2,
                            uint8_t* codes_t, const ScaleMatrix& scales_t) {
-    return {rows, columns, tiles_of(rows, groups), power_of_2, codes_t, scales_t, nullptr, {}};
+    return {rows, columns, tiles_of(rows, groups), power_of_2, codes_t, scales_t, nullptr, {}, false};
 }
 
 }  // namespace
@@ -254,11 +236,8 @@ void quantize_tiles_both(const FloatMatrix& x, const Groups& groups, bool power_
     Results results = transposed_results(x.rows, x.columns, groups, power_of_2, codes_t, scales_t);
     results.codes = codes;
     results.scales = scales;
+    results.clears = groups.ends != nullptr && x.rows > 0;
     if (results.blocks() > 0) encode(x, groups, results, stream);
-    constexpr int64_t kClearBlocks = 1024;  // enough for any GPU; most find nothing to do
-    if (groups.ends != nullptr && x.rows > 0 && x.columns > 0)
-        clear_rows_kernel<<<grid_size(ceil_div(x.rows * x.columns, 256 * 16), kClearBlocks), 256, 0,
-                            stream>>>(groups, results);
 }
 
 void retile(const CodeMatrix& x, const Groups& groups, bool power_of_2, uint8_t* codes_t,

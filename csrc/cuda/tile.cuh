@@ -178,8 +178,12 @@ struct E5M6Codes {
         for (int i = 0; i < 8; ++i) {
             const float v = values[i] * multiplier;
             codes[i] = (magnitude_code<E5M6>(v) & 0x7ffu) | (float_bits(v) >> 20 & 0x800u);
-            if (!all_finite && !is_finite(values[i])) codes[i] = E5M6::kNaN;
             if (!kVector && i >= count) codes[i] = 0;
+        }
+        if (!all_finite) {
+#pragma unroll
+            for (int i = 0; i < 8; ++i)
+                if (!is_finite(values[i])) codes[i] = E5M6::kNaN;
         }
         const uint32_t words[3] = {codes[0] | codes[1] << 12 | codes[2] << 24,
                                    codes[2] >> 8 | codes[3] << 4 | codes[4] << 16 | codes[5] << 28,

@@ -28,6 +28,13 @@ DSE_FN float times_power_of_2(float x, float shifted) {
     return x * first * second;
 }
 
+// The power itself may be subnormal: it is exact, coming from one that is not. The bits of `shifted` end in
+// n.
+DSE_FN float times_small_power_of_2(float x, float shifted) {
+    const float power = bits_float((float_bits(shifted) << 23) + ((127u + 64u) << 23)) * 0x1p-64f;
+    return x * power;
+}
+
 #define DSE_EXP_FN DSE_FN
 #include "formats/exp.inc"
 #undef DSE_EXP_FN
