@@ -80,9 +80,11 @@ __global__ void __launch_bounds__(kThreads)
     Word* out = reinterpret_cast<Word*>(payload);
     each_row(order.count, [&](int64_t i) {
         const int64_t row = source_of(order, i, packed.rows);
+        const Word* from = row < 0 ? nullptr : data + row * stride;
+        Word* to = out + i * width;
         const int64_t step = static_cast<int64_t>(gridDim.y) * blockDim.x;
         for (int64_t c = static_cast<int64_t>(blockIdx.y) * blockDim.x + threadIdx.x; c < width; c += step)
-            out[i * width + c] = row < 0 ? Word{} : data[row * stride + c];
+            to[c] = from == nullptr ? Word{} : from[c];
     });
 }
 

@@ -1,5 +1,7 @@
 // Weights in 128x128 blocks, and their transposes. One thread block makes one block of codes at a time, which
 // it reads once. Bound by memory: 5 bytes an element from FP32, 2 for a transpose.
+#include <type_traits>
+
 #include "cuda/block.cuh"
 #include "cuda/launch.cuh"
 #include "cuda/quantize.cuh"
@@ -32,8 +34,17 @@ struct Block {
     }
 };
 
+// Blocks a multiprocessor: with two, BF16 rows and the codes' arithmetic of sm_80 want 66 of 64 registers.
 template <class T, bool kVector>
-__global__ void __launch_bounds__(kBlockThreads, 2)
+constexpr int blocks_of() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 890
+    if (kVector && std::is_same_v<T, Bf16>) return 1;
+#endif
+    return 2;
+}
+
+template <class T, bool kVector>
+__global__ void __launch_bounds__(kBlockThreads, blocks_of<T, kVector>())
     quantize_blocks_kernel(BlockGrid grid, FloatMatrix w, int64_t matrix_stride, bool power_of_2,
                            uint8_t* codes, ScaleMatrix scales) {
     __shared__ uint32_t maxima[kBlockWarps];
