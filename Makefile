@@ -67,8 +67,8 @@ test-sim: build
 	$(MAKE) -s -j 2 -f tests/ptxsim/extension.mk PYTHON=$(PYTHON)
 	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n 2 -q tests/ptxsim $(ARGS)
 	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n 2 -q tests/ops --backend simulator --simulator-seed $(SEED) $(ARGS)
-	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n 2 -q tests/ops/test_quantize.py tests/ops/test_swiglu.py tests/ops/test_gemm*.py \
-	    --backend simulator --simulator-seed $(SEED) --simulator-capability 80 $(ARGS)
+	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n 2 -q tests/ops --backend simulator --simulator-seed $$(($(SEED) + 1)) \
+	    --simulator-capability 80 $(ARGS)
 	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -q benchmarks --device simulator --benchmark-columns=median
 
 test-cubin: build
