@@ -30,23 +30,23 @@ def initialise(module: nn.Module, *, seed: int, std: float) -> None:
     for name, parameter in module.named_parameters():
         if parameter.is_meta:
             continue
+        plain = type(parameter) is nn.Parameter
+        values = parameter if plain else torch.empty(parameter.shape)
         if parameter.dim() == 3:
             group = getattr(module.get_submodule(name.rpartition(".")[0]), "group", None)
             first = 0 if group is None else group.rank * parameter.shape[0]
-            values = torch.empty(parameter.shape)
             for expert, part in enumerate(values, start=first):
-                part.copy_(_normal(parameter.shape[1:], std, generator(seed, name, expert)))
+                part.copy_(_normal(part.shape, std, generator(seed, name, expert)))
         elif parameter.dim() == 2:
-            values = _normal(parameter.shape, std, generator(seed, name))
+            values.copy_(_normal(values.shape, std, generator(seed, name)))
         else:
-            values = torch.ones(parameter.shape)
-        _write(parameter, values)
+            values.fill_(1.0)
+        if not plain:
+            _keep_part(parameter, values)
 
 
-def _write(parameter: Tensor, values: Tensor) -> None:
-    if type(parameter) is nn.Parameter:
-        parameter.copy_(values)
-        return
+def _keep_part(parameter: Tensor, values: Tensor) -> None:
+    """Writes what this process holds of a sharded parameter, given all of it."""
     from torch.distributed.tensor import DTensor, distribute_tensor  # slow to import
 
     assert isinstance(parameter, DTensor)

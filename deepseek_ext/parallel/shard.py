@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -37,7 +38,7 @@ def shard(model: DeepseekV3, world: World) -> None:
             if world.replicas == 1:
                 apart.update(experts.parameters())
                 continue
-            _check_divisible(experts, world.replicas)
+            world.lead(partial(_check_divisible, experts, world.replicas))
             fully_shard(
                 experts,
                 mesh=world.experts["replica"],

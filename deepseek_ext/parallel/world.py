@@ -55,11 +55,6 @@ class World:
         """Ranks that hold the same experts."""
         return self.size // self.ep
 
-    @property
-    def expert_rank(self) -> int:
-        """This rank's place in its expert group."""
-        return self.rank % self.ep
-
     def rows(self, x: Tensor) -> Tensor:
         """This rank's equal share of the rows of what all ranks have."""
         return x.chunk(self.size)[self.rank] if self.size > 1 else x

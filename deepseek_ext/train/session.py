@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, redirect_stdout
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -162,7 +163,7 @@ def _nothing_in(folder: Path) -> ValueError:
 def _start_from(trainer: Trainer, folder: Path) -> None:
     """Gives the model the weights and router biases of another run."""
     for path, config in _stored(folder):
-        _check_same_shape(trainer, folder, config)
+        trainer.world.lead(partial(_check_same_shape, trainer, folder, config))
         try:
             trainer.load_weights(path)
         except DamagedCheckpoint as error:
@@ -211,18 +212,9 @@ def _begin_folder(run_dir: Path, data: RunData) -> None:
 
 def _resumed(config: TrainConfig, world: World) -> Trainer | None:
     """The run of run_dir as its newest usable checkpoint has it; None if there is no checkpoint."""
-    found = False
-    readable = _readable(config.run_dir, set_aside=True)
-    while usable := world.lead(lambda: next(readable, None)):
-        path, state = usable
-        found = True
-        stored = _stored_config(path, state)
-        if different := differences(stored, config):
-            raise ValueError(
-                f"{config.run_dir} holds another run ({'; '.join(different)}); choose another --run-dir, "
-                "or write --resume never to begin anew"
-            )
-        budget = _with_budget(config, stored)
+    usable = _usable(config)
+    while found := world.lead(lambda: next(usable, None)):
+        path, state, budget = found
         data = world.main_first(lambda: _same_data(config, state))  # noqa: B023 -- called at once
         trainer = Trainer(budget, data, world)
         try:
@@ -233,11 +225,25 @@ def _resumed(config: TrainConfig, world: World) -> Trainer | None:
             continue
         print(f"resuming from {path}: step {trainer.step}, {trainer.tokens:,} tokens seen")
         return trainer
-    if found or world.lead(lambda: any((config.run_dir / "checkpoints").glob("*.damaged"))):
+    return None
+
+
+def _usable(config: TrainConfig) -> Iterator[tuple[Path, dict[str, Any], TrainConfig]]:
+    """The checkpoints that this run may go on from, newest first, with the configuration it then has."""
+    found = False
+    for path, state in _readable(config.run_dir, set_aside=True):
+        found = True
+        stored = _stored_config(path, state)
+        if different := differences(stored, config):
+            raise ValueError(
+                f"{config.run_dir} holds another run ({'; '.join(different)}); choose another --run-dir, "
+                "or write --resume never to begin anew"
+            )
+        yield path, state, _with_budget(config, stored)
+    if found or any((config.run_dir / "checkpoints").glob("*.damaged")):
         raise ValueError(
             f"{config.run_dir} has no checkpoint left that can be read; write --resume never to begin anew"
         )
-    return None
 
 
 def _with_budget(config: TrainConfig, stored: TrainConfig) -> TrainConfig:

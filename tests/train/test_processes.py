@@ -131,3 +131,13 @@ def test_what_cannot_be_shared_is_refused_once(
     assert ranks.wait() == [2, 2], ranks.said()
     assert said in ranks.lives[0].said()
     assert said not in ranks.lives[1].said()
+
+
+def test_another_run_is_refused_once(
+    nursery: Nursery, text_folder: Path, runs: dict[tuple[int, int], Path], tmp_path: Path
+) -> None:
+    shutil.copytree(runs[2, 1], tmp_path / "run")
+    ranks = start(nursery, flags(text_folder, tmp_path / "run", 1, seed=7), tmp_path, 2)
+    assert ranks.wait() == [2, 2], ranks.said()
+    assert "holds another run (--seed 0 there, 7 here)" in ranks.lives[0].said()
+    assert "another run" not in ranks.lives[1].said()
