@@ -4,6 +4,7 @@
 // side.
 #include "cuda/exchange.cuh"
 #include "cuda/launch.cuh"
+#include "cuda/permute.cuh"
 #include "cuda/rows.cuh"
 #include "formats/exchange.h"
 
@@ -24,12 +25,6 @@ __global__ void __launch_bounds__(kThreads)
 __device__ int64_t source_of(const RowOrder& order, int64_t i, int64_t rows) {
     const int64_t row = order.rows == nullptr ? i : order.token(i);
     return row < rows ? row : -1;
-}
-
-// The largest power of two up to 16 that divides every address of a part's rows.
-__host__ __device__ int64_t word_size(const void* data, int64_t width, int64_t row_bytes) {
-    const int64_t all = static_cast<int64_t>(reinterpret_cast<uintptr_t>(data)) | width | row_bytes | 16;
-    return all & -all;
 }
 
 // Words of 1, 2, 4, 8 or 16 bytes of one part whose rows have no gaps; zeros behind it up to its section's
@@ -69,29 +64,6 @@ void launch_pack(const PackPart& part, const RowOrder& order, uint8_t* out, int6
                  cudaStream_t stream) {
     const RowPlan plan = plan_elements(order.count, section_of(part.width()) / sizeof(Word));
     pack_words_kernel<Word><<<plan.grid, plan.block, 0, stream>>>(part, order, out, row_bytes);
-}
-
-template <class Word>
-__global__ void __launch_bounds__(kThreads)
-    unpack_words_kernel(PackedRows packed, RowOrder order, uint8_t* payload) {
-    constexpr int64_t kSize = sizeof(Word);
-    const int64_t width = packed.payload / kSize, stride = packed.width() / kSize;
-    const Word* data = reinterpret_cast<const Word*>(packed.data);
-    Word* out = reinterpret_cast<Word*>(payload);
-    each_row(order.count, [&](int64_t i) {
-        const int64_t row = source_of(order, i, packed.rows);
-        const Word* from = row < 0 ? nullptr : data + row * stride;
-        Word* to = out + i * width;
-        const int64_t step = static_cast<int64_t>(gridDim.y) * blockDim.x;
-        for (int64_t c = static_cast<int64_t>(blockIdx.y) * blockDim.x + threadIdx.x; c < width; c += step)
-            to[c] = from == nullptr ? Word{} : from[c];
-    });
-}
-
-template <class Word>
-void launch_unpack(const PackedRows& packed, const RowOrder& order, uint8_t* payload, cudaStream_t stream) {
-    const RowPlan plan = plan_elements(order.count, packed.payload / sizeof(Word));
-    unpack_words_kernel<Word><<<plan.grid, plan.block, 0, stream>>>(packed, order, payload);
 }
 
 // Scales, and as the column behind them gate weights.
@@ -135,13 +107,9 @@ void pack_rows(const PackParts& parts, const RowOrder& order, uint8_t* out, cuda
                             grid_size(words, kMaxGridY));
             pack_elements_kernel<<<grid, kThreads, 0, stream>>>(part, order, out, row_bytes);
         } else {
-            const int64_t size = word_size(part.data, part.width(), part.row_stride * part.size);
-            const auto launch = size == 16  ? launch_pack<uint4>
-                                : size == 8 ? launch_pack<uint2>
-                                : size == 4 ? launch_pack<uint32_t>
-                                : size == 2 ? launch_pack<uint16_t>
-                                            : launch_pack<uint8_t>;
-            launch(part, order, out, row_bytes, stream);
+            with_widest_word(
+                address_of(part.data) | part.width() | part.row_stride * part.size | row_bytes,
+                [&](auto word) { launch_pack<decltype(word)>(part, order, out, row_bytes, stream); });
         }
         out += section_of(part.width());
     }
@@ -150,17 +118,7 @@ void pack_rows(const PackParts& parts, const RowOrder& order, uint8_t* out, cuda
 void unpack_rows(const PackedRows& packed, const RowOrder& order, uint8_t* payload, const ScaleMatrix& scales,
                  float* weights, cudaStream_t stream) {
     if (order.count == 0) return;
-    if (packed.payload > 0) {
-        const auto address = reinterpret_cast<uintptr_t>(packed.data) | reinterpret_cast<uintptr_t>(payload);
-        const int64_t size =
-            word_size(reinterpret_cast<const void*>(address), packed.payload, packed.width());
-        const auto launch = size == 16  ? launch_unpack<uint4>
-                            : size == 8 ? launch_unpack<uint2>
-                            : size == 4 ? launch_unpack<uint32_t>
-                            : size == 2 ? launch_unpack<uint16_t>
-                                        : launch_unpack<uint8_t>;
-        launch(packed, order, payload, stream);
-    }
+    gather_bytes({packed.data, packed.rows, packed.payload, packed.width()}, order, payload, stream);
     const int64_t columns = packed.scales + (packed.weights > 0 ? 1 : 0);
     if (columns == 0) return;
     const dim3 grid(grid_size(ceil_div(order.count, kThreads), kMaxGridX), grid_size(columns, kMaxGridY));

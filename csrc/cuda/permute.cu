@@ -184,17 +184,8 @@ bool has_pairs(const FloatMatrix& x) {
 
 void gather_bytes(const ByteMatrix& x, const RowOrder& order, uint8_t* out, cudaStream_t stream) {
     if (order.count == 0 || x.width == 0) return;
-    // The widest word that divides every address.
-    const auto divided_by = [&](int64_t size) {
-        return is_aligned(x.data, size) && is_aligned(out, size) && x.row_stride % size == 0 &&
-               x.width % size == 0;
-    };
-    const auto launch = divided_by(16)  ? launch_gather<uint4>
-                        : divided_by(8) ? launch_gather<uint2>
-                        : divided_by(4) ? launch_gather<uint32_t>
-                        : divided_by(2) ? launch_gather<uint16_t>
-                                        : launch_gather<uint8_t>;
-    launch(x, order, out, stream);
+    with_widest_word(address_of(x.data) | address_of(out) | x.row_stride | x.width,
+                     [&](auto word) { launch_gather<decltype(word)>(x, order, out, stream); });
 }
 
 void gather_scales(const float* scales, int64_t tokens, int64_t columns, int64_t row_stride,

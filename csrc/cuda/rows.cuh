@@ -31,6 +31,25 @@ inline RowPlan plan_elements(int64_t rows, int64_t columns) {
     return plan;
 }
 
+// Calls f(word) with a word of 1, 2, 4, 8 or 16 bytes: the widest that divides all addresses and sizes of
+// which `all` is the bitwise or.
+template <class F>
+void with_widest_word(uint64_t all, const F& f) {
+    switch ((all | 16) & -(all | 16)) {
+        case 16:
+            return f(uint4{});
+        case 8:
+            return f(uint2{});
+        case 4:
+            return f(uint32_t{});
+        case 2:
+            return f(uint16_t{});
+        default:
+            return f(uint8_t{});
+    }
+}
+inline uint64_t address_of(const void* p) { return reinterpret_cast<uintptr_t>(p); }
+
 // Calls f(row) for each row of this thread; it may leave its warp behind, so f must not wait for other
 // threads.
 template <class F>
