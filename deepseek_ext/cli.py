@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
@@ -63,6 +64,8 @@ class GenerateOptions:
             raise ValueError(f"--max-new-tokens must be positive, got {self.max_new_tokens}")
         if not self.temperature >= 0:
             raise ValueError(f"--temperature must not be negative, got {self.temperature}; 0 is greedy")
+        if not 0 <= self.seed < 2**63:
+            raise ValueError(f"--seed must be from 0 to 2^63 - 1, got {self.seed}")
         if not self.prompt:
             raise ValueError("--prompt must not be empty; give some text to continue")
 
@@ -160,6 +163,9 @@ def train(recipe: TrainConfig, args: Sequence[str] | None = None, *, program: st
     program = program or f"{_launcher()} {shlex.quote(sys.argv[0])}"
 
     def go() -> int:
+        for word, following in pairwise([*given, "--"]):
+            if word == "--data" and following.startswith("--"):  # $FILES that is not set, say
+                raise ValueError("--data needs a value; leave it out to train on Python's own sources")
         config = parse(TrainConfig, given, program, default=recipe)
         return run(config, command=[*shlex.split(program), *given])
 
@@ -176,9 +182,11 @@ def _launcher() -> str:
 
 def _extend(program: str, args: list[str]) -> int:
     """Reads what the recipe of the second phase depends on, and hands the other flags to train."""
-    if not args or (args[0].startswith("-") and args[0] not in ("-h", "--help")):
+    if args[:1] in (["-h"], ["--help"]):
+        parse(ExtendOptions, args[:1], program)  # shows it and leaves
+    if not args or args[0].startswith("-"):
         raise ValueError(f"name the run first: {program} RUN --seq-len N, and then any flag of train")
-    parsed: Any = parse(ExtendOptions, args[1:] or args[:1], program, return_unknown_args=True)
+    parsed: Any = parse(ExtendOptions, args[1:], program, return_unknown_args=True)
     options, rest = parsed
     folder = Path(args[0])
     recipe = recipes.extended(stored_config(folder), seq_len=options.seq_len, rope_factor=options.rope_factor)
@@ -284,6 +292,7 @@ def _parsed(kind: type[T], action: Callable[[T], int]) -> Callable[[str, list[st
 
 
 def _one_line_errors(program: str, action: Callable[[], int]) -> int:
+    _accept_any_text()
     try:
         return action()
     except ValueError as error:
@@ -296,6 +305,16 @@ def _one_line_errors(program: str, action: Callable[[], int]) -> int:
     except KeyboardInterrupt:
         print(f"{program}: stopped at once; what the last checkpoint holds is kept", file=sys.stderr)
         return 130
+
+
+def _accept_any_text() -> None:
+    """Lets no character that the terminal cannot show, and no stream that was closed, end a command."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 -- for the life of the process
+        elif hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
 
 
 _COMMANDS = (

@@ -98,7 +98,9 @@ def _generate(
         if temperature == 0:
             chosen = logits.argmax()
         else:
-            chosen = torch.multinomial((logits / temperature).softmax(-1), 1, generator=source)[0]
+            # From the largest down, so that a quotient that overflows has the probability 0.
+            shares = ((logits - logits.max()) / max(temperature, 1e-30)).softmax(-1)
+            chosen = torch.multinomial(shares, 1, generator=source)[0]
         token = int(chosen)
         yield token
         step = chosen.view(1, 1)

@@ -21,6 +21,7 @@ from .train.metrics import read_metrics
 
 _POINTS = 2000  # of a curve: more than a picture has pixels
 _STYLE: Any = {"axes.titlelocation": "left", "svg.fonttype": "none"}
+_FORMATS = (".png", ".svg", ".pdf")
 _OPERANDS = ("activation", "weight", "gradient")
 
 
@@ -32,6 +33,10 @@ class PlotOptions:
     """Run directories."""
     out: Path | None = None
     """The picture, .png, .svg or .pdf; default: plot.png in the first run directory."""
+
+    def __post_init__(self) -> None:
+        if self.out is not None and self.out.suffix.lower() not in _FORMATS:
+            raise ValueError(f"--out {self.out} must end in {', '.join(_FORMATS[:-1])} or {_FORMATS[-1]}")
 
 
 @dataclass(frozen=True, slots=True)

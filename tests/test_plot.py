@@ -130,7 +130,7 @@ def test_nowhere_to_draw(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert f"{missing} cannot be written (No such file or directory)" in refusal(
         capsys, run, "--out", missing
     )
-    assert "'xyz' is not supported" in refusal(capsys, run, "--out", tmp_path / "a.xyz")
+    assert "a.xyz must end in .png, .svg or .pdf" in refusal(capsys, run, "--out", tmp_path / "a.xyz")
 
 
 def test_without_matplotlib(

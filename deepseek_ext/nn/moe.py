@@ -174,6 +174,7 @@ class Experts(Derived):
 
     def __init__(self, config: ModelConfig, precision: Precision) -> None:
         super().__init__()
+        check_widths(config, precision)
         self.precision = precision
         experts, width, hidden = config.n_routed_experts, config.moe_intermediate_size, config.hidden_size
         self.gate_up = nn.Parameter(torch.empty(experts, 2 * width, hidden))
@@ -220,6 +221,17 @@ class Experts(Derived):
         if self.precision == "bf16":
             values = self.derive(_bf16_copies, self.gate_up, self.down)
         return stand_in(values[0], self.gate_up), stand_in(values[1], self.down)
+
+
+def check_widths(config: ModelConfig, precision: Precision) -> None:
+    """Raises ValueError where torch's grouped_mm, which wants rows of whole 16 bytes, cannot multiply."""
+    quantum = {"fp8": 1, "bf16": 8, "fp32": 4}[precision]
+    for name in ("hidden_size", "moe_intermediate_size"):
+        if (width := getattr(config, name)) % quantum:
+            raise ValueError(
+                f"DeepseekV3: precision {precision} needs {name} to be a multiple of {quantum}, got "
+                f"{width}; write {quantum * -(-width // quantum)}, or precision fp8"
+            )
 
 
 def _products(rows: Tensor, weights: Tensor, offs: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:

@@ -161,6 +161,11 @@ class TrainConfig:
         for name in _NOT_NEGATIVE:
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{flag(name)} must not be negative, got {getattr(self, name)}")
+        for name in (*_POSITIVE, *_NOT_NEGATIVE):
+            if getattr(self, name) == math.inf:
+                raise ValueError(f"{flag(name)} must be finite, got inf")
+        if self.seed >= 2**63:
+            raise ValueError(f"--seed must be below 2^63, got {self.seed}")
         if self.ema_decay is not None and not 0 < self.ema_decay < 1:
             raise ValueError(f"--ema-decay must lie between 0 and 1, got {self.ema_decay}")
         if self.profile is not None:

@@ -14,6 +14,7 @@ from itertools import takewhile
 from pathlib import Path
 
 from . import shards
+from .folder import is_run
 from .shards import Shard
 
 HELD_OUT_SHARE = 32  # one document in 32 by its hash
@@ -92,7 +93,7 @@ def load_corpus(data: Sequence[str] = ()) -> Corpus:
 
     data: PATH or PATH=WEIGHT each: a text file, a .jsonl file (one object with a "text" a line), a file of
     tokens (see `shards`), a folder, or a glob; none means the standard library's sources. Without weights all
-    documents form one pool.
+    documents form one pool. Run directories inside a folder are no text.
     Raises ValueError, naming the file and what to do, for anything that cannot be read.
     """
     if not data:
@@ -145,10 +146,15 @@ def _parse(entry: str) -> tuple[str, float | None]:
 
 def _read(path: str, notices: list[str]) -> Iterator[Document | Shard]:
     start = Path(path)
-    if start.is_file():
+    if not path:
+        raise ValueError("--data has an empty path; name a file or folder ('.' is the current one)")
+    there = _exists(start)
+    if there and not start.is_dir():
+        if not start.is_file():
+            raise ValueError(f"--data {path}: no regular file; write what it yields to a file, and name that")
         yield from _read_file(start, start.name, _refuse_empty)
         return
-    if start.is_dir():
+    if there:
         found, root = [p for p in start.rglob("*") if p.is_file()], start
     elif glob.has_magic(path):
         found = [Path(p) for p in glob.glob(path, recursive=True) if Path(p).is_file()]
@@ -158,6 +164,10 @@ def _read(path: str, notices: list[str]) -> Iterator[Document | Shard]:
             f"--data {path}: no such file or folder; check the path, or quote a glob: 'folder/**/*.txt'"
         )
     found = [p for p in found if p.suffix != ".idx" or not p.with_suffix(".bin").exists()]
+    folders = {parent for p in found for parent in p.relative_to(root).parents[:-1]}
+    runs = [root / folder for folder in folders if is_run(root / folder)]
+    found = [p for p in found if not any(run in p.parents for run in runs)]
+    notices += [f"{run} is a run directory; left out of the text" for run in sorted(runs)]
     visible = sorted(p for p in found if not any(part.startswith(".") for part in p.relative_to(root).parts))
     if not visible:
         raise ValueError(f"--data {path}: no files there; name a folder with text or .jsonl files")
@@ -167,11 +177,24 @@ def _read(path: str, notices: list[str]) -> Iterator[Document | Shard]:
         )
 
 
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError as error:  # a name that is too long, a folder that may not be entered
+        raise ValueError(
+            f"--data {path} cannot be read ({error.strerror}); check the path and its permissions"
+        ) from error
+
+
 def _refuse_empty(path: Path) -> None:
     raise ValueError(f"{path} is empty; leave it out of --data")
 
 
 def _read_file(path: Path, name: str, on_empty: Callable[[Path], None]) -> Iterator[Document | Shard]:
+    try:
+        name.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{path}: the file's name is not UTF-8; rename it") from error
     if path.suffix in shards.SUFFIXES:
         yield shards.open_shard(path, name)
         return
@@ -202,7 +225,7 @@ def _read_jsonl(path: Path, name: str, lines: str) -> Iterator[Document]:
             continue
         try:
             text = json.loads(line)["text"]
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise ValueError(
                 f'{path}, line {number}: wanted a JSON object with the field "text"; correct or remove '
                 "the line"

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import shorten
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from ..parallel.world import World
 from .config import TrainConfig
 from .corpus import HELD_OUT_SHARE, Corpus, Document, is_held_out, load_corpus
 from .fim import FillInTheMiddle
+from .folder import TOKENIZER
 from .packing import IGNORED, Mixture, PackedSequences, document_starts, validation_windows
 from .shards import Shard, Tokens, cut_documents
 from .tokenizer import (
@@ -29,6 +31,7 @@ from .tokenizer import (
 )
 
 _VALIDATION_TOKENS = 8192  # a pass: more brings no speed and costs memory
+SAMPLE_TOKENS = 48  # that a sample adds to its prompt
 
 
 @dataclass(slots=True)
@@ -56,7 +59,7 @@ class RunData:
 
     def save_tokenizer(self, run_dir: Path) -> None:
         """Writes tokenizer.json, which checkpoints and exports need beside them; raises OSError."""
-        (run_dir / "tokenizer.json").write_text(self.tokenizer.to_str(pretty=True))
+        (run_dir / TOKENIZER).write_text(self.tokenizer.to_str(pretty=True), encoding="utf-8")
 
 
 def prepare_data(config: TrainConfig, *, tokenizer: Tokenizer | None = None) -> RunData:
@@ -76,6 +79,7 @@ def prepare_data(config: TrainConfig, *, tokenizer: Tokenizer | None = None) -> 
             f"{name} has {needed} tokens, the model's vocabulary {config.vocab_size}; "
             f"write --vocab-size {128 * math.ceil(needed / 128)}"
         )
+    _check_prompts(config, tokenizer)
     eos = eos_id(tokenizer)
     packed, held_out = [], []
     for source in corpus.sources:
@@ -122,6 +126,18 @@ def _tokenizer(config: TrainConfig, corpus: Corpus, manifest: str, cache: Path) 
                 "tokenizer.json that it was made with as --tokenizer"
             )
     return cached_tokenizer(corpus.train, config.vocab_size, manifest, cache)
+
+
+def _check_prompts(config: TrainConfig, tokenizer: Tokenizer) -> None:
+    """Raises ValueError for a prompt that no sample can continue: it would end the run at its first one."""
+    longest = config.model_config().max_position_embeddings - SAMPLE_TOKENS
+    for prompt in config.prompts:
+        tokens = len(tokenizer.encode(prompt).ids)
+        if not 0 < tokens <= longest:
+            raise ValueError(
+                f"--prompts {shorten(prompt, 40)!r} has {tokens} tokens, and a sample needs 1 to {longest}; "
+                "write another, or --prompts with none for no samples"
+            )
 
 
 def _split_shard(shard: Shard, tokenizer: Tokenizer, notices: list[str]) -> tuple[list[Tokens], list[Tokens]]:

@@ -9,6 +9,12 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 _LOCK = ".lock"
+TOKENIZER = "tokenizer.json"
+
+
+def is_run(folder: Path) -> bool:
+    """Whether a run was begun in this folder."""
+    return (folder / _LOCK).is_file() and (folder / TOKENIZER).is_file()
 
 
 @contextmanager

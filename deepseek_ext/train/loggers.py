@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -19,10 +19,7 @@ class TensorBoard(Observer):
 
     def __init__(self, run_dir: Path, settings: dict[str, Any], *, after_step: int) -> None:
         """after_step: the step that the run goes on from; what is there of later ones is purged."""
-        try:
-            module = import_module("torch.utils.tensorboard")
-        except ImportError as error:
-            raise _lacks("tensorboard") from error
+        module = _module("tensorboard")
         self._writer = module.SummaryWriter(
             str(run_dir / "tensorboard"), purge_step=after_step + 1 if after_step else None
         )
@@ -45,10 +42,7 @@ class WandB(Observer):
     """
 
     def __init__(self, run_dir: Path, settings: dict[str, Any]) -> None:
-        try:
-            wandb = import_module("wandb")
-        except ImportError as error:
-            raise _lacks("wandb") from error
+        wandb = _module("wandb")
         identity = run_dir / "wandb.id"
         if not identity.exists():
             identity.write_text(uuid.uuid4().hex)
@@ -81,8 +75,17 @@ def scalars(row: dict[str, Any]) -> Iterator[tuple[str, float]]:
                 yield entry, float(figure)
 
 
-def _lacks(package: str) -> ValueError:
-    return ValueError(
-        f"--log {package} needs the package {package}, which is not installed; "
-        f"run: pip install 'deepseek-ext[{package}]'"
-    )
+def check_installed(packages: Iterable[str]) -> None:
+    """Raises ValueError for the first of tensorboard and wandb that is asked for and cannot be imported."""
+    for package in packages:
+        _module(package)
+
+
+def _module(package: str) -> Any:
+    try:
+        return import_module("torch.utils.tensorboard" if package == "tensorboard" else package)
+    except ImportError as error:
+        raise ValueError(
+            f"--log {package} needs the package {package}, which is not installed; "
+            f"run: pip install 'deepseek-ext[{package}]'"
+        ) from error

@@ -61,7 +61,7 @@ def cut_back(path: Path, step: int) -> None:
         return
     kept = [line for row, line in _rows(path) if row["step"] <= step]
     temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text("".join(kept))
+    temporary.write_text("".join(kept), encoding="utf-8")
     os.replace(temporary, path)
 
 

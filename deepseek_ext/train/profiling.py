@@ -52,8 +52,11 @@ class Profiler(Observer):
             self.close()
 
     def close(self) -> None:
-        """Writes what was seen; a run may end before the last of the steps."""
+        """Writes what was seen; a run may end before the last of the steps, or before the first."""
         if self._profile is None:
+            if not self._seen:
+                steps = f"{self.steps[0]} to {self.steps[-1]}"
+                self.say(f"WARNING: no profile, since this run computed none of the steps {steps}")
             return
         done, self._profile = self._profile, None
         done.stop()

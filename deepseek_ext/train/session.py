@@ -19,6 +19,7 @@ from torch import Tensor
 
 from .. import _native, ops
 from ..model import DeepseekV3
+from ..nn.moe import check_widths
 from ..parallel.world import World, joined, launched_size, led
 from . import checkpoint
 from .checkpoint import DamagedCheckpoint
@@ -29,7 +30,7 @@ from .data import RunData, bits_per_byte, prepare_data
 from .ema import stored_name
 from .environment import keep_freed_memory, matmul_peak, peak_memory
 from .folder import held
-from .loggers import TensorBoard, WandB
+from .loggers import TensorBoard, WandB, check_installed
 from .metrics import cut_back
 from .observers import Observer, Observers
 from .profiling import Profiler, window
@@ -50,6 +51,10 @@ def run(config: TrainConfig, *, command: Sequence[str] = ("deepseek-ext", "train
     """
     config = config.derived()
     config.check_processes(launched_size())
+    check_widths(config.model_config(), config.precision)
+    check_installed(config.log)
+    if config.init_from is not None and config.init_from.resolve() == config.run_dir.resolve():
+        raise ValueError(f"--run-dir {config.run_dir} is the run whose weights to start from; choose another")
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     with (
@@ -353,6 +358,7 @@ def _say_end(trainer: Trainer, outcome: Outcome, command: Sequence[str]) -> None
     ours = row.get("val_bits_per_byte") or bits_per_byte(trainer.model, data, trainer.world)
     zlib = data.corpus.zlib_bits_per_byte()
     rate = trainer.tokens / trainer.seconds if trainer.seconds else 0.0
+    tokens, run = 2 * max(trainer.schedules.total, trainer.tokens), shlex.quote(str(config.run_dir))
     acceptance = (
         "" if row.get("mtp_acceptance") is None else f", MTP acceptance {100 * row['mtp_acceptance']:.1f} %"
     )
@@ -363,11 +369,11 @@ def _say_end(trainer: Trainer, outcome: Outcome, command: Sequence[str]) -> None
         f"{peak_memory() / 2**20:,.0f} MiB\n"
         f"last step       MaxVio {row['max_vio']:.2f}{acceptance}\n"
         f"sample          {sample(trainer.model, data, config.prompts[0]) if config.prompts else '-'}\n"
-        f"to continue     {_again(command, '--tokens', '--minutes')} --tokens {2 * trainer.schedules.total}\n"
-        f"to generate     deepseek-ext generate {config.run_dir} --prompt 'def '\n"
-        f"to evaluate     deepseek-ext eval {config.run_dir}\n"
-        f"to draw         deepseek-ext plot {config.run_dir}\n"
-        f"to export       deepseek-ext export-hf {config.run_dir} {config.run_dir / 'hf'}",
+        f"to continue     {_again(command, '--tokens', '--minutes')} --tokens {tokens}\n"
+        f"to generate     deepseek-ext generate {run} --prompt 'def '\n"
+        f"to evaluate     deepseek-ext eval {run}\n"
+        f"to draw         deepseek-ext plot {run}\n"
+        f"to export       deepseek-ext export-hf {run} {shlex.quote(str(config.run_dir / 'hf'))}",
         flush=True,
     )
 

@@ -60,7 +60,7 @@ def load_tokenizer(path: Path) -> Tokenizer:
     if not path.is_file():
         raise ValueError(f"{path}: no such tokenizer file; name a tokenizer.json")
     try:
-        tokenizer = Tokenizer.from_str(path.read_text())
+        tokenizer = Tokenizer.from_str(path.read_text(encoding="utf-8"))
     except Exception as error:  # tokenizers raises plain Exception
         raise ValueError(
             f"{path} is not a tokenizer.json that can be read ({error}); delete or replace it"

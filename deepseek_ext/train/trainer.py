@@ -24,7 +24,7 @@ from ..parallel.shard import last_micro_batch, materialise, shard, shards_writte
 from ..parallel.world import World, is_main_process
 from . import checkpoint
 from .config import TrainConfig
-from .data import RunData, bits_per_byte
+from .data import SAMPLE_TOKENS, RunData, bits_per_byte
 from .ema import MovingAverage
 from .environment import model_size
 from .metrics import MetricsFile, cut_back
@@ -37,7 +37,6 @@ from .telemetry import max_violation
 FORMAT = 1  # of state.json
 _STEPS_TIMED, _STEPS_WARM = 10, 2
 _NOT_FINITE_IN_A_ROW = 3
-_SAMPLE_TOKENS = 48
 
 
 class RunStopped(RuntimeError):
@@ -359,7 +358,7 @@ class Trainer:
 
 def sample(model: DeepseekV3, data: RunData, prompt: str) -> str:
     """A prompt and its greedy continuation, on one line."""
-    text = generate(model, data.tokenizer, prompt, max_new_tokens=_SAMPLE_TOKENS)
+    text = generate(model, data.tokenizer, prompt, max_new_tokens=SAMPLE_TOKENS)
     return repr(prompt + text)
 
 

@@ -49,6 +49,20 @@ def test_tokens_that_are_none(tokens: Any, message: str, make_model: Make) -> No
             call(tokens)
 
 
+@pytest.mark.parametrize(
+    ("precision", "name", "width", "wanted"),
+    [("bf16", "hidden_size", 68, 72), ("fp32", "moe_intermediate_size", 30, 32)],
+)
+def test_widths_that_torch_cannot_multiply(
+    precision: str, name: str, width: int, wanted: int, make_model: Make
+) -> None:
+    with pytest.raises(ValueError, match=f"precision {precision} needs {name} .* write {wanted}, or"):
+        make_model(precision, **{name: width})
+    tokens = torch.zeros(1, 3, dtype=torch.int64)
+    make_model("fp8", **{name: width}).loss(tokens, tokens).total.backward()
+    make_model(precision, **{name: wanted}).loss(tokens, tokens).total.backward()
+
+
 @pytest.mark.parametrize("target", [-3, -101, 50, 2**40])
 def test_targets_that_are_none(target: int, make_model: Make) -> None:
     model = make_model(vocab_size=50)

@@ -61,10 +61,10 @@ def test_drawn_tokens_follow_the_seed_and_the_temperature(make_model: Make) -> N
     model = make_model(std=0.2)
     runs = [
         list(generate_tokens(model, [5, 6], max_new_tokens=30, temperature=t, seed=s))
-        for t, s in [(1.0, 1), (1.0, 1), (1.0, 2), (1e-4, 3)]
+        for t, s in [(1.0, 1), (1.0, 1), (1.0, 2), (1e-4, 3), (1e-300, 3)]
     ]
     assert runs[0] == runs[1] != runs[2]
-    assert runs[3] == list(generate_tokens(model, [5, 6], max_new_tokens=30))
+    assert runs[3] == runs[4] == list(generate_tokens(model, [5, 6], max_new_tokens=30))
 
 
 def test_wrong_arguments_are_refused(make_model: Make, tokenizer: Tokenizer) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -48,6 +51,12 @@ Files = dict[str, bytes]
             "a.jsonl",
             r'a.jsonl, line 2: "text" has half a surrogate pair (\ud800 to \udfff), which is no character',
         ),
+        (
+            {"a.jsonl": b"[" * 10**5 + b"\n"},
+            "a.jsonl",
+            'a.jsonl, line 1: wanted a JSON object with the field "text"; correct or remove the line',
+        ),
+        ({}, 300 * "x", "cannot be read (File name too long); check the path and its permissions"),
     ],
 )
 def test_text_that_cannot_be_used_is_named(
@@ -63,6 +72,58 @@ def test_text_that_cannot_be_used_is_named(
     assert str(folder) in err or "tokens to train on" in err
     assert err.count("\n") == 1
     assert not list((tmp_path / "run").glob("checkpoints/*"))
+
+
+def test_a_file_whose_name_is_no_text(
+    flags: Flags, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "data"
+    folder.mkdir()
+    with open(os.fsencode(folder) + b"/caf\xe9.txt", "w") as file:
+        file.write("a few words")
+    assert cli.train(TrainConfig(), flags(data=folder), program="test") == 2
+    assert "the file's name is not UTF-8; rename it" in capsys.readouterr().err
+
+
+def test_a_pipe_is_no_file(flags: Flags, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    assert cli.train(TrainConfig(), flags(data=tmp_path / "pipe"), program="test") == 2
+    assert f"--data {tmp_path}/pipe: no regular file; write what it yields" in capsys.readouterr().err
+
+
+def test_an_empty_path_is_not_the_current_folder(flags: Flags, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.train(TrainConfig(), flags(data=""), program="test") == 2
+    assert "--data has an empty path; name a file or folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("prompt", ["", "the value " * 2000])
+def test_a_prompt_that_no_sample_can_continue_is_refused_before_the_first_step(
+    prompt: str, flags: Flags, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.train(TrainConfig(), flags(prompts=("the ", prompt)), program="test") == 2
+    err = capsys.readouterr().err
+    assert " tokens, and a sample needs 1 to 4048; write another, or --prompts with none" in err
+    assert len(err) < 300
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+def test_a_run_inside_its_own_text_goes_on(
+    flags: Flags, text_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What a run writes is no text, or nothing could be resumed; nor is what other runs write."""
+    data = tmp_path / "data"
+    shutil.copytree(text_folder, data)
+    for tokens, run in ((256, "a"), (512, "a"), (256, "b")):
+        args = flags(data=data, run_dir=data / "runs" / run, tokens=tokens, prompts=())
+        assert cli.train(TrainConfig(), args, program="test") == 0
+    captured = capsys.readouterr()
+    assert "step-00000002: step 2, 256 tokens seen" in captured.out
+    assert f"{data}/runs/a is a run directory; left out of the text" in captured.out
+    assert len(set(re.findall("manifest ([0-9a-f]{16})", captured.out))) == 1
+    # A run that is named is text like any other.
+    args = flags(data=data / "runs" / "a" / "metrics.jsonl", run_dir=tmp_path / "c")
+    assert cli.train(TrainConfig(), args, program="test") == 2
+    assert 'metrics.jsonl, line 1: wanted a JSON object with the field "text"' in capsys.readouterr().err
 
 
 def test_one_source_of_a_mixture_is_too_short(

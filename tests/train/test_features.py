@@ -149,6 +149,19 @@ def test_an_extension_begins_with_the_weights_of_its_run(
     assert [row["lr"] for row in rows(run)] == [pytest.approx(last)] * 5
 
 
+def test_an_extension_needs_no_flag(first_phase: Path) -> None:
+    assert cli.main(["extend", str(first_phase)]) == 0
+    longer = first_phase.with_name(f"{first_phase.name}-128")
+    assert [row["tokens"] for row in rows(longer)] == [128 * n for n in range(1, 6)]
+
+
+def test_the_help_of_extend_is_its_own(capsys: pytest.CaptureFixture[str]) -> None:
+    for flag in ("-h", "--help"):
+        with pytest.raises(SystemExit):
+            cli.main(["extend", flag])
+        assert "trains a run on in longer sequences" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("args", "message"),
     [

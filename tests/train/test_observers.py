@@ -87,18 +87,21 @@ def test_wandb_has_every_step_once(flags: Flags, tmp_path: Path, monkeypatch: py
 )
 def test_a_missing_package_is_one_sentence(
     flags: Flags,
+    tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     package: str,
     module: str,
 ) -> None:
     monkeypatch.setitem(sys.modules, module, None)
+    run = tmp_path / "run"
     assert train([*flags(), "--log", package]) == 2
     err = capsys.readouterr().err
     assert err == (
         f"test: --log {package} needs the package {package}, which is not installed; "
         f"run: pip install 'deepseek-ext[{package}]'\n"
     )
+    assert not run.exists()  # said before anything else is done
 
 
 def test_profile_names_our_operators_and_changes_nothing(
@@ -129,6 +132,15 @@ def test_profile_names_our_operators_and_changes_nothing(
 def test_a_run_that_ends_early_writes_what_was_profiled(flags: Flags, tmp_path: Path) -> None:
     assert train(flags(tokens=256, profile="2:50")) == 0
     assert [path.name for path in (tmp_path / "run" / "profile").iterdir()] == ["steps-2-2.json"]
+
+
+def test_a_profile_of_steps_that_never_come_is_said(
+    flags: Flags, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train(flags(tokens=256, profile="30:5")) == 0
+    said = capsys.readouterr().out
+    assert "WARNING: no profile, since this run computed none of the steps 30 to 34\n" in said
+    assert not (tmp_path / "run" / "profile").exists()
 
 
 @pytest.mark.parametrize("text", ["", "5", "0:3", "3:0", "a:b", "1:2:3"])
