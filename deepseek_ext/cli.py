@@ -299,6 +299,10 @@ def _one_line_errors(program: str, action: Callable[[], int]) -> int:
         if is_main_process():  # an error that only one of several has is RunStopped
             print(f"{program}: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
+    except PermissionError as error:
+        where = f"{error.filename} cannot be opened" if error.filename else "not allowed"
+        print(f"{program}: {where} ({error.strerror}); check the path and its permissions", file=sys.stderr)
+        return 2
     except (RunStopped, OSError) as error:  # a disk that fails, say, where nothing could go on without it
         print(f"{program}: {error}", file=sys.stderr)
         return 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import hashlib
 import json
+import os
 import sys
 import sysconfig
 import zlib
@@ -155,7 +156,7 @@ def _read(path: str, notices: list[str]) -> Iterator[Document | Shard]:
         yield from _read_file(start, start.name, _refuse_empty)
         return
     if there:
-        found, root = [p for p in start.rglob("*") if p.is_file()], start
+        found, root = list(_files(start, notices)), start
     elif glob.has_magic(path):
         found = [Path(p) for p in glob.glob(path, recursive=True) if Path(p).is_file()]
         root = Path(*takewhile(lambda part: not glob.has_magic(part), Path(path).parts))
@@ -184,6 +185,24 @@ def _exists(path: Path) -> bool:
         raise ValueError(
             f"--data {path} cannot be read ({error.strerror}); check the path and its permissions"
         ) from error
+
+
+def _files(folder: Path, notices: list[str]) -> Iterator[Path]:
+    """The files below, but for hidden folders; raises ValueError for a folder that may not be read."""
+
+    def refuse(error: OSError) -> None:
+        raise ValueError(
+            f"{error.filename} cannot be read ({error.strerror}); check its permissions, or choose files by "
+            "a glob"
+        ) from error
+
+    for path, folders, names in os.walk(folder, onerror=refuse):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        links = [link for name in folders if (link := Path(path, name)).is_symlink()]
+        notices += [
+            f"{link} is a link to a folder, not followed; name it too if it is text" for link in links
+        ]
+        yield from (file for name in names if (file := Path(path, name)).is_file())
 
 
 def _refuse_empty(path: Path) -> None:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import os
+import sys
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import tokenizers
@@ -51,7 +54,9 @@ def cached_tokenizer(documents: Sequence[Document], vocab_size: int, manifest: s
     key = hashlib.sha256(settings.encode()).hexdigest()[:16]
     path = cache / f"tokenizer-{key}.json"
     if not path.exists():
-        _write(path, train_tokenizer(documents, vocab_size).to_str().encode())
+        trained = train_tokenizer(documents, vocab_size).to_str()
+        if not _write(path, lambda file: file.write(trained.encode())):
+            return _usable(Tokenizer.from_str(trained))
     return load_tokenizer(path)
 
 
@@ -65,14 +70,18 @@ def load_tokenizer(path: Path) -> Tokenizer:
         raise ValueError(
             f"{path} is not a tokenizer.json that can be read ({error}); delete or replace it"
         ) from error
-    tokenizer.no_padding()
-    tokenizer.no_truncation()
-    # Text that happens to contain "<|eos|>" is text, not the end of a document.
-    tokenizer.encode_special_tokens = True
     try:
         eos_id(tokenizer)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
+    return _usable(tokenizer)
+
+
+def _usable(tokenizer: Tokenizer) -> Tokenizer:
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    # Text that happens to contain "<|eos|>" is text, not the end of a document.
+    tokenizer.encode_special_tokens = True
     return tokenizer
 
 
@@ -124,16 +133,24 @@ def cached_encoding(
     else:
         pieces = encode_documents(tokenizer, documents)
         tokens, ends = np.concatenate(pieces), np.cumsum([len(piece) for piece in pieces])
-        temporary = path.with_suffix(f".{os.getpid()}.npz")
-        cache.mkdir(parents=True, exist_ok=True)
-        np.savez(temporary, tokens=tokens, ends=ends)
-        temporary.replace(path)
+        _write(path, lambda file: np.savez(file, tokens=tokens, ends=ends))
     return np.split(tokens, ends[:-1])
 
 
-def _write(path: Path, content: bytes) -> None:
-    """Writes beside, then renames: two runs that start together never read half a file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+def _write(path: Path, write: Callable[[IO[bytes]], object]) -> bool:
+    """Writes beside, then renames: two runs that start together never read half a file.
+
+    A cache that cannot be written costs time at every start, and no more; then it says so and returns False.
+    """
     temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    temporary.write_bytes(content)
-    temporary.replace(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(temporary, "wb") as file:
+            write(file)
+        temporary.replace(path)
+    except OSError as error:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        print(f"SLOW: {path} cannot be kept for later runs ({error.strerror or error})", file=sys.stderr)
+        return False
+    return True

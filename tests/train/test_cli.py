@@ -99,6 +99,18 @@ def test_a_users_error_is_one_line(
     assert not list(tmp_path.iterdir())
 
 
+def test_what_may_not_be_opened_is_one_line(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def is_dir(path: Path) -> bool:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "is_dir", is_dir)
+    assert cli.main(["generate", "a-run", "--prompt", "x"]) == 2
+    said = "a-run cannot be opened (Permission denied); check the path and its permissions"
+    assert one_line(capsys) == f"deepseek-ext generate: {said}\n"
+
+
 def test_text_that_does_not_fit_is_one_line(
     flags: Flags, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

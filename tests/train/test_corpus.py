@@ -131,6 +131,37 @@ def test_a_forbidden_file_is_named(tmp_path: Path) -> None:
         load_corpus([str(tmp_path)])
 
 
+def test_a_forbidden_folder_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would be left out, and nobody would know; hidden ones are left out anyway."""
+    write(tmp_path, {"a.txt": "text\n" * 100, "secret/b.txt": "text", ".hidden/c.txt": "text"})
+    forbidden = {str(tmp_path / ".hidden")}
+    scandir = os.scandir
+
+    def guarded(path: str) -> object:
+        if str(path) in forbidden:
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", guarded)
+    assert len(load_corpus([str(tmp_path)]).train) == 2
+    forbidden.add(str(tmp_path / "secret"))
+    with pytest.raises(ValueError, match=r"/secret cannot be read \(Permission denied\); check"):
+        load_corpus([str(tmp_path)])
+
+
+def test_a_link_to_a_folder_is_not_followed_and_said(tmp_path: Path) -> None:
+    write(tmp_path, {"data/a.txt": "text\n" * 100, "other/b.txt": "text"})
+    (tmp_path / "data" / "link").symlink_to(tmp_path / "other")
+    (tmp_path / "data" / "loop").symlink_to(tmp_path / "data")
+    (tmp_path / "data" / "b.txt").symlink_to(tmp_path / "other" / "b.txt")
+    corpus = load_corpus([f"{tmp_path}/data"])
+    assert {document.name for document in corpus.train} == {"a.txt", "b.txt"}
+    for name in ("link", "loop"):
+        assert f"{tmp_path}/data/{name} is a link to a folder, not followed; name it too" in str(
+            corpus.notices
+        )
+
+
 def test_weights_for_some_only_are_refused(tmp_path: Path) -> None:
     write(tmp_path, {"a.txt": "text", "b.txt": "text"})
     with pytest.raises(ValueError, match=r"b\.txt: the others have weights; write .*b\.txt=1"):

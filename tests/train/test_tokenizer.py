@@ -64,6 +64,23 @@ def test_the_cache_is_used_and_keyed(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert not [path for path in tmp_path.iterdir() if "tmp" in path.name]
 
 
+def test_a_cache_that_cannot_be_written_costs_time_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("")
+    tokenizer = cached(tmp_path / "file")
+    tokens = tok.cached_encoding(tokenizer, DOCUMENTS, "manifest", tmp_path / "file")
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 2
+    assert all(line.startswith(f"SLOW: {tmp_path}/file/tok") for line in said)
+    assert all(line.endswith(" cannot be kept for later runs (File exists)") for line in said)
+    kept = cached(tmp_path / "cache")
+    assert tok.tokenizer_hash(kept) == tok.tokenizer_hash(tokenizer)
+    assert tokenizer.encode_special_tokens
+    for a, b in zip(tok.encode_documents(kept, DOCUMENTS), tokens, strict=True):
+        assert a.tolist() == b.tolist()
+
+
 def test_a_damaged_cache_is_named_and_made_anew(tmp_path: Path) -> None:
     tokenizer = cached(tmp_path)
     tokens = tok.cached_encoding(tokenizer, DOCUMENTS, "manifest", tmp_path)
