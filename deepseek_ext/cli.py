@@ -28,7 +28,7 @@ from .reproduce import ReproduceOptions, reproduce
 from .reproduce.compare import CompareOptions, compare
 from .train import TrainConfig, load_run, recipes, run
 from .train.data import bits_per_byte, prepare_data
-from .train.session import stored_config
+from .train.session import stored_config, stored_manifest
 from .train.tokenizer import eos_id, load_tokenizer
 from .train.trainer import RunStopped
 
@@ -246,6 +246,12 @@ def _load(path: Path, precision: Precision | None, average: bool) -> tuple[Deeps
 def _evaluate(options: EvalOptions) -> int:
     model, tokenizer, config = load_run(options.run_dir, average=options.ema)
     data = prepare_data(config, tokenizer=tokenizer)
+    if data.manifest != (before := stored_manifest(options.run_dir)):
+        print(
+            f"the text has changed since the run began (manifest {data.manifest[:16]}, then {before[:16]}): "
+            "the score compares with none of the run's, and what is held out now may have been trained on",
+            file=sys.stderr,
+        )
     score, zlib = bits_per_byte(model, data), data.corpus.zlib_bits_per_byte()
     print(
         f"validation {score:.4f} bits per byte; zlib -9 on the same text {zlib:.4f}; ratio {score / zlib:.3f}"

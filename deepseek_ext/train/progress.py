@@ -55,7 +55,8 @@ class Progress:
 
     def __exit__(self, *_: object) -> None:
         if self._live:
-            self._live.stop()
+            with suppress(OSError):
+                self._live.stop()
 
     @property
     def elapsed(self) -> float:
@@ -66,7 +67,8 @@ class Progress:
         """Renews the line; elsewhere than on a terminal prints one at most every ten seconds."""
         if self._live:
             text = "\n".join(fold(self.figures(row), self._console.width - 1))
-            self._live.update(Text(text), refresh=True)
+            with suppress(OSError):  # a terminal that was closed, say
+                self._live.update(Text(text), refresh=True)
         elif time.perf_counter() >= self._next_plain or row["tokens"] >= self.total_tokens:
             self.say("  ".join(self.figures(row)))
             self._next_plain = time.perf_counter() + _SECONDS_BETWEEN_PLAIN_LINES

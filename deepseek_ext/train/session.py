@@ -149,6 +149,13 @@ def stored_config(folder: Path) -> TrainConfig:
     raise _nothing_in(folder)
 
 
+def stored_manifest(folder: Path) -> str:
+    """The hash of the text that a run, or one of its checkpoints, was trained on; raises as stored_config."""
+    for path, _ in _stored(folder):
+        return str(checkpoint.read_state(path)["manifest"])
+    raise _nothing_in(folder)
+
+
 def _stored(folder: Path) -> Iterator[tuple[Path, TrainConfig]]:
     """The checkpoints of a run directory, newest first, or the one that folder is, with the configuration."""
     run_dir, found = folder, _readable(folder)
@@ -333,7 +340,8 @@ def _say_start(trainer: Trainer) -> None:
             f"processes: {world.size}, routed experts of a layer over {world.ep}, {world.replicas} copies; "
             f"all else sharded over {world.size} (ZeRO-1)"
         )
-    print(f"kernels: CPU tier {ops.cpu_capability()}, {torch.get_num_threads()} threads")
+    cuda = "in use" if trainer.world.device.type == "cuda" else "not in use"
+    print(f"kernels: CPU tier {ops.cpu_capability()}, {torch.get_num_threads()} threads; CUDA {cuda}")
     if not ops.cpu_capability().startswith(_native.host_capability()):
         print(f"SLOW: tier {ops.cpu_capability()} is in use, this CPU has {_native.host_capability()}")
     print(f"data: {describe_corpus(trainer.data.corpus)}")

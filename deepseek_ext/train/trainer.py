@@ -56,14 +56,17 @@ class Outcome:
 
 
 class Stop:
-    """Turns the first SIGINT or SIGTERM into a flag that the loop reads; a second SIGINT stops at once."""
+    """Turns the first SIGINT, SIGTERM or SIGHUP into a flag for the loop; a second SIGINT stops at once."""
 
     def __init__(self) -> None:
         self.requested = False
 
     @contextmanager
     def listening(self) -> Iterator[Stop]:
-        before = {number: signal.signal(number, self._request) for number in (signal.SIGINT, signal.SIGTERM)}
+        numbers = [signal.SIGINT, signal.SIGTERM]
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as nohup leaves it
+            numbers.append(signal.SIGHUP)
+        before = {number: signal.signal(number, self._request) for number in numbers}
         try:
             yield self
         finally:

@@ -79,6 +79,25 @@ def test_no_line_is_wider_than_the_terminal(monkeypatch: pytest.MonkeyPatch, col
     assert rows == 1 or f"\x1b[{rows - 1}A" in written or written.count("\x1b[1A") >= rows - 1
 
 
+def test_a_terminal_that_was_closed_stops_no_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Closed(Terminal):
+        closed_ = False
+
+        def write(self, text: str) -> int:
+            if self.closed_:
+                raise OSError(5, "Input/output error")
+            return super().write(text)
+
+    monkeypatch.setenv("TERM", "xterm")
+    stream = Closed()
+    with progress(stream) as shown:
+        shown.show(row(shown))
+        stream.closed_ = True
+        shown.show(row(shown, step=8))
+        shown.say("step 8: validation 1.9 bits/byte")
+    assert "step 7" in stream.getvalue()
+
+
 def test_no_colour_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not re.search(r"\x1b\[[0-9;]*m", on_a_terminal(monkeypatch, 100))
 

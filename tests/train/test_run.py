@@ -183,6 +183,22 @@ def test_generate_and_eval_read_a_run(
     assert repr(text) in out  # the sample at the end of the run
 
 
+def test_eval_of_a_text_that_changed_says_so(
+    flags: Flags, text_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(text_folder, data)
+    assert cli.train(TrainConfig(), flags(data=data, tokens=256), program="test") == 0
+    capsys.readouterr()
+    assert cli.main(["eval", str(tmp_path / "run")]) == 0
+    assert capsys.readouterr().err == ""
+    (data / "more.txt").write_text("another text\n")
+    assert cli.main(["eval", str(tmp_path / "run")]) == 0
+    captured = capsys.readouterr()
+    assert captured.out.startswith("validation ")
+    assert "the text has changed since the run began (manifest " in captured.err
+
+
 def test_micro_batches_give_the_same_step(
     uninterrupted: tuple[Path, str], flags: Flags, tmp_path: Path
 ) -> None:

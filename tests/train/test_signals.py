@@ -6,6 +6,7 @@ import signal
 import time
 from pathlib import Path
 
+import pytest
 from same_run import assert_same_tensors, rows  # type: ignore[import-not-found]
 from tiny_run import Flags, start_example  # type: ignore[import-not-found]
 
@@ -36,6 +37,21 @@ def test_the_first_interrupt_saves_and_says_how_to_continue(
     assert checkpoint.list_checkpoints(run / "checkpoints")[-1].name == f"step-{stopped:08d}"
     assert cli.train(TrainConfig(), args, program="test") == 0
     assert_same_tensors(run, uninterrupted[0])
+
+
+@pytest.mark.parametrize("ignored", [False, True])
+def test_a_closed_terminal_saves_unless_nohup_said_otherwise(
+    ignored: bool, flags: Flags, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    process = start_example(flags(checkpoint_every=4), nohup=ignored)
+    wait_for(process, run, 4)
+    process.send_signal(signal.SIGHUP)
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    last = checkpoint.list_checkpoints(run / "checkpoints")[-1]
+    assert (last.name == "step-00000010") == ignored
+    assert ("which is saved; to continue: " in out) != ignored
 
 
 def test_the_second_interrupt_stops_at_once_and_keeps_what_was_saved(flags: Flags, tmp_path: Path) -> None:

@@ -40,10 +40,10 @@ def tiny_flags(**changes: object) -> list[str]:
     return flags
 
 
-def start_example(args: list[str]) -> subprocess.Popen[str]:
+def start_example(args: list[str], *, nohup: bool = False) -> subprocess.Popen[str]:
     """examples/pretrain.py in a process of its own."""
     return subprocess.Popen(
-        [sys.executable, str(ROOT / "examples" / "pretrain.py"), *args],
+        [*(["nohup"] if nohup else []), sys.executable, str(ROOT / "examples" / "pretrain.py"), *args],
         cwd=ROOT,
         env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"},
         stdout=subprocess.PIPE,
