@@ -16,6 +16,7 @@ from ..nn.init import initialise
 from ..nn.moe import Experts
 from ..ops.exchange import ExpertGroup
 from .experts import shard_experts
+from .gloo import SumOfShares
 from .world import World
 
 
@@ -52,8 +53,20 @@ def shard(model: DeepseekV3, world: World) -> None:
         if isinstance(module, FSDPModule):
             module.set_gradient_divide_factor(1.0)
             module.set_force_sum_reduction_for_comms(True)  # gloo has no other kind
+            if world.device.type == "cpu":
+                module.set_custom_reduce_scatter(SumOfShares())
     for method in ("loss", "decode"):
         register_fsdp_forward_method(model, method)
+
+
+def gather_ahead(model: nn.Module) -> None:
+    """Starts to gather the parameters of all layers, where FSDP2 would wait for each when it is reached.
+
+    With gloo alone: on GPUs each layer's gathering overlaps the layer before by itself.
+    """
+    for module in model.modules():
+        if isinstance(module, FSDPModule) and next(module.parameters()).device.type == "cpu":
+            module.unshard(async_op=True)
 
 
 def last_micro_batch(model: nn.Module, last: bool) -> None:
