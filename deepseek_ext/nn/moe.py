@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -17,14 +17,15 @@ from .. import ops
 from ..config import ModelConfig
 from ..ops.derivatives import first_order_only
 from ..ops.exchange import (
-    Dispatched,
     ExpertGroup,
-    combine,
+    InFlight,
+    combine_finish,
+    combine_start,
     create_routing,
     dispatch_finish,
     dispatch_start,
 )
-from ..ops.moe_ffn import WeightCodes, moe_ffn_finish
+from ..ops.moe_ffn import WeightCodes, moe_ffn_experts
 from ..ops.wgrad import accumulation
 from .context import Context
 from .derived import Derived
@@ -32,6 +33,17 @@ from .linear import Linear, Precision, bf16_copy, product, project, stand_in
 from .matmul import factor
 from .product import Fp8Product, Operand, PlainProduct, Product, product_backward, weight_gradients
 from .recompute import Recomputed, save_groups, saved_groups
+
+
+class Begun(NamedTuple):
+    """A SwiGLU's forward pass before its last product."""
+
+    x: Recomputed
+    gate_up: Product
+    hidden: Operand
+    """silu(gate(x)) * up(x) as down reads it."""
+    kept: Operand
+    """What backward needs of gate and up's output; nothing if none may follow."""
 
 
 class SwiGLU(Derived):
@@ -46,11 +58,22 @@ class SwiGLU(Derived):
         self.up_proj = Linear(hidden, width, precision)
         self.down_proj = Linear(width, hidden, precision)
 
-    def forward(self, x: Recomputed) -> Tensor:
+    def gate_up(self) -> Product:
+        gate, up = self.gate_proj.weight, self.up_proj.weight
+        return product(self, self.precision, gate, up, power_of_2=self.power_of_2)
+
+    def begin(self, x: Recomputed) -> Begun:
+        """The first part of `forward`, which then takes its result."""
+        gate_up, keep = self.gate_up(), torch.is_grad_enabled()
+        with torch.no_grad():  # the whole has one derivative, that of _SwiGLU
+            rows = x.value.flatten(0, -2)
+            output = gate_up.fprop(gate_up.operand(rows), x.value.dtype)
+            return Begun(x, gate_up, *_activate(self.down_proj.product(), output, keep))
+
+    def forward(self, x: Recomputed | Begun) -> Tensor:
+        begun = x if isinstance(x, Begun) else self.begin(x)
         gate, up, down = self.gate_proj.weight, self.up_proj.weight, self.down_proj.weight
-        gate_up = product(self, self.precision, gate, up, power_of_2=self.power_of_2)
-        keep = torch.is_grad_enabled()
-        return _SwiGLU.apply(x.value, gate, up, down, x, gate_up, self.down_proj.product(), keep)
+        return _SwiGLU.apply(begun.x.value, gate, up, down, begun, self.down_proj.product())
 
 
 class _SwiGLU(torch.autograd.Function):
@@ -62,13 +85,12 @@ class _SwiGLU(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, *args: Any) -> Tensor:
-        *_, source, gate_up, down, keep = args
-        rows = x.flatten(0, -2)
-        hidden, kept = _activate(down, gate_up.fprop(gate_up.operand(rows), x.dtype), keep)
-        if keep:
-            save_groups(ctx, kept, source.kept)
-            ctx.again, ctx.gate_up, ctx.down, ctx.accumulation = source.again, gate_up, down, accumulation()
-        return down.fprop(hidden, x.dtype).view(x.shape)
+        *_, begun, down = args
+        if begun.kept:
+            save_groups(ctx, begun.kept, begun.x.kept)
+            ctx.again, ctx.gate_up, ctx.down = begun.x.again, begun.gate_up, down
+            ctx.accumulation = accumulation()
+        return down.fprop(begun.hidden, x.dtype).view(x.shape)
 
     @staticmethod
     @first_order_only("SwiGLU")
@@ -84,7 +106,7 @@ class _SwiGLU(torch.autograd.Function):
 
         width = grad_gate_up.shape[1] // 2
         grad_x, grads = product_backward(ctx, gate_up, {1: width, 2: width}, grad_gate_up, x_t, grad.dtype)
-        return grad_x.view(grad.shape), *grads, *grad_down, None, None, None, None
+        return grad_x.view(grad.shape), *grads, *grad_down, None, None
 
 
 def _activate(down: Product, gate_up: Tensor, keep: bool) -> tuple[Operand, Operand]:
@@ -92,7 +114,7 @@ def _activate(down: Product, gate_up: Tensor, keep: bool) -> tuple[Operand, Oper
     if isinstance(down, Fp8Product):
         codes, scales, *kept = ops.swiglu_quantize(gate_up, cache=keep)
         return (codes, scales), tuple(kept)
-    return down.operand(ops.swiglu(gate_up)), (gate_up,)
+    return down.operand(ops.swiglu(gate_up)), (gate_up,) if keep else ()
 
 
 def _activate_backward(down: Product, grad: Tensor, kept: Operand) -> tuple[Tensor, Callable[[], Operand]]:
@@ -163,6 +185,13 @@ class Router(nn.Module):
         self.load.zero_()
 
 
+Work = Callable[[], None]
+
+
+def _nothing() -> None:
+    pass
+
+
 class Experts(Derived):
     """The routed experts: gate_up [E, 2I, H] (gate first) and down [E, H, I].
 
@@ -180,10 +209,16 @@ class Experts(Derived):
         self.gate_up = nn.Parameter(torch.empty(experts, 2 * width, hidden))
         self.down = nn.Parameter(torch.empty(experts, hidden, width))
 
-    def forward(self, x: Tensor, weights: Tensor, indices: Tensor) -> Tensor:
-        """Each token's weighted sum over its experts: x [T, H], weights and indices [T, K] to [T, H]."""
+    def forward(
+        self, x: Tensor, weights: Tensor, indices: Tensor, meanwhile: tuple[Work, Work] | None = None
+    ) -> Tensor:
+        """Each token's weighted sum over its experts: x [T, H], weights and indices [T, K] to [T, H].
+
+        With a group, all its ranks must come here the same number of times, in the same order of layers.
+        meanwhile: what to call then while tokens are on their way to their experts, and on their way back.
+        """
         if self.group is not None:
-            return self.finish(self.start(x, weights, indices))
+            return self._across(self.group, x, weights, indices, meanwhile or (_nothing, _nothing))
         if self.precision == "fp8":
             return ops.moe_ffn(x, weights, indices, self.gate_up, self.down, codes=self._codes())
         rows, slots, offs = ops.expert_order(indices, self.gate_up.shape[0])
@@ -193,23 +228,29 @@ class Experts(Derived):
         out = _products(x_rows, weights_rows, offs, gate_up, down)
         return ops.combine_rows(out, slots).to(x.dtype)
 
-    def start(self, x: Tensor, weights: Tensor, indices: Tensor) -> Dispatched:
-        """Sends tokens to their experts' ranks; what is computed before `finish` overlaps that.
+    def _across(
+        self,
+        group: ExpertGroup,
+        x: Tensor,
+        weights: Tensor,
+        indices: Tensor,
+        meanwhile: tuple[Work, Work],
+    ) -> Tensor:
+        routing = create_routing(indices, self.gate_up.shape[0] * group.size, group)
+        sent = dispatch_start(x, weights, routing, quantise=self.precision == "fp8")
+        meanwhile[0]()
+        back = self._arrived(sent)
+        meanwhile[1]()
+        return combine_finish(back)
 
-        All ranks of the group must come here the same number of times, in the same order of layers.
-        """
-        assert self.group is not None
-        routing = create_routing(indices, self.gate_up.shape[0] * self.group.size, self.group)
-        return dispatch_start(x, weights, routing, quantise=self.precision == "fp8")
-
-    def finish(self, sent: Dispatched) -> Tensor:
-        """The result of `forward` for the tokens that `start` sent."""
+    def _arrived(self, sent: InFlight) -> InFlight:
+        """What the experts here make of rows that come; on its way back."""
         if self.precision == "fp8":
-            return moe_ffn_finish(sent, self.gate_up, self.down, codes=self._codes())
+            return moe_ffn_experts(sent, self.gate_up, self.down, codes=self._codes())
         rows, weights, offs = dispatch_finish(sent)
         gate_up, down = self._factors()
         out = _products(rows.to(gate_up.dtype), weights, offs, gate_up, down)
-        return combine(out.to(sent.dtype), sent.routing)
+        return combine_start(out.to(sent.dtype), sent.routing)
 
     def _codes(self) -> WeightCodes:
         make = partial(_fp8_codes, power_of_2=self.power_of_2)
@@ -250,6 +291,27 @@ def _bf16_copies(gate_up: Tensor, down: Tensor) -> tuple[Tensor, Tensor]:
     return bf16_copy(gate_up), bf16_copy(down)
 
 
+class _Shared:
+    """The shared expert of one pass, in two parts or at once."""
+
+    def __init__(self, expert: SwiGLU, x: Recomputed) -> None:
+        self._expert, self._x = expert, x
+        self._begun: Begun | None = None
+        self._result: Tensor | None = None
+
+    def begin(self) -> None:
+        self._begun = self._expert.begin(self._x)
+
+    def end(self) -> None:
+        self._result = self._expert(self._x if self._begun is None else self._begun)
+
+    def result(self) -> Tensor:
+        if self._result is None:
+            self.end()
+        assert self._result is not None
+        return self._result
+
+
 class MoE(nn.Module):
     """Routed plus shared experts: x [B, T/B, H] to the same shape, and the balance loss if asked for."""
 
@@ -265,16 +327,11 @@ class MoE(nn.Module):
         shape = x.value.shape
         valid = None if context.valid is None else context.valid.flatten()
         logits, weights, indices = self.gate(x, valid)
-        tokens = x.value.flatten(0, 1), weights, indices
-        if self.experts.group is None:
-            y = self.experts(*tokens).view(shape)
-            if self.shared_experts is not None:
-                y = y + self.shared_experts(x)
-        else:
-            sent = self.experts.start(*tokens)
-            shared = None if self.shared_experts is None else self.shared_experts(x)  # meanwhile
-            y = self.experts.finish(sent).view(shape)
-            y = y if shared is None else y + shared
+        shared = None if self.shared_experts is None else _Shared(self.shared_experts, x)
+        meanwhile = None if shared is None else (shared.begin, shared.end)
+        y = self.experts(x.value.flatten(0, 1), weights, indices, meanwhile).view(shape)
+        if shared is not None:
+            y = y + shared.result()
         balance = None
         if context.balance_alpha:
             sequences = 1 if self.balance_loss == "batch" else shape[0]

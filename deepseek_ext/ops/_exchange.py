@@ -235,8 +235,8 @@ def _hop(
     ranks = _ops.exchange_ranks.default(choices, held, size)
     rows, slots, offs = _ops.expert_order.default(ranks, size)
     sent = torch.diff(offs, prepend=offs.new_zeros(1))
-    owners = torch.where(choices < 0, size, choices.div(held, rounding_mode="floor"))
-    wanted = torch.bincount(owners.flatten(), minlength=size + 1)[:size]
+    owners = choices.div(held, rounding_mode="floor") + 1  # 0: of no choice
+    wanted = torch.bincount(owners.flatten(), minlength=size + 1)[1 : size + 1]
     counts = torch.stack([sent, wanted.int()], 1)
     one_each = torch.ones(2, size, dtype=torch.int64)
     got = _wait(_move(counts, one_each, group))
@@ -244,9 +244,10 @@ def _hop(
     rows = rows[: int(splits[0, :, 0].sum())]
     token = rows.div(ranks.shape[1], rounding_mode="floor")
     to = ranks.flatten()[rows]
-    local = choices[token] - (to * held)[:, None]
-    is_there = (local >= 0) & (local < held) & (choices[token] >= 0)
-    local = torch.where(is_there, local if group else choices[token], -1)
+    chosen = choices[token]
+    local = chosen - (to * held)[:, None]
+    is_there = (local >= 0) & (local < held)  # not of no choice, whose -1 stays negative
+    local = torch.where(is_there, local if group else chosen, -1)
     carried = torch.cat([local, source[token]], 1).short()
     row_splits = splits[:, :, 0].contiguous()
     arrived = _wait(_move(carried.view(torch.uint8), row_splits, group)).view(torch.int16).int()

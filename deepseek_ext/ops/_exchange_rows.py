@@ -34,6 +34,11 @@ def row_bytes(columns: int, dtype: torch.dtype, top_k: int) -> int:
     return section(columns * dtype.itemsize) + section(4 * top_k)
 
 
+def tile_bytes(columns: int) -> int:
+    """Bytes of a packed row of `columns` elements in E4M3 tiles."""
+    return section(columns) + section(4 * num_tiles(columns))
+
+
 def sections(packed: Tensor, *parts: tuple[int, torch.dtype]) -> list[Tensor]:
     """The matrices [R, columns] that lie side by side in packed rows, in place."""
     result, begin = [], 0

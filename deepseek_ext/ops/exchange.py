@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ._checks import require, require_float32, require_int32, require_weight_dtype, shape_of
 from ._exchange import Steps, group_sizes, rank_in
-from ._exchange_rows import row_bytes
+from ._exchange_rows import row_bytes, tile_bytes
 from ._kinds import explained
 from ._library import NAMESPACE
 from .derivatives import first_order_only
@@ -114,16 +114,29 @@ class Routing:
         return self.steps.hops[0].slots.shape[0]
 
 
-class Dispatched(NamedTuple):
-    """Tokens on their way to their experts."""
+@dataclass(eq=False)
+class InFlight:
+    """Rows on their way to their experts, or back to their tokens."""
 
     edge: Tensor
     """Carries the gradient back; never holds numbers."""
     flying: Tensor
-    """What arrives; not to be read before `dispatch_finish`."""
+    """What arrives; not to be read before it is finished."""
     routing: Routing
     columns: int
     dtype: torch.dtype
+    """Of the tokens, as of what comes back to them."""
+    quantised: bool
+    finished: bool = False
+
+    def finish(self, op: str) -> tuple[Tensor, Tensor, list[Tensor], list[str]]:
+        """What the operator that finishes it takes; once, since two would add up gradients in flight."""
+        require(
+            not self.finished,
+            f"{op}: what was started must be finished once, got it a second time; start another",
+        )
+        self.finished = True
+        return self.edge, self.flying, *_lists(self.routing)
 
 
 class ExpertRows(NamedTuple):
@@ -172,25 +185,25 @@ def dispatch(x: Tensor, weights: Tensor, routing: Routing) -> ExpertRows:
     return dispatch_finish(dispatch_start(x, weights, routing))
 
 
-def dispatch_start(x: Tensor, weights: Tensor, routing: Routing, *, quantise: bool = False) -> Dispatched:
+def dispatch_start(x: Tensor, weights: Tensor, routing: Routing, *, quantise: bool = False) -> InFlight:
     """Starts `dispatch` and returns while rows are under way; `dispatch_finish` ends it, once.
 
-    quantise: what is sent are the E4M3 tiles of x (scales powers of two), for `moe_ffn_finish`. In the
+    quantise: what is sent are the E4M3 tiles of x (scales powers of two), for `moe_ffn_experts`. In the
     backward, the gradient's way home is started by the backward of what finished, and waited for by that of
     this; what is computed in between, in the reverse order of forward, overlaps it.
     """
     _check_tokens("dispatch", x, weights, routing)
     edge, flying = _ops.dispatch_start.default(x, weights, *_lists(routing), quantise)
-    return Dispatched(edge, flying, routing, x.shape[1], x.dtype)
+    return InFlight(edge, flying, routing, x.shape[1], x.dtype, quantise)
 
 
-def dispatch_finish(sent: Dispatched) -> ExpertRows:
-    """Waits for what `dispatch_start` sent, not quantised, and puts it in the order of the experts here."""
-    routing = sent.routing
-    rows, weights = _ops.dispatch_finish.default(
-        sent.edge, sent.flying, *_lists(routing), sent.columns, sent.dtype
-    )
-    return ExpertRows(rows, weights, routing.offs)
+def dispatch_finish(sent: InFlight) -> ExpertRows:
+    """Waits for what `dispatch_start` sent, not quantised, and puts it in the order of the experts here.
+
+    Raises ValueError if that was finished before.
+    """
+    rows, weights = _ops.dispatch_finish.default(*sent.finish("dispatch_finish"), sent.columns, sent.dtype)
+    return ExpertRows(rows, weights, sent.routing.offs)
 
 
 @explained
@@ -202,6 +215,15 @@ def combine(rows: Tensor, routing: Routing) -> Tensor:
     ranks ascending, and rounds. Differentiable in rows, once: the gradient is dispatched. Raises ValueError
     for arguments that do not fit.
     """
+    return combine_finish(combine_start(rows, routing))
+
+
+def combine_start(rows: Tensor, routing: Routing) -> InFlight:
+    """Starts `combine` and returns while rows are under way; `combine_finish` ends it, once.
+
+    In the backward it is the other way round: that of `combine_finish` starts the gradient's dispatch, and
+    that of this waits for it.
+    """
     op = "combine"
     require_weight_dtype(op, "rows", rows)
     if rows.dim() != 2 or rows.shape[0] != routing.rows.shape[0]:
@@ -209,18 +231,18 @@ def combine(rows: Tensor, routing: Routing) -> Tensor:
             f"{op}: rows must be [M, H] with M = {routing.rows.shape[0]}, got shape {shape_of(rows)}; "
             "pass what was made of the rows that dispatch returned with this routing"
         )
-    return _ops.combine.default(rows, *_lists(routing))
+    edge, flying = _ops.combine_start.default(rows, *_lists(routing))
+    return InFlight(edge, flying, routing, rows.shape[1], rows.dtype, False)
 
 
-def combine_start(rows: Tensor, routing: Routing) -> Tensor:
-    """Starts `combine` of rows without gradient; `combine_finish` ends it."""
-    summed = _ops.combine_rows.default(rows, routing.slots)
-    return _ops.exchange_back.default([summed], *_lists(routing))
+def combine_finish(back: InFlight) -> Tensor:
+    """Waits for what `combine_start` or `moe_ffn_experts` sent back, and adds it up: [T, H].
 
-
-def combine_finish(flying: Tensor, routing: Routing, columns: int, dtype: torch.dtype) -> Tensor:
-    """Waits for what `combine_start` sent back and adds it up: [T, columns] of `dtype`, that of the rows."""
-    return _ops.exchange_sum.default(flying, *_lists(routing), columns, dtype, False)[0]
+    Raises ValueError if that was finished before.
+    """
+    return _ops.combine_finish.default(
+        *back.finish("combine_finish"), back.columns, back.dtype, back.quantised
+    )
 
 
 def _lists(routing: Routing) -> tuple[list[Tensor], list[str]]:
@@ -243,23 +265,25 @@ def _check_tokens(op: str, x: Tensor, weights: Tensor, routing: Routing) -> None
         )
 
 
-# Gradients. What comes home is one packed row for each that was sent: the gradient of the row, in x's dtype,
-# and those of its K gate weights in FP32. It crosses the graph's edge from finish to start in flight, as a
-# tensor [S, bytes / 4] of FP32 of which nothing but its shape and address is used.
+# Gradients. They cross the graph's edge from finish to start in flight, as tensors [rows, bytes / 4] of FP32
+# of which nothing but shape and address is used. Of dispatch one packed row comes home for each that was
+# sent: the gradient of the row, in x's dtype, and those of its K gate weights in FP32. Of combine the
+# gradient arrives as tokens do, in E4M3 tiles if they were sent so.
 
 
 def _dispatch_start(
     x: Tensor, weights: Tensor, routing: list[Tensor], groups: list[str], quantise: bool
 ) -> tuple[Tensor, Tensor]:
     parts = [*_ops.quantize_tiles.default(x, power_of_2=True), weights] if quantise else [x, weights]
-    return _edge(x, weights, routing, groups), _ops.exchange_start.default(parts, routing, groups)
-
-
-def _edge(x: Tensor, weights: Tensor, routing: list[Tensor], groups: list[str]) -> Tensor:
-    width = row_bytes(x.shape[1], x.dtype, weights.shape[1]) // 4
-    return x.new_empty_strided(
-        (Steps.of(routing, groups).hops[-1].rows.shape[0], width), (0, 0), dtype=torch.float32
+    edge = _edge(
+        x, Steps.of(routing, groups).hops[-1].rows.shape[0], row_bytes(x.shape[1], x.dtype, weights.shape[1])
     )
+    return edge, _ops.exchange_start.default(parts, routing, groups)
+
+
+def _edge(like: Tensor, rows: int, width: int) -> Tensor:
+    """Stands for as many rows of `width` bytes."""
+    return like.new_empty_strided((rows, width // 4), (0, 0), dtype=torch.float32)
 
 
 def _dispatch_start_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -304,27 +328,71 @@ def grad_edge(grad_rows: Tensor, grad_weights: Tensor, routing: list[Tensor], gr
     """Starts the gradients of rows [M, H] and of their gate weights [M] on their way home; in flight."""
     slots = routing[1]
     by_slot = _ops.gather_rows.default(grad_weights.reshape(-1, 1), slots.flatten(), 1).view(slots.shape)
-    summed = _ops.combine_rows.default(grad_rows, slots)
-    return _ops.exchange_back.default([summed, by_slot], routing, groups).view(torch.float32)
+    return _homeward(grad_rows, [by_slot], routing, groups).view(torch.float32)
 
 
-def _combine(rows: Tensor, routing: list[Tensor], groups: list[str]) -> Tensor:
+def _homeward(rows: Tensor, beside: list[Tensor], routing: list[Tensor], groups: list[str]) -> Tensor:
+    """The sum of each arrived row's experts, and beside it what else [R, *] it has; in flight."""
     summed = _ops.combine_rows.default(rows, routing[1])
-    flying = _ops.exchange_back.default([summed], routing, groups)
-    return _ops.exchange_sum.default(flying, routing, groups, rows.shape[1], rows.dtype, False)[0]
+    return _ops.exchange_back.default([summed, *beside], routing, groups)
 
 
-def _combine_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    ctx.save_for_backward(*inputs[1])
-    ctx.groups = inputs[2]
+def start_back(
+    rows: Tensor, routing: list[Tensor], groups: list[str], *, quantised: bool
+) -> tuple[Tensor, Tensor]:
+    """Starts rows [M, H] that experts made on their way home: the gradient's edge; and what is in flight."""
+    steps, columns = Steps.of(routing, groups), rows.shape[1]
+    width = tile_bytes(columns) if quantised else row_bytes(columns, rows.dtype, 0)
+    return _edge(rows, steps.arriving(steps.first), width), _homeward(rows, [], routing, groups)
+
+
+def _combine_start(rows: Tensor, routing: list[Tensor], groups: list[str]) -> tuple[Tensor, Tensor]:
+    return start_back(rows, routing, groups, quantised=False)
+
+
+def _combine_start_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    rows, routing, groups = inputs
+    ctx.mark_non_differentiable(output[1])
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(*routing)
+    ctx.groups, ctx.columns, ctx.dtype = groups, rows.shape[1], rows.dtype
 
 
 @first_order_only("combine")
-def _combine_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+def _combine_start_backward(ctx: Any, grad: Tensor | None, _: Any) -> tuple[Any, ...]:
     routing = list(ctx.saved_tensors)
-    flying = _ops.exchange_start.default([grad], routing, ctx.groups)
-    rows, _ = _ops.exchange_rows.default(flying, routing, ctx.groups, grad.shape[1], grad.dtype, False)
-    return rows, [None] * len(routing), None
+    nothing = [None] * len(routing)
+    if grad is None:
+        return None, nothing, None
+    flying = grad.view(torch.uint8)
+    rows, _ = _ops.exchange_rows.default(flying, routing, ctx.groups, ctx.columns, ctx.dtype, False)
+    return rows, nothing, None
+
+
+def _combine_finish(
+    edge: Tensor,
+    flying: Tensor,
+    routing: list[Tensor],
+    groups: list[str],
+    columns: int,
+    dtype: torch.dtype,
+    quantised: bool,
+) -> Tensor:
+    return _ops.exchange_sum.default(flying, routing, groups, columns, dtype, False)[0]
+
+
+def _combine_finish_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    _, _, routing, groups, _, _, quantised = inputs
+    ctx.save_for_backward(*routing)
+    ctx.groups, ctx.quantised = groups, quantised
+
+
+@first_order_only("combine")
+def _combine_finish_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    routing = list(ctx.saved_tensors)
+    parts = [*_ops.quantize_tiles.default(grad, power_of_2=True)] if ctx.quantised else [grad]
+    edge = _ops.exchange_start.default(parts, routing, ctx.groups).view(torch.float32)
+    return edge, None, [None] * len(routing), None, None, None, None
 
 
 _LISTS = "Tensor[] routing, str[] groups"
@@ -344,7 +412,20 @@ for _name, _schema, _kernel, _backward, _setup in (
         _dispatch_finish_backward,
         _dispatch_finish_setup,
     ),
-    ("combine", f"(Tensor rows, {_LISTS}) -> Tensor", _combine, _combine_backward, _combine_setup),
+    (
+        "combine_start",
+        f"(Tensor rows, {_LISTS}) -> (Tensor edge, Tensor flying)",
+        _combine_start,
+        _combine_start_backward,
+        _combine_start_setup,
+    ),
+    (
+        "combine_finish",
+        f"(Tensor edge, Tensor flying, {_LISTS}, SymInt columns, ScalarType dtype, bool quantised) -> Tensor",
+        _combine_finish,
+        _combine_finish_backward,
+        _combine_finish_setup,
+    ),
 ):
     torch.library.define(f"{NAMESPACE}::{_name}", _schema)
     torch.library.impl(f"{NAMESPACE}::{_name}", "CompositeExplicitAutograd", _kernel)

@@ -26,7 +26,7 @@ from ._exchange import is_arrival, unpack_tiles
 from ._kinds import explained, register_fake
 from ._library import NAMESPACE
 from .derivatives import first_order_only
-from .exchange import Dispatched, Routing, dispatch_start, grad_edge
+from .exchange import InFlight, Routing, combine_finish, dispatch_start, grad_edge, start_back
 from .wgrad import accumulation, weight_gradient
 
 _ops = torch.ops.deepseek_ext
@@ -62,20 +62,21 @@ def moe_ffn(
     if exchange is not None:
         _check_experts("moe_ffn", x.shape[-1], gate_up, down)
         sent = dispatch_start(x, weights, exchange, quantise=True)
-        return moe_ffn_finish(sent, gate_up, down, codes=codes)
+        return combine_finish(moe_ffn_experts(sent, gate_up, down, codes=codes))
     if codes is None:
         _check(x, weights, indices, gate_up, down)
         codes = _ops.quantize_blocks.default(gate_up.detach()), _ops.quantize_blocks.default(down.detach())
     return _ops.moe_ffn.default(x, weights, indices, gate_up, down, *codes[0], *codes[1])[0]
 
 
-def moe_ffn_finish(
-    sent: Dispatched, gate_up: Tensor, down: Tensor, *, codes: WeightCodes | None = None
-) -> Tensor:
-    """The rest of moe_ffn over several ranks, after dispatch_start(..., quantise=True): [T, H].
+def moe_ffn_experts(
+    sent: InFlight, gate_up: Tensor, down: Tensor, *, codes: WeightCodes | None = None
+) -> InFlight:
+    """moe_ffn over several ranks, between dispatch_start(..., quantise=True) and combine_finish.
 
-    What runs between the two overlaps the tokens' way to their experts; in the backward, the gradients' way
-    home. gate_up: [E/W, 2I, H] and down: [E/W, H, I] are the experts of this rank.
+    What runs before it overlaps the tokens' way to their experts, and what runs after it their way back; in
+    the backward its own weight gradients overlap the gradients' way home, and what ran after it overlaps
+    their way here. gate_up: [E/W, 2I, H] and down: [E/W, H, I] are the experts of this rank.
     """
     _check_experts("moe_ffn", sent.columns, gate_up, down)
     routing = sent.routing
@@ -86,9 +87,10 @@ def moe_ffn_finish(
         )
     if codes is None:
         codes = _ops.quantize_blocks.default(gate_up.detach()), _ops.quantize_blocks.default(down.detach())
-    lists = list(routing.tensors), list(routing.groups)
-    arguments = sent.edge, sent.flying, gate_up, down, *codes[0], *codes[1], *lists, sent.columns, sent.dtype
-    return _ops.moe_ffn_finish.default(*arguments)[0]
+    edge, flying, *lists = sent.finish("moe_ffn_experts")
+    arguments = edge, flying, gate_up, down, *codes[0], *codes[1], *lists, sent.columns, sent.dtype
+    edge, flying, *_ = _ops.moe_ffn_experts.default(*arguments)
+    return InFlight(edge, flying, routing, sent.columns, sent.dtype, quantised=True)
 
 
 class Rows(NamedTuple):
@@ -312,8 +314,8 @@ register_fake("moe_ffn", _forward)  # the operators it calls have fakes of their
 torch.library.register_autograd(_NAME, _backward, setup_context=_setup_context)
 
 
-# Over several ranks: the passes on the R rows that arrived, as they would be on T tokens of one rank, and
-# before and after them the exchange.
+# Over several ranks: the passes on the R rows that arrived, as they would be on T tokens of one rank. What
+# comes in and what goes out is in flight, forward and backward.
 
 
 def _forward_across(
@@ -335,15 +337,13 @@ def _forward_across(
     check_weight_codes("moe_ffn", "down", down, *codes[1])
     *rows, arrived = _ops.exchange_tiles.default(flying, routing, groups, columns, True)
     rows_out, cache = experts(Rows(*rows), routing[2], codes, dtype)
-    back = _ops.exchange_back.default([combine(rows_out, routing[1])], routing, groups)
-    out, _ = _ops.exchange_sum.default(back, routing, groups, columns, dtype, False)
-    return out, arrived, *cache
+    return *start_back(rows_out, routing, groups, quantised=True), arrived, *cache
 
 
 def _setup_context_across(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     _, flying, gate_up, down, *codes, routing, groups, columns, dtype = inputs
-    _, arrived, *cache = output
-    ctx.mark_non_differentiable(arrived, *cache)
+    _, back, arrived, *cache = output
+    ctx.mark_non_differentiable(back, arrived, *cache)
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(*codes, *cache, flying if is_arrival(groups) else arrived, *routing)
     ctx.groups, ctx.columns, ctx.dtypes = groups, columns, (dtype, gate_up.dtype, down.dtype)
@@ -360,10 +360,8 @@ def _backward_across(ctx: Any, grad: Tensor | None, *_: None) -> tuple[Any, ...]
     codes = (tensors[0], tensors[1]), (tensors[2], tensors[3])
     dtype = ctx.dtypes[0]
     offs = routing[2]
-    tiles = _ops.quantize_tiles.default(grad, power_of_2=True)
-    flying = _ops.exchange_start.default([*tiles], routing, groups)
     rows = Rows(*unpack_tiles(packed, routing, ctx.columns, True))
-    *grad_out, _, _ = _ops.exchange_tiles.default(flying, routing, groups, ctx.columns, False)
+    *grad_out, _, _ = _ops.exchange_tiles.default(grad.view(torch.uint8), routing, groups, ctx.columns, False)
     grad_rows, grad_row_weights, operands = experts_dgrad(
         (grad_out[0], grad_out[1]), (tensors[4], tensors[5]), rows.weights, offs, codes, dtype
     )
@@ -375,12 +373,12 @@ def _backward_across(ctx: Any, grad: Tensor | None, *_: None) -> tuple[Any, ...]
     return edge, None, *grads, *(None,) * 4, nothing, None, None, None
 
 
-_NAME_ACROSS = f"{NAMESPACE}::moe_ffn_finish"
+_NAME_ACROSS = f"{NAMESPACE}::moe_ffn_experts"
 torch.library.define(
     _NAME_ACROSS,
     "(Tensor edge, Tensor flying, Tensor gate_up, Tensor down, Tensor gate_up_codes, Tensor gate_up_scales, "
     "Tensor down_codes, Tensor down_scales, Tensor[] routing, str[] groups, SymInt columns, ScalarType dtype)"
-    " -> (Tensor out, Tensor arrived, Tensor cache_codes, Tensor cache_scales)",
+    " -> (Tensor edge, Tensor back, Tensor arrived, Tensor cache_codes, Tensor cache_scales)",
 )
 torch.library.impl(_NAME_ACROSS, "CompositeExplicitAutograd", _forward_across)
 torch.library.register_fake(_NAME_ACROSS, _forward_across)

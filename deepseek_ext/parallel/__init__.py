@@ -1,9 +1,9 @@
 """Several processes: experts spread over ranks."""
 
 from ..ops.exchange import (
-    Dispatched,
     ExpertGroup,
     ExpertRows,
+    InFlight,
     Routing,
     combine,
     combine_finish,
@@ -16,9 +16,9 @@ from ..ops.exchange import (
 from .experts import shard_experts
 
 __all__ = [
-    "Dispatched",
     "ExpertGroup",
     "ExpertRows",
+    "InFlight",
     "Routing",
     "combine",
     "combine_finish",

@@ -46,7 +46,6 @@ def shard(model: DeepseekV3, world: World) -> None:
                 reshard_after_forward=False,
                 shard_placement_fn=lambda _: Shard(1),
             )
-            register_fsdp_forward_method(experts, "finish")
     for module in (*model.model.layers, model):
         fully_shard(module, mesh=world.data, reshard_after_forward=False, ignored_params=apart)
     for module in model.modules():

@@ -20,9 +20,8 @@ from torch import Tensor
 from .. import ops
 from ..model import DeepseekV3
 from ..nn.linear import Linear
-from ..nn.moe import Experts, SwiGLU, _SwiGLU
+from ..nn.moe import Experts, SwiGLU
 from ..nn.product import Operand, add_or_widen
-from ..nn.recompute import Recomputed
 from ..reference.formats import E4M3_MAX, encode_e4m3, finite_amax, scale_of
 
 Tiling = Literal["1x128", "128x128", "tensor"]
@@ -106,18 +105,19 @@ class _SimulatedLinear(_Simulated, Linear):
 
 
 class _SimulatedSwiGLU(_Simulated, SwiGLU):
-    def forward(self, x: Recomputed, *context: Any) -> Any:
-        gate, up, down = self.gate_proj.weight, self.up_proj.weight, self.down_proj.weight
-        gate_up = SimulatedProduct(self.derive(self.weight_of, gate, up), self.recipe, self.watch)
-        keep = torch.is_grad_enabled()
-        y = _SwiGLU.apply(x.value, gate, up, down, x, gate_up, self.down_proj.product(), keep)
+    def gate_up(self) -> SimulatedProduct:
+        weight = self.derive(self.weight_of, self.gate_proj.weight, self.up_proj.weight)
+        return SimulatedProduct(weight, self.recipe, self.watch)
+
+    def forward(self, x: Any, *context: Any) -> Any:
+        y = super().forward(x)
         return (y, None) if context else y  # as DenseFFN returns it
 
 
 class _SimulatedExperts(_Simulated, Experts):
     """One expert after the other."""
 
-    def forward(self, x: Tensor, weights: Tensor, indices: Tensor) -> Tensor:
+    def forward(self, x: Tensor, weights: Tensor, indices: Tensor, meanwhile: Any = None) -> Tensor:
         gate_ups, downs = self.derive(self._weights, self.gate_up, self.down)
         rows, slots, offs = ops.expert_order(indices, len(gate_ups))
         sizes = offs.diff(prepend=offs.new_zeros(1)).tolist()

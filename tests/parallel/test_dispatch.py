@@ -12,6 +12,7 @@ from ranks import WORLD, Place, Ranks
 from torch import Tensor
 
 from deepseek_ext import parallel
+from deepseek_ext.ops.moe_ffn import moe_ffn_experts
 from deepseek_ext.parallel import ExpertGroup
 from deepseek_ext.reference import exchange as reference
 
@@ -117,9 +118,8 @@ def starts_and_finishes(place: Place) -> None:
             for one, other in zip(rows, wanted[i], strict=True):
                 same(one, other)
             back[i] = parallel.combine_start(rows.rows, sent[i][2])
-        for i, (x, _, plan) in enumerate(sent):
-            y = parallel.combine_finish(back[i], plan, x.shape[1], x.dtype)
-            same(y, parallel.combine(wanted[i].rows, plan))
+        for i, (*_, plan) in enumerate(sent):
+            same(parallel.combine_finish(back[i]), parallel.combine(wanted[i].rows, plan))
 
 
 def test_asynchronous_equals_synchronous(ranks: Ranks) -> None:
@@ -143,8 +143,8 @@ def fills_memory(place: Place) -> None:
             expert = expert_of_rows(offs, place.rank * SHARE)[:, None]
             rows = row_weights[:, None] * torch.sin(rows + expert) * (expert + 1)
             back = parallel.combine_start(rows, plan)
-            noise += [torch.empty_like(back) for _ in range(4)]
-            same(parallel.combine_finish(back, plan, x.shape[1], x.dtype), wanted)
+            noise += [torch.empty_like(back.flying) for _ in range(4)]
+            same(parallel.combine_finish(back), wanted)
             assert all(bool((n == 255).all()) for n in noise), "memory was not filled"
     finally:
         torch.use_deterministic_algorithms(False)
@@ -159,7 +159,13 @@ def refuses(place: Place) -> list[str]:
     group = ExpertGroup.flat(place.groups[1])
     x, weights, indices = (given[2] for given in batch("uneven"))
     plan = parallel.create_routing(indices, EXPERTS, group)
-    rows = parallel.dispatch(x, weights, plan).rows
+    sent = parallel.dispatch_start(x, weights, plan)
+    rows = parallel.dispatch_finish(sent).rows
+    back = parallel.combine_start(rows, plan)
+    parallel.combine_finish(back)
+    tiles = parallel.dispatch_start(x, weights, plan, quantise=True)
+    experts = torch.randn(EXPERTS, 16, x.shape[1]), torch.randn(EXPERTS, x.shape[1], 8)
+    parallel.combine_finish(moe_ffn_experts(tiles, *experts))
 
     def message(call: Callable[[], object]) -> str:
         with pytest.raises(ValueError, match=": ") as caught:
@@ -179,6 +185,9 @@ def refuses(place: Place) -> list[str]:
         message(lambda: parallel.dispatch(x, weights.double(), plan)),
         message(lambda: parallel.combine(rows[1:], plan)),
         message(lambda: parallel.combine(rows.double(), plan)),
+        message(lambda: parallel.dispatch_finish(sent)),
+        message(lambda: parallel.combine_finish(back)),
+        message(lambda: moe_ffn_experts(tiles, *experts)),
         message(lambda: ExpertGroup.flat(everyone, order="node", ranks_per_node=3)),
         message(lambda: ExpertGroup.flat(everyone, order="size")),  # type: ignore[arg-type]
     ]
@@ -197,6 +206,9 @@ def test_arguments_that_do_not_fit(ranks: Ranks) -> None:
         "dispatch: weights must be float32, got float64",
         "combine: rows must be [M, H] with M = 51, got shape [50, 72]",
         "combine: rows must be bfloat16 or float32, got float64",
+        "dispatch_finish: what was started must be finished once, got it a second time; start another",
+        "combine_finish: what was started must be finished once, got it a second time; start another",
+        "moe_ffn_experts: what was started must be finished once, got it a second time; start another",
         "ExpertGroup: ranks_per_node must divide the group's 4 ranks, got 3",
         'ExpertGroup: order must be "rank" or "node", got \'size\'',
     ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 
+import pytest
 import torch
 from exchange_inputs import MODES, expert_group
 from ranks import WORLD, Place, Ranks
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from deepseek_ext import DeepseekV3, ModelConfig, ops, parallel
 from deepseek_ext.parallel import ExpertGroup
+from deepseek_ext.train.replay import first_not_finite
 
 EXPERTS, TOP_K, HIDDEN, WIDTH, TOKENS = 8, 3, 264, 136, 60
 CONFIG = {
@@ -158,6 +160,39 @@ def model_agrees(place: Place) -> None:
 def test_model_with_sharded_experts(ranks: Ranks) -> None:
     """Loss and every gradient against one process with the tokens of all ranks."""
     ranks.run(model_agrees)
+
+
+def hooks_see_experts(place: Place, precision: str) -> str:
+    """What hooks are given of the layer's experts; and where a weight of rank 1's is found to be infinite."""
+    model = DeepseekV3(ModelConfig(**CONFIG), precision=precision, seed=1)
+    parallel.shard_experts(model, ExpertGroup.flat(place.groups[WORLD]))
+    experts = model.model.layers[1].mlp.experts
+    seen: list[tuple[Tensor, Tensor]] = []
+    handle = experts.register_forward_hook(lambda _, given, out: seen.append((given[0], out)))
+    tokens = torch.randint(0, 96, (1, 17), generator=torch.Generator().manual_seed(place.rank))
+
+    def step() -> Tensor:
+        return losses(model, tokens, 16)
+
+    step()
+    ((given, out),) = seen
+    assert given.shape == out.shape == (16, 64)
+    assert bool(out.isfinite().all())
+    handle.remove()
+    if place.rank == 1:
+        with torch.no_grad():
+            experts.down.fill_(float("inf"))
+        model.weights_changed()
+    return first_not_finite(model, step)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp8"])
+def test_hooks_see_the_experts(ranks: Ranks, precision: str) -> None:
+    found = ranks.run(hooks_see_experts, precision)
+    assert found[1] == "model.layers.1.mlp.experts (forward; its down is not finite)"
+    # Others got its rows back, unless they sent it none.
+    assert "model.layers.1.mlp.experts (forward)" in found
+    assert all(where.startswith("model.layers.1.mlp.experts") for where in found)
 
 
 def accumulates(place: Place) -> None:

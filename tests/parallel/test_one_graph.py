@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
+from exchange_inputs import MODES, expert_group
 from ranks import WORLD, Place, Ranks
 from torch import Tensor
 from torch.library import opcheck
 
 from deepseek_ext import ops, parallel
-from deepseek_ext.parallel import ExpertGroup
 
 EXPERTS, TOP_K, HIDDEN, WIDTH = 4, 2, 200, 136
 OPS = torch.ops.deepseek_ext
@@ -23,11 +24,9 @@ def inputs(place: Place, tokens: int, held: int) -> list[Tensor]:
     return [x, torch.rand(tokens, TOP_K, generator=rng), gate_up, down, indices]
 
 
-def one_graph(place: Place) -> int:
-    """Forward and backward of two ranks in one graph for any number of tokens, with eager's bits."""
-    if place.rank >= 2:
-        return 1
-    group = ExpertGroup.flat(place.groups[2])
+def one_graph(place: Place, mode: str) -> int:
+    """Forward and backward in one graph for any number of tokens, with eager's bits."""
+    group = expert_group(place, mode)
 
     def layer(x: Tensor, weights: Tensor, gate_up: Tensor, down: Tensor, indices: Tensor) -> Tensor:
         routing = parallel.create_routing(indices, EXPERTS, group)
@@ -36,7 +35,7 @@ def one_graph(place: Place) -> int:
         return y + parallel.combine(rows * row_weights[:, None].to(rows.dtype), routing)
 
     def run(call: object, tokens: int, *, dynamic: bool) -> list[Tensor]:
-        given = inputs(place, tokens, EXPERTS // 2)
+        given = inputs(place, tokens, EXPERTS // WORLD)
         for t in given[:4]:
             t.requires_grad_()
         if dynamic:
@@ -56,8 +55,9 @@ def one_graph(place: Place) -> int:
     return int(torch._dynamo.utils.counters["stats"]["unique_graphs"])
 
 
-def test_one_graph_across_ranks(ranks: Ranks) -> None:
-    assert ranks.run(one_graph) == [1] * WORLD
+@pytest.mark.parametrize("mode", MODES)
+def test_one_graph_across_ranks(ranks: Ranks, mode: str) -> None:
+    assert ranks.run(one_graph, mode) == [1] * WORLD
 
 
 def checks(place: Place) -> None:
@@ -81,7 +81,6 @@ def checks(place: Place) -> None:
     opcheck(OPS.exchange_rows.default, (flying, *lists, *width, True))
     opcheck(OPS.exchange_sum.default, (flying, *lists, *width, True))
     rows = torch.randn(routing.rows.shape[0], HIDDEN, requires_grad=True)
-    opcheck(OPS.combine.default, (rows, *lists))
     untimed = ("test_schema", "test_faketensor", "test_autograd_registration")
     opcheck(OPS.exchange_start.default, (parts, *lists), test_utils=untimed)
     opcheck(OPS.exchange_back.default, (parts, *lists), test_utils=untimed)
@@ -90,12 +89,17 @@ def checks(place: Place) -> None:
     opcheck(OPS.dispatch_start.default, (x, weights, *lists, True), test_utils=untimed)
     sent = parallel.dispatch_start(x, weights, routing)
     opcheck(OPS.dispatch_finish.default, (sent.edge, sent.flying, *lists, *width), test_utils=untimed)
+    opcheck(OPS.combine_start.default, (rows, *lists), test_utils=untimed)
+    for quantised in (False, True):
+        back = parallel.combine_start(rows, routing)
+        given = back.edge, back.flying, *lists, HIDDEN, torch.float32, quantised
+        opcheck(OPS.combine_finish.default, given, test_utils=untimed)
     tiles = parallel.dispatch_start(x, weights, routing, quantise=True)
     # test_schema cannot compare float8 inputs.
     opcheck(OPS.exchange_tiles.default, (tiles.flying, *lists, HIDDEN, True))
     codes = *ops.quantize_blocks(gate_up), *ops.quantize_blocks(down)
     arguments = tiles.edge, tiles.flying, gate_up, down, *codes, *lists, *width
-    opcheck(OPS.moe_ffn_finish.default, arguments, test_utils=untimed[1:])
+    opcheck(OPS.moe_ffn_experts.default, arguments, test_utils=untimed[1:])
 
 
 def test_opcheck(ranks: Ranks) -> None:

@@ -8,8 +8,8 @@ from typing import Any
 
 from torch.distributed.checkpoint.filesystem import FileSystemWriter
 
-from deepseek_ext.nn.moe import Experts
-from deepseek_ext.ops.exchange import Dispatched
+from deepseek_ext.nn import moe
+from deepseek_ext.ops.exchange import InFlight
 from deepseek_ext.train.trainer import Trainer
 
 
@@ -44,15 +44,15 @@ def in_save() -> None:
 
 def in_dispatch(calls: int) -> None:
     """Is killed with tokens on their way, in its call number `calls` of a layer of experts."""
-    undisturbed = Experts.start
+    undisturbed = moe.dispatch_start
     seen = 0
 
-    def start(self: Experts, *args: Any) -> Dispatched:
+    def start(*args: Any, **options: Any) -> InFlight:
         nonlocal seen
         seen += 1
-        sent = undisturbed(self, *args)
+        sent = undisturbed(*args, **options)
         if seen == calls:
             os.kill(os.getpid(), signal.SIGKILL)
         return sent
 
-    Experts.start = start  # type: ignore[method-assign]
+    moe.dispatch_start = start  # type: ignore[assignment]
