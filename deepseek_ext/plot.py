@@ -232,6 +232,8 @@ def _underflow(axes: Any, run: Run) -> None:
         axes.set_axis_off()
         return
     for operand, colour in zip(_OPERANDS, COLOURS, strict=False):
+        if operand not in found:  # a crash may have cut off the rest
+            continue
         tokens, shares = _thin(list(found[operand]), list(found[operand].values()))
         axes.plot(tokens, [sum(s) / len(s) for s in shares], color=colour, linewidth=1.2, label=operand)
         axes.plot(tokens, [max(s) for s in shares], ":", color=colour, linewidth=0.9)

@@ -105,6 +105,9 @@ def test_a_run_that_died_while_it_wrote_telemetry(tmp_path: Path) -> None:
     telemetry.write_text(telemetry.read_text()[:-20])
     assert cli.main(["plot", str(run), "--out", str(tmp_path / "a.svg")]) == 0
     assert {"layer 1", "layer 2"} <= words(tmp_path / "a.svg")
+    telemetry.write_text(telemetry.read_text().split("\n", 1)[0] + "\n")  # one operand of the first step
+    assert cli.main(["plot", str(run), "--out", str(tmp_path / "a.svg")]) == 0
+    assert "activation" in words(tmp_path / "a.svg")
 
 
 def test_a_line_in_the_middle_that_is_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

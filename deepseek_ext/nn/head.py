@@ -5,7 +5,7 @@ Shapes: M rows, H hidden, V vocabulary.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -98,6 +98,8 @@ class Head(Derived):
         FP32 scalars.
         """
         values = self.weight.detach() if self.precision == "fp32" else self.derive(bf16_copy, self.weight)
-        flat = hidden.flatten(0, -2), self.weight, values, targets.flatten(), scale, choose
-        total, choices = _CrossEntropySum.apply(*flat)
+        rows, weight = hidden.flatten(0, -2), cast(Tensor, self.weight)
+        if not torch.is_grad_enabled():  # a parameter would be given a gradient then too
+            rows, weight = rows.detach(), weight.detach()
+        total, choices = _CrossEntropySum.apply(rows, weight, values, targets.flatten(), scale, choose)
         return total, None if choices is None else choices.view(targets.shape)

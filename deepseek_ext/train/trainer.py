@@ -273,7 +273,7 @@ class Trainer:
         )
         raise RunStopped(
             f"loss or gradient was not finite {self.not_finite} steps in a row, up to step {self.step}, "
-            f"first in {culprit}; {good}; try a lower --lr or another --precision"
+            f"first in {culprit}; {good}; try a lower --lr or another --precision in another --run-dir"
         )
 
     def save(self, progress: Progress) -> int | None:

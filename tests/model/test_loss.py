@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
 
 from deepseek_ext.nn import head
 from deepseek_ext.nn.head import Head
@@ -56,6 +58,18 @@ def test_full_logits_never_exist_in_training(
     with Sizes():
         model.loss(*batch).total.backward()
     assert max(sizes) < 4 * 95 * 512  # of the MTP module, the smaller of the two
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_loss_without_gradients_multiplies_by_the_head_once(precision: Any) -> None:
+    rows, width, vocabulary = 9, 16, 50
+    head = Head(width, vocabulary, precision)
+    nn.init.normal_(head.weight)
+    hidden, targets = torch.randn(rows, width, requires_grad=True), torch.arange(rows)
+    for products, context in ((3, torch.enable_grad), (1, torch.no_grad), (1, torch.inference_mode)):
+        with context(), FlopCounterMode(display=False) as counter:
+            head.cross_entropy(hidden, targets, torch.ones(()))
+        assert counter.get_total_flops() == products * 2 * rows * width * vocabulary
 
 
 def test_terms_agree_with_the_logits(make_model: Make, make_batch: Make) -> None:
