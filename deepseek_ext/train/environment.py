@@ -15,6 +15,21 @@ from torch import nn
 from ..config import ModelConfig
 
 
+def slow_fallbacks(tier: str, host: str, precision: str) -> list[str]:
+    """What makes a run on this CPU slower than it could be, or than the precision promises: a sentence each.
+
+    tier: the instruction set that the kernels use; host: the best one of this CPU.
+    """
+    found = []
+    if not tier.startswith(host):
+        found.append(f"tier {tier} is in use, this CPU has {host}")
+    if host == "generic":
+        found.append("this CPU lacks AVX2 and FMA, so the kernels are plain C++")
+    if host in ("generic", "avx2") and precision == "bf16":
+        found.append("this CPU lacks AVX-512, so BF16 products are computed in FP32")
+    return found
+
+
 def peak_memory() -> int:
     """The most memory this process has held, in bytes."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -28,7 +28,7 @@ from .config import describe as describe_config
 from .corpus import describe as describe_corpus
 from .data import RunData, bits_per_byte, prepare_data
 from .ema import stored_name
-from .environment import keep_freed_memory, matmul_peak, peak_memory
+from .environment import keep_freed_memory, matmul_peak, peak_memory, slow_fallbacks
 from .folder import held
 from .loggers import TensorBoard, WandB, check_installed
 from .metrics import cut_back
@@ -342,8 +342,8 @@ def _say_start(trainer: Trainer) -> None:
         )
     cuda = "in use" if trainer.world.device.type == "cuda" else "not in use"
     print(f"kernels: CPU tier {ops.cpu_capability()}, {torch.get_num_threads()} threads; CUDA {cuda}")
-    if not ops.cpu_capability().startswith(_native.host_capability()):
-        print(f"SLOW: tier {ops.cpu_capability()} is in use, this CPU has {_native.host_capability()}")
+    for fallback in slow_fallbacks(ops.cpu_capability(), _native.host_capability(), config.precision):
+        print(f"SLOW: {fallback}")
     print(f"data: {describe_corpus(trainer.data.corpus)}")
     for notice in trainer.data.corpus.notices:
         print(f"  {notice}")

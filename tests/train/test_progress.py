@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from deepseek_ext.train.environment import Peak
+from deepseek_ext.train.environment import Peak, slow_fallbacks
 from deepseek_ext.train.progress import Progress, clock, fold
 
 FIGURES = (
@@ -133,6 +133,23 @@ def test_a_step_past_the_budget() -> None:
     figures = shown.figures(row(shown, tokens=1100))
     assert "100.0 %" in figures
     assert figures[-1].endswith(", 0:00 left")
+
+
+@pytest.mark.parametrize(
+    ("tier", "host", "precision", "said"),
+    [
+        ("avx512_bf16", "avx512_bf16", "bf16", []),
+        ("avx512", "avx512", "bf16", []),
+        ("avx512", "avx512_bf16", "fp8", ["tier avx512 is in use, this CPU has avx512_bf16"]),
+        ("avx2", "avx2", "fp8", []),
+        ("avx2", "avx2", "bf16", ["this CPU lacks AVX-512, so BF16 products"]),
+        ("generic", "generic", "fp32", ["this CPU lacks AVX2 and FMA"]),
+    ],
+)
+def test_slow_fallbacks_are_named(tier: str, host: str, precision: str, said: list[str]) -> None:
+    found = slow_fallbacks(tier, host, precision)
+    assert len(found) == len(said)
+    assert all(line.startswith(start) for line, start in zip(found, said, strict=True))
 
 
 def test_fold_breaks_between_parts() -> None:
