@@ -25,6 +25,8 @@ def held(folder: Path, *, anew: bool) -> Iterator[None]:
     """
     try:
         if anew and folder.exists() and any(path.name != _LOCK for path in folder.iterdir()):
+            if not folder.name:  # the current folder, or the root
+                raise ValueError(f"--resume never cannot move {folder} aside; choose a --run-dir with a name")
             lock = _lock(folder)
             aside = next(
                 p for n in range(1, 10**6) if not (p := folder.with_name(f"{folder.name}.{n}")).exists()

@@ -56,6 +56,17 @@ def test_a_second_process_is_refused_and_the_first_goes_on(
     assert not (tmp_path / "run.1").exists()
 
 
+def test_the_current_folder_cannot_be_moved_aside(
+    flags: Flags, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "thesis.txt").write_text("mine")
+    assert cli.train(TrainConfig(), flags(run_dir=".", resume="never"), program="test") == 2
+    said = "test: --resume never cannot move . aside; choose a --run-dir with a name\n"
+    assert capsys.readouterr().err == said
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+
+
 def test_a_folder_removed_while_running_is_made_anew(
     config: TrainConfig, nursery: Nursery, flags: Flags
 ) -> None:
