@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import multiprocessing
 import tempfile
+import warnings
 from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+from memory import keep_freed_memory
 from torch import Tensor
 
 from deepseek_ext import ops, parallel
@@ -90,6 +92,8 @@ def join(store: str, rank: int) -> None:
 
 def mirror(store: str, pipe: Connection) -> None:
     """The second process."""
+    warnings.simplefilter("ignore", FutureWarning)
+    keep_freed_memory()
     join(store, 1)
     while (asked := pipe.recv()) is not None:
         shape, call = asked
@@ -126,6 +130,7 @@ def together() -> Iterator[Callable[[Shape, str], Callable[[], Any]]]:
     torch.set_num_threads(threads)
 
 
+@pytest.mark.filterwarnings("ignore:.*all_to_all_single.*is deprecated:FutureWarning")
 @pytest.mark.parametrize("gradient", ["", ", gradient"], ids=["forward", "forward and backward"])
 @pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: f"{shape[0]}x{shape[1]}")
 def test_dispatch_and_combine(

@@ -6,9 +6,7 @@ pytest-benchmark's JSON (`extra_info`), which `make bench-compare` reads.
 
 from __future__ import annotations
 
-import ctypes
 import functools
-import platform
 import re
 import statistics
 import sys
@@ -20,6 +18,7 @@ from typing import Any
 import pytest
 import torch
 from clocks import Clock, DeviceClock, HostClock, time_in_turns
+from memory import keep_freed_memory
 from torch import Tensor
 
 from deepseek_ext import _native, ops
@@ -139,20 +138,8 @@ def clock(request: pytest.FixtureRequest) -> Clock:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def keep_freed_memory() -> None:
-    """Lets glibc hand freed memory out again instead of returning it to the system.
-
-    An operator allocates its results, the copy it is compared with does not. By default glibc maps
-    every allocation above 32 MiB anew, and each of its pages then costs a fault at the first write: 79 % of
-    the time of quantize_tiles for 8192 x 7168 codes, and nothing that a kernel could change. These figures
-    are without, ours and the rivals' alike; a caller who lets large results go pays for the faults besides.
-    """
-    if platform.libc_ver()[0] != "glibc":
-        return
-    mallopt = ctypes.CDLL(None).mallopt
-    trim_threshold, mmap_max = -1, -4  # M_TRIM_THRESHOLD and M_MMAP_MAX of malloc.h
-    mallopt(mmap_max, 0)
-    mallopt(trim_threshold, 2**31 - 1)
+def memory_is_kept() -> None:
+    keep_freed_memory()
 
 
 @pytest.fixture

@@ -26,7 +26,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-ROUNDS, STEPS, WARM, PROFILED = 7, 4, 3, 6
+ROUNDS, STEPS, WARM, PROFILED = 9, 2, 3, 3
 STEP = "a whole step"
 
 
