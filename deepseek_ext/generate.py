@@ -32,6 +32,10 @@ def generate(
     """
     if speculate:
         raise ValueError("generate: speculate=True is not available in this version; leave it out")
+    try:
+        prompt.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"generate: the prompt is no text, got {prompt!r}; write it in UTF-8") from error
     encoded = tokenizer.encode(prompt)
     tokens = list(getattr(encoded, "ids", encoded))
     if stop_token is None:

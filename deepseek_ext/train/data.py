@@ -132,7 +132,10 @@ def _check_prompts(config: TrainConfig, tokenizer: Tokenizer) -> None:
     """Raises ValueError for a prompt that no sample can continue: it would end the run at its first one."""
     longest = config.model_config().max_position_embeddings - SAMPLE_TOKENS
     for prompt in config.prompts:
-        tokens = len(tokenizer.encode(prompt).ids)
+        try:
+            tokens = len(tokenizer.encode(prompt).ids)
+        except TypeError as error:  # bytes of another encoding
+            raise ValueError(f"--prompts {prompt!r} is no text; write it in UTF-8") from error
         if not 0 < tokens <= longest:
             raise ValueError(
                 f"--prompts {shorten(prompt, 40)!r} has {tokens} tokens, and a sample needs 1 to {longest}; "

@@ -46,14 +46,20 @@ class WandB(Observer):
         identity = run_dir / "wandb.id"
         if not identity.exists():
             identity.write_text(uuid.uuid4().hex)
-        self._run = wandb.init(
-            project="deepseek-ext",
-            name=run_dir.name,
-            id=identity.read_text(),
-            resume="allow",
-            dir=str(run_dir),
-            config=settings,
-        )
+        try:
+            self._run = wandb.init(
+                project="deepseek-ext",
+                name=run_dir.name,
+                id=identity.read_text(),
+                resume="allow",
+                dir=str(run_dir),
+                config=settings,
+            )
+        except Exception as error:  # no key, no network
+            reason = next(iter(str(error).strip().splitlines()), type(error).__name__).rstrip(".")
+            raise ValueError(
+                f"--log wandb: {reason}; run `wandb login`, or set WANDB_MODE=offline and sync later"
+            ) from error
         self._logged = self._run.step  # the number of the first step that it has not yet
 
     def see(self, row: dict[str, Any]) -> None:

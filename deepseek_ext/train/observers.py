@@ -22,7 +22,7 @@ class Observer:
 
 
 class Observers(Observer):
-    """Several as one; a context that closes them. One that cannot write is left out from then on."""
+    """Several as one; a context that closes them. One that fails is left out from then on."""
 
     def __init__(self, observers: Iterable[Observer], say: Callable[[str], None]) -> None:
         self.observers = list(observers)
@@ -38,7 +38,7 @@ class Observers(Observer):
         for observer in list(self.observers):
             try:
                 observer.see(row)
-            except OSError as error:
+            except Exception as error:  # a full disk, a service that cannot be reached
                 self.observers.remove(observer)
                 self._warn(observer, error)
 
@@ -46,7 +46,7 @@ class Observers(Observer):
         for observer in self.observers:
             try:
                 observer.close()
-            except OSError as error:
+            except Exception as error:
                 self._warn(observer, error)
 
     def __enter__(self) -> Observers:
@@ -55,5 +55,5 @@ class Observers(Observer):
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _warn(self, observer: Observer, error: OSError) -> None:
+    def _warn(self, observer: Observer, error: Exception) -> None:
         self.say(f"WARNING: {type(observer).__name__} stops, the run goes on ({error})")

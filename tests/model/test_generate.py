@@ -80,6 +80,8 @@ def test_wrong_arguments_are_refused(make_model: Make, tokenizer: Tokenizer) -> 
             generate(model, tokenizer, "x", **options)
     with pytest.raises(ValueError, match="the prompt has no tokens"):
         generate(model, tokenizer, "", max_new_tokens=1)
+    with pytest.raises(ValueError, match=r"the prompt is no text, got 'x.udcff'; write it in UTF-8"):
+        generate(model, tokenizer, "x\udcff", max_new_tokens=1)
     assert generate(model, tokenizer, "x", max_new_tokens=0) == ""
     with pytest.raises(ValueError, match=r"tokens must be ids from 0 to 99 .vocab_size., got \d+; encode"):
         generate(make_model(vocab_size=100), tokenizer, "é", max_new_tokens=1)

@@ -107,6 +107,11 @@ def test_a_prompt_that_no_sample_can_continue_is_refused_before_the_first_step(
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
 
 
+def test_a_prompt_in_another_encoding(flags: Flags, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.train(TrainConfig(), flags(prompts="caf\udce9"), program="test") == 2
+    assert capsys.readouterr().err == "test: --prompts 'caf\\udce9' is no text; write it in UTF-8\n"
+
+
 def test_a_run_inside_its_own_text_goes_on(
     flags: Flags, text_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

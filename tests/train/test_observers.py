@@ -151,13 +151,31 @@ def test_a_window_that_means_nothing(flags: Flags, capsys: pytest.CaptureFixture
     assert "--profile must be FIRST:COUNT" in capsys.readouterr().err
 
 
-def test_a_full_disk_silences_an_observer_and_not_the_run() -> None:
+def test_wandb_without_a_key_is_one_sentence(
+    flags: Flags, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def init(**_: Any) -> Any:
+        raise RuntimeError("api_key not configured (no-tty).\nMore of it")
+
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=init))
+    assert train([*flags(), "--log", "wandb"]) == 2
+    assert capsys.readouterr().err == (
+        "test: --log wandb: api_key not configured (no-tty); run `wandb login`, or set WANDB_MODE=offline "
+        "and sync later\n"
+    )
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), RuntimeError("no connection")])
+def test_what_fails_in_an_observer_silences_it_and_not_the_run(error: Exception) -> None:
     class Full(Observer):
         calls = 0
 
         def see(self, row: dict[str, Any]) -> None:
             self.calls += 1
-            raise OSError(28, "No space left on device")
+            raise error
+
+        def close(self) -> None:
+            raise error
 
     said: list[str] = []
     full = Full()
@@ -165,4 +183,6 @@ def test_a_full_disk_silences_an_observer_and_not_the_run() -> None:
         observers.see({"step": 1})
         observers.see({"step": 2})
     assert full.calls == 1
-    assert said == ["WARNING: Full stops, the run goes on ([Errno 28] No space left on device)"]
+    with Observers([full], said.append):
+        pass
+    assert said == 2 * [f"WARNING: Full stops, the run goes on ({error})"]
