@@ -2,7 +2,7 @@
 
 The first table is what ptxas allots (tests/cubin compares it with a new compilation), the second what a
 launch of each operator does on the simulator: requests to memory, bank conflicts, instructions and bytes
-(tests/ops/test_kernel_table.py counts again).
+(tests/ops/test_kernel_table.py counts again). hopper_counts.py makes two more.
 """
 
 from __future__ import annotations
@@ -88,6 +88,7 @@ def compiled_table(kernels: list[ptxas.Kernel]) -> str:
 
 def launches_of(case: Case, kernel: Callable[..., Any], library: ctypes.CDLL) -> tuple[list[dict], int]:
     """Counters of what the call launches, and the bytes that any kernel must move for it."""
+    library.ptxsim_counters.restype = ctypes.c_char_p
     wanted = {"DSE_GEMM": case.gemm} | ({"DSE_GEMM_TILE": case.tile} if case.tile else {})
     os.environ.update(wanted)
     try:
@@ -146,7 +147,6 @@ def simulated_table() -> str:
     kernels = backends.simulated_kernels()
     backends.simulator_option("seed", 0)
     library = ctypes.CDLL("libptxsim.so")
-    library.ptxsim_counters.restype = ctypes.c_char_p
     with backends.on_cpu():
         made = cases()
     if missing := kernels.keys() - {case.operator for case in made}:
@@ -157,15 +157,24 @@ def simulated_table() -> str:
 
 def main() -> None:
     """With a table's name, that one alone."""
-    chosen = sys.argv[1:] or ["compiled", "simulated"]
+    chosen = sys.argv[1:] or ["compiled", "simulated", "hopper", "fusion"]
     page = PAGE.read_text()
     if "compiled" in chosen:
         with tempfile.TemporaryDirectory() as folder:
             page = with_section(page, "compiled", compiled_table(ptxas.compile_all(Path(folder))))
     if "simulated" in chosen:
         page = with_section(page, "simulated", simulated_table())
+    if {"hopper", "fusion"} & set(chosen):
+        import backends
+        import hopper_counts
+
+        kernels = backends.simulated_kernels()
+        backends.simulator_option("seed", 0)
+        page = with_section(page, "hopper", hopper_counts.hopper_table(kernels))
+        page = with_section(page, "fusion", hopper_counts.fusion_table(kernels))
     PAGE.write_text(re.sub(r"[ \t]+\n", "\n", page))
 
 
 if __name__ == "__main__":
+    sys.modules["generate_kernels"] = sys.modules["__main__"]  # for hopper_counts
     main()

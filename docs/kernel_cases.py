@@ -92,7 +92,7 @@ def products(generator: torch.Generator) -> Iterator[Case]:
     yield Case("gemm", *dense, note="256 x 512 x 1024, tile 64x64", tile="64x64")
     yield Case("gemm", *few, note="8 x 512 x 1024, tile 16x64", tile="16x64")
     yield Case("gemm", *back, note="256 x 1024 x 512, transposed weight", tile="128x128")
-    for tile in ("64x64", "128x128", "256x128"):
+    for tile in ("128x32", "128x64", "128x128", "256x96", "256x128"):
         yield Case("gemm", *dense, note=f"256 x 512 x 1024, Hopper's tile {tile}", tile=tile, gemm="hopper")
     g = normal(generator, TOKENS, 256)
     transposed = *ops.quantize_tiles_transposed(g), *ops.quantize_tiles_transposed(x)

@@ -2,6 +2,7 @@
 // of the device. Host code without CUDA, so that it is tested wherever a C++ compiler is.
 #pragma once
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
@@ -62,7 +63,7 @@ GemmPlan plan_with(const GemmShape& shape, const Tile& tile, int index) {
 }
 
 // The tile with the smallest cycles(i), or the one called `forced` (such as "64x64", or null) if there is
-// one.
+// one that can serve: cycles(i) is finite.
 template <class Tile, int kCount, class Cycles>
 GemmPlan choose_plan(const GemmShape& shape, const Tile (&tiles)[kCount], const Cycles& cycles,
                      const char* forced) {
@@ -70,7 +71,7 @@ GemmPlan choose_plan(const GemmShape& shape, const Tile (&tiles)[kCount], const 
     for (int i = 1; i < kCount; ++i)
         if (cycles(i) < cycles(best)) best = i;
     for (int i = 0; i < kCount && forced != nullptr; ++i)
-        if (std::strcmp(tiles[i].name, forced) == 0) best = i;
+        if (std::strcmp(tiles[i].name, forced) == 0 && std::isfinite(cycles(i))) best = i;
     return plan_with(shape, tiles[best], best);
 }
 
@@ -78,10 +79,11 @@ GemmPlan choose_plan(const GemmShape& shape, const Tile (&tiles)[kCount], const 
 inline const char* forced_tile() {
     const char* forced = std::getenv("DSE_GEMM_TILE");
     if (forced == nullptr) return nullptr;
-    for (const char* known : {"16x64", "64x64", "128x128", "256x128"})
+    for (const char* known : {"16x64", "64x64", "128x32", "128x64", "128x128", "256x96", "256x128"})
         if (std::strcmp(known, forced) == 0) return forced;
-    throw std::invalid_argument("gemm: DSE_GEMM_TILE must be 16x64, 64x64, 128x128 or 256x128, got " +
-                                std::string(forced) + "; unset it to let the shape decide");
+    throw std::invalid_argument(
+        "gemm: DSE_GEMM_TILE must be 16x64, 64x64, 128x32, 128x64, 128x128, 256x96 or 256x128, got " +
+        std::string(forced) + "; unset it to let the shape decide");
 }
 
 inline bool prints_plans() {

@@ -18,9 +18,14 @@ SEEDS = range(3)
 WRONG = "wrong result"  # no rule is broken, the numbers are wrong
 
 KERNEL, WGMMA, DESCRIPTOR = "gemm_kernel.cuh", "wgmma.cuh", "matrix_descriptor.cuh"
+TMA, CLUSTER = "tma.cuh", "cluster.cuh"
 WAIT_FULL = "wait(ring.full(at.stage), at.parity);"
-WAIT_EMPTY = "wait(ring.empty(at.stage), at.parity ^ 1);\n            "
-RELEASE = "__syncwarp();\n        if (share.lane == 0) arrive(ring.empty(at.stage));"
+WAIT_EMPTY = "wait_for_cluster(ring.empty(at.stage), at.parity ^ 1);\n            "
+RELEASE = (
+    "__syncwarp();\n        "
+    "if (share.lane < cluster) arrive_in_cluster(in_cta(ring.empty(at.stage), share.lane));"
+)
+SYNC, SYNC_START, SYNC_END = (f"synchronize_cluster();{rest}" for rest in ("", "\n    // 128", "  // others"))
 EXPECT = "arrive_expecting(ring.full(at.stage), T::kCodeBytes"
 WAITS_READ = "if (share.lane == 0) wait_stores_read();"
 
@@ -41,7 +46,7 @@ FAULTS: dict[str, tuple[list[tuple[str, str, str]], set[str]]] = {
     ),
     "no_wait_before_scales": (
         [(KERNEL, WAIT_EMPTY + "const uint32_t scales", "const uint32_t scales")],
-        {"RACE", "MBAR_MISUSE", "DEADLOCK"},
+        {"RACE", "UNINIT", "MBAR_MISUSE", "DEADLOCK"},
     ),
     "early_release": (
         [(KERNEL, RELEASE, ""), (KERNEL, WAIT_FULL, f"{WAIT_FULL} {RELEASE}")],
@@ -75,13 +80,61 @@ FAULTS: dict[str, tuple[list[tuple[str, str, str]], set[str]]] = {
     ),
     "barriers_not_published": ([(KERNEL, "publish_barriers();", "")], {"PROXY"}),
     "barriers_not_awaited": (
-        [(KERNEL, "    __syncthreads();", "")],
-        {"MBAR_MISUSE", "RACE", "UNINIT"},
+        [(KERNEL, SYNC_START, SYNC_START.removeprefix(SYNC))],
+        {"MBAR_MISUSE", "RACE", "UNINIT", "CLUSTER_EXIT"},
+    ),
+    # Others may not have begun: their barriers and shared memory are not there yet.
+    "start_of_others_not_awaited": (
+        [(KERNEL, SYNC_START, SYNC_START.replace(SYNC, "__syncthreads();"))],
+        {"CLUSTER_EXIT", "MBAR_MISUSE", "RACE", "UNINIT", "ASYNC_RACE"},
+    ),
+    "exit_while_others_arrive": (
+        [(KERNEL, SYNC_END, SYNC_END.removeprefix(SYNC))],
+        {"CLUSTER_EXIT", "ASYNC_EXIT"},
+    ),
+    "empty_for_this_cta_alone": (
+        [(KERNEL, RELEASE, "__syncwarp();\n        if (share.lane < cluster) arrive(ring.empty(at.stage));")],
+        {"ASYNC_RACE", "RACE", "MBAR_MISUSE", "DEADLOCK"},
+    ),
+    "empty_without_the_others": (
+        [
+            (KERNEL, RELEASE, RELEASE.replace("share.lane < cluster", "share.lane == cluster_rank()")),
+            (KERNEL, "kEmptyArrivals * args.cluster", "kEmptyArrivals"),
+        ],
+        {"ASYNC_RACE", "RACE", "MBAR_MISUSE", "DEADLOCK"},
+    ),
+    "arrivals_of_one_cta_counted": (
+        [(KERNEL, "kEmptyArrivals * args.cluster", "kEmptyArrivals")],
+        {"ASYNC_RACE", "RACE", "MBAR_MISUSE", "DEADLOCK"},
+    ),
+    "arrival_of_cta_scope": (
+        [(CLUSTER, "arrive.release.cluster", "arrive.release.cta")],
+        {"ASYNC_RACE", "RACE"},
+    ),
+    "copy_to_this_cta_alone": (
+        [(KERNEL, "(1 << args.cluster) - 1", "1 << cluster_rank()")],
+        {"DEADLOCK", "DIVERGED"},
+    ),
+    "copy_beyond_the_cluster": (
+        [(KERNEL, "(1 << args.cluster) - 1", "(2 << args.cluster) - 1")],
+        {"MULTICAST"},
+    ),
+    "same_rows_by_every_cta": (
+        [(KERNEL, "work.row + first, 0);", "work.row, 0);")],
+        {WRONG},
+    ),
+    "same_place_by_every_cta": (
+        [(KERNEL, "ring.a(at.stage) + first * kDepth", "ring.a(at.stage)")],
+        {"ASYNC_RACE", "RACE", "UNINIT"},
+    ),
+    "columns_of_the_first_cta": (
+        [(KERNEL, "args.cluster + rank * T::kN", "args.cluster")],
+        {WRONG, "UNINIT", "GLOBAL_RACE", "RACE"},
     ),
     "too_many_bytes_expected": ([(KERNEL, EXPECT, EXPECT + " + 16")], {"DEADLOCK", "DIVERGED"}),
     "too_few_bytes_expected": (
         [(KERNEL, EXPECT, EXPECT + " - T::kBBytes")],
-        {"ASYNC_RACE", "UNINIT", "MBAR_MISUSE", "RACE"},
+        {"ASYNC_RACE", "UNINIT", "MBAR_MISUSE", "RACE", "DEADLOCK"},
     ),
     "one_arrival_makes_full": (
         [(KERNEL, "kFullArrivals = 2", "kFullArrivals = 1")],
@@ -137,14 +190,15 @@ def build(folder: Path, changes: list[tuple[str, str, str]]) -> ctypes.CDLL:
     return ctypes.CDLL(str(made))
 
 
-def error_of(program: ctypes.CDLL, seed: int) -> float:
-    """Of six tiles on two CTAs, ragged ones among them: the largest |out - exact| beyond its rounding."""
-    m, n, k = 264, 200, 768
+def error_of(program: ctypes.CDLL, seed: int, clusters: int = 2, cluster: int = 2) -> float:
+    """Of nine tiles, ragged ones among them, beside which a cluster of two has three beyond the last column:
+    the largest |out - exact| beyond its rounding."""
+    m, n, k = 264, 328, 768
     a, b, sa, sb = operands(seed, m, n, k)
     out = np.zeros((m, n), ml_dtypes.bfloat16)
     with Simulator(seed=seed, max_inst=HANG) as sim:
         pointers = [sim.buffer(x) for x in (In(a), In(sa), In(b), In(sb), Out(out))]
-        if program.run(*map(ctypes.c_void_p, pointers), m, n, k, 2):
+        if program.run(*map(ctypes.c_void_p, pointers), m, n, k, clusters, cluster):
             raise SimulatorError(library().ptxsim_error().decode())
         sim.run()
         assert sim.unwritten(out) is None
@@ -156,7 +210,8 @@ def error_of(program: ctypes.CDLL, seed: int) -> float:
 def test_as_it_is(tmp_path: Path) -> None:
     program = build(tmp_path, [])
     for seed in SEEDS:
-        assert error_of(program, seed) <= 0
+        for clusters, cluster in ((3, 1), (2, 2), (1, 4)):
+            assert error_of(program, seed, clusters, cluster) <= 0, f"clusters of {cluster}, seed {seed}"
 
 
 @pytest.mark.parametrize("fault", FAULTS)

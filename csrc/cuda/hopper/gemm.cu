@@ -40,24 +40,37 @@ struct Tensors {
 
 template <class T, GemmGroups kGroups, bool kBTiles>
 void launch(Arguments& args, const Tensors& tensors, int sms, cudaStream_t stream) {
-    args.a = make_tensor_map(tensors.a, T::kM);
+    args.a = make_tensor_map(tensors.a, T::kM / args.cluster);
     args.b = make_tensor_map(tensors.b, T::kN);
     if (args.out_by_copy) args.out = make_tensor_map(tensors.out, T::kSlabRows);
     const auto kernel = gemm_kernel<T, kGroups, kBTiles>;
     if (cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, T::kSharedBytes) !=
         cudaSuccess)
         return;  // the caller asks for the error
-    const auto ctas = static_cast<unsigned>(std::min(args.tiles, sms));
-    kernel<<<ctas, kThreads, T::kSharedBytes, stream>>>(args);
+    cudaLaunchAttribute cluster{};
+    cluster.id = cudaLaunchAttributeClusterDimension;
+    cluster.val.clusterDim = {static_cast<unsigned>(args.cluster), 1, 1};
+    cudaLaunchConfig_t config{};
+    config.gridDim = std::min(args.tiles, num_clusters(sms, args.cluster)) * args.cluster;
+    config.blockDim = kThreads;
+    config.dynamicSmemBytes = T::kSharedBytes;
+    config.stream = stream;
+    config.attrs = &cluster;
+    config.numAttrs = 1;
+    cudaLaunchKernelEx(&config, kernel, args);
 }
 
-template <class T>
+template <TileIndex kIndex>
 void launch(Arguments& args, const Tensors& tensors, int sms, cudaStream_t stream) {
+    constexpr TileShape kShape = kShapes[kIndex];
+    using T = Tile<kShape.m, kShape.n>;
     switch (args.gemm.kind) {
         case GemmGroups::kRows:
             return launch<T, GemmGroups::kRows, false>(args, tensors, sms, stream);
         case GemmGroups::kDepth:
-            return launch<T, GemmGroups::kDepth, true>(args, tensors, sms, stream);
+            if constexpr (serves_depth(kShape))
+                return launch<T, GemmGroups::kDepth, true>(args, tensors, sms, stream);
+            return;
         default:
             return args.gemm.all.b.rows_per_scale == 1
                        ? launch<T, GemmGroups::kNone, true>(args, tensors, sms, stream)
@@ -80,18 +93,25 @@ bool run_gemm(const GemmArguments& arguments, const GemmShape& shape, int device
     Arguments args{};
     args.gemm = arguments;
     args.gemm.row_tiles = plan.row_tiles;
-    args.gemm.column_tiles = plan.column_tiles;
-    args.tiles = static_cast<int>(plan.tiles);
+    args.cluster = cluster_of(shape, kShapes[plan.tile]);
+    args.gemm.column_tiles = ceil_div(plan.column_tiles, args.cluster);
+    args.tiles = static_cast<int>(plan.tiles / plan.column_tiles * args.gemm.column_tiles);
     args.out_by_copy = arguments.all.out.store == GemmStore::kBf16 && has_tensor_map(tensors.out);
     switch (plan.tile) {
-        case k64x64:
-            launch<Tile<64, 64>>(args, tensors, sms, stream);
+        case k128x32:
+            launch<k128x32>(args, tensors, sms, stream);
+            break;
+        case k128x64:
+            launch<k128x64>(args, tensors, sms, stream);
             break;
         case k128x128:
-            launch<Tile<128, 128>>(args, tensors, sms, stream);
+            launch<k128x128>(args, tensors, sms, stream);
+            break;
+        case k256x96:
+            launch<k256x96>(args, tensors, sms, stream);
             break;
         default:
-            launch<Tile<256, 128>>(args, tensors, sms, stream);
+            launch<k256x128>(args, tensors, sms, stream);
     }
     return true;
 }

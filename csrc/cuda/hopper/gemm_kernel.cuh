@@ -8,9 +8,17 @@
 // phase once codes and scales are there; `empty` once all eight multiplying warps have read them. While one
 // warpgroup adds its scaled sums (promotes), the tensor core multiplies for the other.
 //
-// All roles walk the same tiles in the same order: blockIdx.x, then gridDim.x further, and so on.
+// The CTAs of a cluster have tiles side by side, which share their rows of A: each copies an equal part of
+// them, to all. So a stage is empty once the multiplying warps of all CTAs have read it, since each may write
+// into the others'. Tiles side by side belong to one product, so no cluster meets two groups. One beyond the
+// last column multiplies like the others, as they need its part of A, and stores nothing.
+//
+// All roles walk the same tiles in the same order: the cluster's index, then the number of clusters further,
+// and so on.
 #pragma once
+#include "cuda/convert.cuh"
 #include "cuda/gemm_store.cuh"
+#include "cuda/hopper/cluster.cuh"
 #include "cuda/hopper/gemm_tile.h"
 #include "cuda/hopper/matrix_descriptor.cuh"
 #include "cuda/hopper/mbarrier.cuh"
@@ -22,8 +30,9 @@ namespace dse::cuda::hopper {
 
 struct Arguments {
     CUtensorMap a, b, out;  // `out` is used if out_by_copy
-    GemmArguments gemm;
-    int tiles;
+    GemmArguments gemm;     // its tiles are as wide as a cluster
+    int tiles;              // of clusters
+    int cluster;            // CTAs of one
     bool out_by_copy;
 };
 
@@ -48,7 +57,7 @@ struct Ring {
 };
 
 // Of the stages' barriers: the copier of codes and the lane that speaks for a warp of scales; the warps that
-// multiply.
+// multiply, of each CTA of the cluster.
 inline constexpr int kFullArrivals = 2, kEmptyArrivals = 8;
 
 __device__ inline void store_shared(uint32_t address, float x) {
@@ -72,15 +81,18 @@ struct Work {
     int b_group, product;
 };
 
-// Calls role(work) for each tile of this CTA that changes the result; all lanes of a warp together.
+// Calls role(work) for each tile of this CTA that changes the result, or whose neighbours in the cluster do;
+// all lanes of a warp together.
 template <class T, GemmGroups kGroups, class Role>
 __device__ inline void for_each_tile(const Arguments& args, const Role& role) {
-    for (int index = static_cast<int>(blockIdx.x); index < args.tiles; index += static_cast<int>(gridDim.x)) {
+    const int rank = cluster_rank(), clusters = num_clusters();
+    for (int index = cluster_index(); index < args.tiles; index += clusters) {
         const GemmPlace place = find_place<T::kM, T::kN, uint32_t>(args.gemm, kGroups, index);
         if (!has_work(args.gemm, place)) continue;
         const auto number = [](int64_t x) { return static_cast<int>(x); };
-        role(Work{number(place.rows.start), number(place.rows.end), number(place.columns.start),
-                  number(place.columns.end), number(place.depth.start),
+        const int column = number(place.columns.start) * args.cluster + rank * T::kN;
+        role(Work{number(place.rows.start), number(place.rows.end), column,
+                  min(column + T::kN, number(args.gemm.all.n)), number(place.depth.start),
                   number(num_tiles(place.depth.end - place.depth.start)), number(place.b_group),
                   number(place.product)});
     }
@@ -90,14 +102,20 @@ __device__ inline void for_each_tile(const Arguments& args, const Role& role) {
 template <class T, GemmGroups kGroups>
 __device__ inline void copy_codes(const Arguments& args, const Ring<T>& ring) {
     const bool leads = threadIdx.x % kWarpSize == 0;
+    const int rows = T::kM / args.cluster, first = cluster_rank() * rows;
+    const auto all = static_cast<uint16_t>((1 << args.cluster) - 1);
     RingPosition<T::kStages> at;
     for_each_tile<T, kGroups>(args, [&](const Work& work) {
         for (int block = 0; block < work.blocks; ++block, at.advance()) {
             if (!leads) continue;
             const int k = work.k + block * kDepth;
-            wait(ring.empty(at.stage), at.parity ^ 1);
+            wait_for_cluster(ring.empty(at.stage), at.parity ^ 1);
             arrive_expecting(ring.full(at.stage), T::kCodeBytes);
-            load_box(ring.a(at.stage), &args.a, ring.full(at.stage), k, work.row, 0);
+            const uint32_t a = ring.a(at.stage) + first * kDepth;
+            if (args.cluster == 1)
+                load_box(a, &args.a, ring.full(at.stage), k, work.row, 0);
+            else
+                load_box_to(all, a, &args.a, ring.full(at.stage), k, work.row + first, 0);
             load_box(ring.b(at.stage), &args.b, ring.full(at.stage), k, work.column, work.b_group);
         }
         __syncwarp();
@@ -109,15 +127,16 @@ __device__ inline void copy_codes(const Arguments& args, const Ring<T>& ring) {
 template <class T, GemmGroups kGroups, bool kBTiles>
 __device__ inline void copy_scales(const Arguments& args, const Ring<T>& ring, int turn) {
     constexpr int kARows = T::kM / kWarpSize, kBRows = kBTiles ? T::kN / kWarpSize : 1;
+    constexpr int kBStep = kBTiles ? 1 : T::kScaleColumns;  // columns from one scale to the next
     const GemmOperand &a = args.gemm.all.a, &b = args.gemm.all.b;
     const int lane = static_cast<int>(threadIdx.x) % kWarpSize;
     RingPosition<T::kStages> at;
     for_each_tile<T, kGroups>(args, [&](const Work& work) {
         const float* a_scales = scales_at(a, work.row + lane, work.k);
-        const float* b_scales = scales_at(b, work.column + (kBTiles ? lane : 0), work.k) +
+        const float* b_scales = scales_at(b, work.column + lane * kBStep, work.k) +
                                 work.b_group * args.gemm.b_scales_group_stride;
         const int rows = work.row_end - work.row - lane;
-        const int columns = kBTiles ? work.column_end - work.column - lane : 1;
+        const int columns = work.column_end - work.column - lane * kBStep;
         for (int block = 0; block < work.blocks; ++block, at.advance()) {
             turn = turn == 0 ? 2 : turn - 1;
             if (turn != 0) continue;
@@ -130,13 +149,14 @@ __device__ inline void copy_scales(const Arguments& args, const Ring<T>& ring, i
 #pragma unroll
             for (int i = 0; i < kBRows; ++i, from += kWarpSize * b.scale_row_stride)
                 of_b[i] = i * kWarpSize < columns ? *from : 0;
-            wait(ring.empty(at.stage), at.parity ^ 1);
+            wait_for_cluster(ring.empty(at.stage), at.parity ^ 1);
             const uint32_t scales = ring.scales(at.stage);
 #pragma unroll
             for (int i = 0; i < kARows; ++i) store_shared(scales + (i * kWarpSize + lane) * 4, of_a[i]);
 #pragma unroll
             for (int i = 0; i < kBRows; ++i)
-                if (kBTiles || lane == 0) store_shared(scales + (T::kM + i * kWarpSize + lane) * 4, of_b[i]);
+                if (kBTiles || lane < T::kN / kBStep)
+                    store_shared(scales + (T::kM + i * kWarpSize + lane) * 4, of_b[i]);
             __syncwarp();
             if (lane == 0) arrive(ring.full(at.stage));
         }
@@ -148,7 +168,7 @@ __device__ inline void copy_scales(const Arguments& args, const Ring<T>& ring, i
 // registers are full of sums.
 template <class T>
 struct Share {
-    int warp, lane, row, column, group_row, group_column;
+    int warp, lane, row, column, group_row;
 
     __device__ Share() {
         int thread;
@@ -156,10 +176,9 @@ struct Share {
         const int group = thread / 128 - 1;
         warp = thread / kWarpSize - 4;
         lane = thread % kWarpSize;
-        group_row = T::kSplitsColumns ? 0 : group * T::kWaves * 64;
-        group_column = T::kSplitsColumns ? group * T::kGroupN : 0;
+        group_row = group * T::kWaves * 64;
         row = group_row + warp % 4 * 16 + lane / 4;
-        column = group_column + lane % 4 * 2;
+        column = lane % 4 * 2;
     }
 };
 
@@ -169,10 +188,12 @@ __device__ inline void promote(float (&sums)[T::kSums], const float (&partial)[T
                                uint32_t b_scales) {
     const float low = load_shared(a_scales), high = load_shared(a_scales + 8 * 4);
     float2 b{};
-    if (!kBTiles) b.x = b.y = load_shared(b_scales);
 #pragma unroll
     for (int i = 0; i < T::kSums; i += 4) {
-        if (kBTiles) b = load_shared_pair(b_scales + i * 2 * 4);
+        if (kBTiles)
+            b = load_shared_pair(b_scales + i * 2 * 4);
+        else if (i * 2 % T::kScaleColumns == 0)
+            b.x = b.y = load_shared(b_scales + i * 2 / T::kScaleColumns * 4);
         sums[i] = __fmaf_rn(partial[i], low * b.x, sums[i]);
         sums[i + 1] = __fmaf_rn(partial[i + 1], low * b.y, sums[i + 1]);
         sums[i + 2] = __fmaf_rn(partial[i + 2], high * b.x, sums[i + 2]);
@@ -182,12 +203,12 @@ __device__ inline void promote(float (&sums)[T::kSums], const float (&partial)[T
 
 template <class T, bool kBTiles>
 __device__ inline void multiply_tile(const Ring<T>& ring, RingPosition<T::kStages>& at, int blocks,
-                                     float (&sums)[T::kWaves][T::kSums]) {
+                                     int cluster, float (&sums)[T::kWaves][T::kSums]) {
     const Share<T> share;
     float partial[T::kSums] = {};
     for (int block = 0; block < blocks; ++block, at.advance()) {
         wait(ring.full(at.stage), at.parity);
-        const uint32_t b = ring.b(at.stage) + share.group_column * kDepth;
+        const uint32_t b = ring.b(at.stage);
         const uint32_t a_scales = ring.scales(at.stage) + share.row * 4;
         const uint32_t b_scales = ring.scales(at.stage) + (T::kM + (kBTiles ? share.column : 0)) * 4;
 #pragma unroll
@@ -202,7 +223,7 @@ __device__ inline void multiply_tile(const Ring<T>& ring, RingPosition<T::kStage
             promote<T, kBTiles>(sums[wave], partial, a_scales + wave * 64 * 4, b_scales);
         }
         __syncwarp();
-        if (share.lane == 0) arrive(ring.empty(at.stage));
+        if (share.lane < cluster) arrive_in_cluster(in_cta(ring.empty(at.stage), share.lane));
     }
 }
 
@@ -216,14 +237,14 @@ __device__ inline void copy_out(const Arguments& args, const Ring<T>& ring, cons
     uint32_t words = staged + share.lane / 4 * (128 + 16) + share.lane % 4 * 4;
     asm volatile("" : "+r"(words));
 #pragma unroll
-    for (int first = 0; first < T::kGroupN; first += 64) {
+    for (int first = 0; first < T::kN; first += 64) {
         if (column + first >= args.gemm.all.n) break;
         if (share.lane == 0) wait_stores_read();
         __syncwarp();
 #pragma unroll
         for (int i = 0; i < 32; i += 2) {
             const float* x = sums + first / 2 + i;
-            const uint32_t pair = float_to_bf16(x[0]) | static_cast<uint32_t>(float_to_bf16(x[1])) << 16;
+            const uint32_t pair = round_pair<false>(x[0], x[1], Bf16{});
             asm volatile("st.shared.b32 [%0], %1;" ::"r"((words ^ i / 4 << 4) + i / 2 % 2 * 8 * 128),
                          "r"(pair)
                          : "memory");
@@ -249,7 +270,7 @@ __device__ inline void store_tile(const Arguments& args, const Ring<T>& ring, co
         if (row >= work.row_end) break;
         if constexpr (T::kCopiesOut) {
             if (args.out_by_copy && (kGroups != GemmGroups::kRows || row + T::kSlabRows <= work.row_end)) {
-                copy_out<T>(args, ring, share, row, work.column + share.group_column, sums[wave]);
+                copy_out<T>(args, ring, share, row, work.column, sums[wave]);
                 continue;
             }
         }
@@ -257,11 +278,11 @@ __device__ inline void store_tile(const Arguments& args, const Ring<T>& ring, co
         for (int half = 0; half < 2; ++half) {
             const int mine = row + share.lane / 4 + half * 8;
             if (mine >= work.row_end) continue;
-            store_row<T::kGroupN / 8>(args.gemm, result_at(args.gemm, work.product, mine, work.column),
-                                      share.column, work.column_end - work.column, [&](int j) {
-                                          const float* x = sums[wave] + j * 4 + half * 2;
-                                          return float2{x[0], x[1]};
-                                      });
+            store_row<T::kN / 8>(args.gemm, result_at(args.gemm, work.product, mine, work.column),
+                                 share.column, work.column_end - work.column, [&](int j) {
+                                     const float* x = sums[wave] + j * 4 + half * 2;
+                                     return float2{x[0], x[1]};
+                                 });
         }
     }
 }
@@ -271,7 +292,7 @@ __device__ inline void multiply_tiles(const Arguments& args, const Ring<T>& ring
     RingPosition<T::kStages> at;
     for_each_tile<T, kGroups>(args, [&](const Work& work) {
         float sums[T::kWaves][T::kSums] = {};
-        multiply_tile<T, kBTiles>(ring, at, work.blocks, sums);
+        multiply_tile<T, kBTiles>(ring, at, work.blocks, args.cluster, sums);
         store_tile<T, kGroups>(args, ring, work, sums);
         __syncwarp();
     });
@@ -289,11 +310,11 @@ __global__ void __launch_bounds__(kThreads, 1) gemm_kernel(const __grid_constant
         if (args.out_by_copy) prefetch_map(&args.out);
         for (int stage = 0; stage < T::kStages; ++stage) {
             init_barrier(ring.full(stage), kFullArrivals);
-            init_barrier(ring.empty(stage), kEmptyArrivals);
+            init_barrier(ring.empty(stage), kEmptyArrivals * args.cluster);
         }
         publish_barriers();
     }
-    __syncthreads();
+    synchronize_cluster();
     // 128 * 40 + 256 * 232 registers are what 384 threads with 168 have.
     if (threadIdx.x < 128) {
         release_registers<40>();
@@ -306,6 +327,7 @@ __global__ void __launch_bounds__(kThreads, 1) gemm_kernel(const __grid_constant
         claim_registers<232>();
         multiply_tiles<T, kGroups, kBTiles>(args, ring);
     }
+    synchronize_cluster();  // others may still arrive here
 #endif
 }
 

@@ -9,20 +9,21 @@ inline constexpr int kDepth = 128;    // codes of K in a stage: one scale
 inline constexpr int kMostSharedBytes = 227 * 1024;
 
 // Two warpgroups share a tile of kRows x kColumns results: each has half of the rows, in `kWaves` products
-// of 64 rows one after the other; or, of a tile of 64 rows, half of the columns.
+// of 64 rows one after the other.
 template <int kRows, int kColumns>
 struct Tile {
     static constexpr int kM = kRows, kN = kColumns;
-    static constexpr bool kSplitsColumns = kRows == 64;
-    static constexpr int kGroupN = kSplitsColumns ? kColumns / 2 : kColumns;
-    static constexpr int kWaves = kSplitsColumns ? 1 : kRows / 128;
-    static constexpr int kSums = kGroupN / 2;  // of a thread and wave
+    static constexpr int kWaves = kRows / 128;
+    static constexpr int kSums = kColumns / 2;  // of a thread and wave
+
+    // Where a tile's columns may lie in two blocks of B's scales: a scale for each 32 of them.
+    static constexpr int kScaleColumns = 128 % kColumns == 0 ? kColumns : 32;
 
     // In shared memory, from a multiple of 1024 on: kStages times the codes of A and B, in rows of 128; then
     // for each warp that multiplies 16 rows of 64 BF16 results on their way out; then kStages times the
     // scales of A and B; then the barriers.
     static constexpr int kABytes = kM * kDepth, kBBytes = kN * kDepth, kCodeBytes = kABytes + kBBytes;
-    static constexpr bool kCopiesOut = kGroupN % 64 == 0;
+    static constexpr bool kCopiesOut = kColumns % 64 == 0;
     static constexpr int kSlabRows = 16;  // of a warp in a wave
     static constexpr int kOutBytes = kCopiesOut ? kSlabRows * 128 : 0;
     static constexpr int kScaleBytes = (kM + kN) * 4;
@@ -33,7 +34,7 @@ struct Tile {
     static constexpr int kSharedBytes = kFixedBytes + kStages * kRingBytes;
 
     static_assert(kStages >= 4, "fewer do not hide the latency of device memory");
-    static_assert(128 % kColumns == 0, "a tile's columns must share one block of scales");
+    static_assert(kColumns % kScaleColumns == 0, "columns of one scale must be as many everywhere");
 };
 
 }  // namespace dse::cuda::hopper

@@ -35,7 +35,8 @@ inline BoxedTensor with_valid_strides(BoxedTensor x) {
 inline bool has_tensor_map(const BoxedTensor& tensor) {
     constexpr int64_t kMostStride = int64_t{1} << 40;
     const BoxedTensor x = with_valid_strides(tensor);
-    const auto in_range = [](int64_t size) { return size >= 1 && size <= INT32_MAX; };
+    // Coordinates of boxes beyond the last row fit, too.
+    const auto in_range = [](int64_t size) { return size >= 1 && size <= INT32_MAX - 4096; };
     const auto is_stride = [](int64_t bytes) { return bytes > 0 && bytes < kMostStride && bytes % 16 == 0; };
     return reinterpret_cast<uintptr_t>(x.data) % 16 == 0 && in_range(x.columns) && in_range(x.rows) &&
            in_range(x.planes) && is_stride(x.row_stride) && is_stride(x.plane_stride) &&

@@ -22,6 +22,16 @@ __device__ inline void load_box(uint32_t to, const CUtensorMap* map, uint32_t ba
         : "memory");
 }
 
+// The same into each CTA of the cluster whose bit is in `ctas`, at the same place, and on the barrier there.
+__device__ inline void load_box_to(uint16_t ctas, uint32_t to, const CUtensorMap* map, uint32_t barrier,
+                                   int x, int y, int z) {
+    asm volatile(
+        "cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster "
+        "[%0], [%1, {%3, %4, %5}], [%2], %6;" ::"r"(to),
+        "l"(map), "r"(barrier), "r"(x), "r"(y), "r"(z), "h"(ctas)
+        : "memory");
+}
+
 // Belongs to the thread's open group of stores until commit_stores() closes it.
 __device__ inline void store_box(const CUtensorMap* map, uint32_t from, int x, int y, int z) {
     asm volatile("cp.async.bulk.tensor.3d.global.shared::cta.bulk_group [%0, {%2, %3, %4}], [%1];" ::"l"(map),

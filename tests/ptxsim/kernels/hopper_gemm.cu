@@ -1,5 +1,5 @@
 // The package's Hopper gemm on its own, for test_hopper_gemm.py, which also compiles it with one line of it
-// changed: a [m, k] in tiles, b [n, k] in blocks, BF16, tiles of 128x128 on `ctas` CTAs.
+// changed: a [m, k] in tiles, b [n, k] in blocks, BF16, tiles of 128x128 on clusters of `cluster` CTAs.
 #include "cuda/hopper/gemm_kernel.cuh"
 #include "cuda/hopper/tensor_map.h"
 
@@ -9,7 +9,7 @@ using namespace dse::cuda::hopper;
 
 extern "C" __attribute__((visibility("default"))) int run(const uint8_t* a, const float* a_scales,
                                                           const uint8_t* b, const float* b_scales, void* out,
-                                                          int m, int n, int k, int ctas) {
+                                                          int m, int n, int k, int clusters, int cluster) {
     using T = Tile<128, 128>;
     const auto boxed = [&](const void* data, CUtensorMapDataType type, int64_t element, int64_t columns,
                            int64_t rows, int box_rows) {
@@ -17,7 +17,7 @@ extern "C" __attribute__((visibility("default"))) int run(const uint8_t* a, cons
     };
     const int64_t blocks = num_tiles(k);
     Arguments args{};
-    args.a = boxed(a, CU_TENSOR_MAP_DATA_TYPE_UINT8, 1, k, m, T::kM);
+    args.a = boxed(a, CU_TENSOR_MAP_DATA_TYPE_UINT8, 1, k, m, T::kM / cluster);
     args.b = boxed(b, CU_TENSOR_MAP_DATA_TYPE_UINT8, 1, k, n, T::kN);
     args.out = boxed(out, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 2, n, m, T::kSlabRows);
     args.out_by_copy = true;
@@ -29,12 +29,21 @@ extern "C" __attribute__((visibility("default"))) int run(const uint8_t* a, cons
                      k};
     args.gemm.kind = GemmGroups::kNone;
     args.gemm.row_tiles = ceil_div(m, T::kM);
-    args.gemm.column_tiles = ceil_div(n, T::kN);
+    args.gemm.column_tiles = ceil_div(n, T::kN * cluster);
     args.tiles = static_cast<int>(args.gemm.row_tiles * args.gemm.column_tiles);
+    args.cluster = cluster;
     const auto kernel = gemm_kernel<T, GemmGroups::kNone, false>;
     if (cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, T::kSharedBytes) !=
         cudaSuccess)
         return 1;
-    kernel<<<ctas, kThreads, T::kSharedBytes>>>(args);
-    return static_cast<int>(cudaGetLastError());
+    cudaLaunchAttribute attribute{};
+    attribute.id = cudaLaunchAttributeClusterDimension;
+    attribute.val.clusterDim = {static_cast<unsigned>(cluster), 1, 1};
+    cudaLaunchConfig_t config{};
+    config.gridDim = clusters * cluster;
+    config.blockDim = kThreads;
+    config.dynamicSmemBytes = T::kSharedBytes;
+    config.attrs = &attribute;
+    config.numAttrs = 1;
+    return static_cast<int>(cudaLaunchKernelEx(&config, kernel, args));
 }
