@@ -95,8 +95,9 @@ def fusion_table(kernels: Kernels) -> str:
     """Bytes that the two launches of an up-projection with its activation load and store."""
     library = ctypes.CDLL("libptxsim.so")
     gate_up = torch.randn(ROWS, 2 * HIDDEN, generator=torch.Generator().manual_seed(0)).bfloat16()
+    product = operands(ROWS, 2 * HIDDEN, WIDTH)
     made = [
-        Case("gemm", *operands(ROWS, 2 * HIDDEN, WIDTH), tile="256x128", gemm="hopper", note="the up-projection"),
+        Case("gemm", *product, tile="256x128", gemm="hopper", note="the up-projection"),
         Case("swiglu_quantize", gate_up, note="after it"),
         Case("swiglu_quantize", gate_up, note="after it, with its cache", cache=True),
     ]
