@@ -28,12 +28,11 @@ def _held_out(by_seed: list[list[Row]], base: list[list[Row]]) -> Estimate:
 
 
 def measure_precision(settings: Settings) -> Finding:
-    size: dict[str, Any] = {"tokens": 204_800}
+    size: dict[str, Any] = {}
     if settings.quick:
         size = {"tokens": 1024, "seq_len": 32, "hidden_size": 64, "experts": 8, "expert_size": 64}
-        size |= {"vocab_size": 384}
+        size |= {"vocab_size": 384, "seeds": len(seeds(settings))}
     options = compare.CompareOptions(
-        seeds=len(seeds(settings)),
         run_dir=settings.out / "runs",
         data=settings.data,
         threads=settings.threads,

@@ -138,6 +138,21 @@ def test_end_to_end(text_folder: Path, tmp_path: Path, capsys: pytest.CaptureFix
         assert costs[name] < all_three
 
 
+def test_fp32_is_compared_on_the_seeds_that_it_has(
+    text_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("deepseek_ext.reproduce.compare._SEEDS_IN_FP32", 1)
+    result = measure(tiny(tmp_path, text_folder, seeds=2, tokens=256))
+    assert {name: len(curves) for name, curves in result.losses.items()} == {
+        "fp8": 2,
+        "bf16": 2,
+        "fp32": 1,
+        FLOOR: 2,
+    }
+    found = {name: len(comparison.seed_means) for name, comparison in result.comparisons.items()}
+    assert found == {"fp8 - bf16": 2, "fp8 - fp32": 1, "bf16 - fp32": 1, f"{FLOOR} - bf16": 2}
+
+
 def test_an_interrupted_comparison_goes_on(
     text_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
