@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from .. import ops
+from ..ops._transposed import transposed_weight
 from ..ops.wgrad import weight_gradient
 from .matmul import factor
 from .recompute import Once
@@ -77,7 +78,7 @@ class Fp8Product:
 
     def dgrad(self, grad: Operand, dtype: torch.dtype) -> Tensor:
         codes, scales = grad
-        return ops.gemm(codes, scales, self.codes.t(), self.scales.t(), out_dtype=dtype)
+        return ops.gemm(codes, scales, *transposed_weight(self.codes, self.scales), out_dtype=dtype)
 
     def transposed(self, x: Operand) -> Operand:
         codes, scales = x

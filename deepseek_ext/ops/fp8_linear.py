@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ._checks import check_linear, check_weight_codes
 from ._kinds import explained, register_fake
+from ._transposed import transposed_weight
 from .derivatives import first_order_only
 from .wgrad import accumulation, weight_gradient
 
@@ -76,7 +77,8 @@ def _backward(ctx: Any, grad: Tensor | None, *_: None) -> tuple[Tensor | None, .
         grad_tiles_t, grad_scales_t = _ops.quantize_tiles_transposed.default(grad)
     grad_x = grad_weight = None
     if needs_x:
-        grad_x = _ops.gemm.default(grad_tiles, grad_scales, codes.t(), scales.t(), out_dtype=ctx.x_dtype)
+        by = transposed_weight(codes, scales)
+        grad_x = _ops.gemm.default(grad_tiles, grad_scales, *by, out_dtype=ctx.x_dtype)
         grad_x = grad_x.view(ctx.x_shape)
     if needs_weight:
 

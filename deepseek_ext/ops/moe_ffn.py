@@ -25,6 +25,7 @@ from ._checks import check_weight_codes, dtype_of, require_float32, require_weig
 from ._exchange import is_arrival, unpack_tiles
 from ._kinds import explained, register_fake
 from ._library import NAMESPACE
+from ._transposed import transposed_weight
 from .derivatives import first_order_only
 from .exchange import InFlight, Routing, combine_finish, dispatch_start, grad_edge, start_back
 from .wgrad import accumulation, weight_gradient
@@ -148,16 +149,16 @@ def experts_dgrad(
     dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor, WgradOperands]:
     """Gradients of the rows [M, H] in `dtype` and of their gate weights [M], and what the wgrads multiply."""
-    (gate_up_codes, gate_up_scales), (down_codes, down_scales) = codes
+    gate_up_codes, down_codes = codes
     grad_product = _ops.grouped_gemm.default(
-        *grad, down_codes.transpose(1, 2), down_scales.transpose(1, 2), offs, out_dtype=torch.bfloat16
+        *grad, *transposed_weight(*down_codes), offs, out_dtype=torch.bfloat16
     )
     grad_gate_up, grad_weights, output = _ops.swiglu_backward.default(grad_product, *cache, weights)
     del grad_product  # each of these is as large as the rows: here is the peak of a step's memory
     tiles, scales, tiles_t, scales_t = _ops.quantize_tiles_both.default(grad_gate_up, offs)
     del grad_gate_up
     grad_rows = _ops.grouped_gemm.default(
-        tiles, scales, gate_up_codes.transpose(1, 2), gate_up_scales.transpose(1, 2), offs, out_dtype=dtype
+        tiles, scales, *transposed_weight(*gate_up_codes), offs, out_dtype=dtype
     )
     output_t = _ops.quantize_tiles_transposed.default(output, offs)
     return grad_rows, grad_weights, WgradOperands(output_t, (tiles_t, scales_t))
