@@ -205,11 +205,12 @@ def _routing(indices: Tensor, num_experts: int, groups: list[str], sizes: list[i
     choices, source = indices, indices.new_zeros(indices.shape[0], 1)
     hops: list[Tensor] = []
     held = num_experts
+    direct = sum(map(bool, groups)) == 1
     for group, size in zip(groups, sizes, strict=True):
-        hop, count, choices, source = _hop(choices, source, held // size, group, size)
+        hop, count, choices, source = _hop(choices, source, held // size, group, size, tracked=not direct)
         hops += hop
         held = held // size if group else held
-    if sum(map(bool, groups)) == 1:
+    if direct:
         rows, slots, offs = _ops.expert_order.default(choices, held)
         return [rows[:count], slots, offs, *hops]
     # Rows came by way of other ranks: in the order of the ranks they are from, as if they had come directly.
@@ -229,15 +230,18 @@ def group_sizes(groups: list[str], sizes: list[int]) -> int:
 
 
 def _hop(
-    choices: Tensor, source: Tensor, held: int, group: str, size: int
+    choices: Tensor, source: Tensor, held: int, group: str, size: int, *, tracked: bool
 ) -> tuple[list[Tensor], int, Tensor, Tensor]:
-    """One hop, the choices that come here by it, and the choices and sources of what arrives."""
+    """One hop, the choices that come here by it, and the choices and sources of what arrives.
+
+    tracked: whether sources are wanted; else they are what they were.
+    """
     ranks = _ops.exchange_ranks.default(choices, held, size)
-    rows, slots, offs = _ops.expert_order.default(ranks, size)
-    sent = torch.diff(offs, prepend=offs.new_zeros(1))
-    owners = choices.div(held, rounding_mode="floor") + 1  # 0: of no choice
-    wanted = torch.bincount(owners.flatten(), minlength=size + 1)[1 : size + 1]
-    counts = torch.stack([sent, wanted.int()], 1)
+    rows, slots, sent = _ops.expert_order.default(ranks, size)
+    # Counted by the same kernel: bincount would wait for the largest number on the host.
+    *_, wanted = _ops.expert_order.default(choices.div(held, rounding_mode="floor"), size)
+    ends = torch.stack([sent, wanted], 1)
+    counts = torch.diff(ends, dim=0, prepend=ends.new_zeros(1, 2))
     one_each = torch.ones(2, size, dtype=torch.int64)
     got = _wait(_move(counts, one_each, group))
     splits = torch.stack([counts, got]).cpu().long()  # the one copy to the host
@@ -252,7 +256,7 @@ def _hop(
     row_splits = splits[:, :, 0].contiguous()
     arrived = _wait(_move(carried.view(torch.uint8), row_splits, group)).view(torch.int16).int()
     choices, source = arrived[:, :-1].contiguous(), arrived[:, -1:]
-    if group:
+    if group and tracked:
         # from whom each row is
         from_ = torch.repeat_interleave(row_splits[1]).to(source.device, torch.int32)
         source = source * size + from_[:, None]
