@@ -123,6 +123,34 @@ def test_accumulating_in_place_changes_no_bit(config: TrainConfig, monkeypatch: 
         assert (a["loss"], a["grad_norm"]) == (b["loss"], b["grad_norm"])
 
 
+def test_every_step_follows_every_schedule(config: TrainConfig) -> None:
+    """Of 1280 tokens the paper's 10, 14.3 and 14.633 T are 865, 1237 and 1266; the batch grows until 41."""
+    trainer = Trainer(replace(config, sequences_start=2), prepare_data(config))
+    asked: list[tuple[int, float]] = []
+    speeds: list[float] = []
+    loss, update = trainer.model.loss, trainer.model.update_router_bias
+
+    def watched_loss(tokens: torch.Tensor, *args: Any, mtp_weight: float, **kwargs: Any) -> Any:
+        asked.append((len(tokens), mtp_weight))
+        return loss(tokens, *args, mtp_weight=mtp_weight, **kwargs)
+
+    def watched_update(speed: float) -> None:
+        speeds.append(speed)
+        update(speed)
+
+    trainer.model.loss = watched_loss  # type: ignore[method-assign]
+    trainer.model.update_router_bias = watched_update  # type: ignore[method-assign]
+    rows = []
+    while not trainer.finished:
+        rows.append(trainer.train_step())
+    assert [row["tokens"] for row in rows] == [64, *range(192, 1344, 128), 1344]
+    assert asked == [(2, 0.3), *[(4, 0.3)] * 6, *[(4, 0.1)] * 4]
+    assert speeds == [0.01] * 10 + [0.0]
+    peak = trainer.schedules.lr.peak
+    assert [row["lr"] for row in rows[1:7]] == [peak] * 6
+    assert rows[-1]["lr"] == pytest.approx(peak * 73 / 2200)
+
+
 def test_gradients_are_clipped(config: TrainConfig) -> None:
     trainer = Trainer(config, prepare_data(config))
     scales: list[float] = []
