@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar
 
@@ -66,7 +67,8 @@ class Derived(nn.Module):
                 return memo.value
             memo.value, memo.state = None, ()  # before the new one is made: they need not stand side by side
         # Out of inference mode too, whose tensors could not be saved for a later backward.
-        with torch.inference_mode(False), torch.no_grad():
+        leave = torch.inference_mode(False) if torch.is_inference_mode_enabled() else nullcontext()
+        with leave, torch.no_grad():
             value = make(*weights)
         sources = tuple(map(weakref.ref, weights))
         if memo is None:

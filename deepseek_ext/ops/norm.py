@@ -113,11 +113,14 @@ def _rms_norm_backward_fake(grad: Tensor, x: Tensor, weight: Tensor, rstd: Tenso
 def _setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, float], output: tuple[Tensor, Tensor]) -> None:
     x, weight, _ = inputs
     ctx.mark_non_differentiable(output[1])
+    ctx.set_materialize_grads(False)  # no zeros for rstd
     ctx.save_for_backward(x, weight, output[1])
 
 
 @first_order_only("rms_norm")
-def _backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor, Tensor, None]:
+def _backward(ctx: Any, grad: Tensor | None, _: None) -> tuple[Tensor | None, Tensor | None, None]:
+    if grad is None:
+        return None, None, None
     return *_ops.rms_norm_backward.default(grad, *ctx.saved_tensors), None
 
 

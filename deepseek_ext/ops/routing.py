@@ -251,12 +251,15 @@ def _route_setup(
 ) -> None:
     _, indices, load = output
     ctx.mark_non_differentiable(indices, load)
+    ctx.set_materialize_grads(False)  # no zeros for them
     ctx.save_for_backward(inputs[0], indices)
     ctx.options = {name: keyword_only_inputs[name] for name in ("routed_scaling_factor", "norm_topk_prob")}
 
 
 @first_order_only("route")
-def _route_backward(ctx: Any, grad_weights: Tensor, *_: None) -> tuple[Tensor, None, None]:
+def _route_backward(ctx: Any, grad_weights: Tensor | None, *_: None) -> tuple[Tensor | None, None, None]:
+    if grad_weights is None:
+        return None, None, None
     return _ops.route_backward.default(grad_weights, *ctx.saved_tensors, **ctx.options), None, None
 
 
