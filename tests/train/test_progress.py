@@ -130,6 +130,7 @@ def test_a_file_gets_plain_lines_whatever_the_environment_says(monkeypatch: pyte
 
 def test_a_step_past_the_budget() -> None:
     shown = progress(io.StringIO())
+    shown.started -= 1000
     figures = shown.figures(row(shown, tokens=1100))
     assert "100.0 %" in figures
     assert figures[-1].endswith(", 0:00 left")

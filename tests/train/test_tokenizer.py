@@ -64,6 +64,12 @@ def test_the_cache_is_used_and_keyed(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert not [path for path in tmp_path.iterdir() if "tmp" in path.name]
 
 
+def test_another_vocabulary_is_another_tokenizer(tmp_path: Path) -> None:
+    cached(tmp_path)
+    smaller = tok.cached_tokenizer(DOCUMENTS, 290, "manifest", tmp_path)
+    assert smaller.get_vocab_size() <= 290 < cached(tmp_path).get_vocab_size()
+
+
 def test_a_cache_that_cannot_be_written_costs_time_alone(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
