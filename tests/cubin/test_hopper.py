@@ -37,6 +37,14 @@ def test_every_kernel_copies_and_multiplies_in_hardware(kernels_ptx: dict[str, s
         assert ("cp.async.bulk.tensor.3d.global.shared::cta" in text) != pair_by_pair, name
 
 
+def test_no_kernel_edits_a_tensor_map(kernels_ptx: dict[str, str]) -> None:
+    """Maps edited in place while loads were under way gave wrong codes: here they are parameters."""
+    for name, text in kernels_ptx.items():
+        assert "tensormap.replace" not in text, name
+        assert "fence.proxy.tensormap" not in text, name
+        assert re.search(r"\.param \.align (64|128) \.b8 \S+\[\d+\]", text), name
+
+
 def test_registers_are_shared_out_within_the_launch_bounds(kernels_ptx: dict[str, str]) -> None:
     for name, text in kernels_ptx.items():
         (less,) = set(re.findall(r"setmaxnreg\.dec\.sync\.aligned\.u32 (\d+)", text))
