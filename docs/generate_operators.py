@@ -33,6 +33,31 @@ After installing another version of this package, empty torch.compile's cache on
 name alone, and may answer with a graph that has the old version's backward.
 
 `make docs` makes this page from the sources.
+
+## How they fit together
+
+The experts of one layer, forward: what `moe_ffn` does in one call with a backward of its own. Activations that every
+expert reads are quantised once, before they are copied, with scales that are powers of two.
+
+```python
+import torch
+from deepseek_ext import ops
+
+x = torch.randn(512, 256, dtype=torch.bfloat16)  # T tokens of width H
+router = torch.randn(16, 256) * 0.02  # E experts
+gate_up, down = torch.randn(16, 2 * 128, 256) * 0.06, torch.randn(16, 256, 128) * 0.09  # [E, 2I, H], [E, H, I]
+
+bias = torch.zeros(16)  # update_router_bias_ moves it after each step, by the load
+groups = {"n_groups": 4, "topk_groups": 2}  # 1 and 1: no groups
+weights, indices, load = ops.route(x.float() @ router.t(), bias, top_k=4, **groups, routed_scaling_factor=1.0)
+rows, slots, offs = ops.expert_order(indices, num_experts=16)
+tiles = ops.gather_tiles(*ops.quantize_tiles(x, power_of_2=True), rows, 4)
+row_weights = ops.gather_rows(weights.view(-1, 1), rows, 1).view(-1)  # each row's own
+hidden = ops.grouped_gemm(*tiles, *ops.quantize_blocks(gate_up), offs)
+product = ops.swiglu_quantize(hidden, row_weights)
+out = ops.combine_rows(ops.grouped_gemm(*product, *ops.quantize_blocks(down), offs), slots)
+assert torch.equal(out, ops.moe_ffn(x, weights, indices, gate_up, down))
+```
 """
 
 

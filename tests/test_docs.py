@@ -31,6 +31,11 @@ generator = load_generator()
 OPERATORS = [name for name in ops.__all__ if generator.is_operator(name)]
 
 
+def test_example_runs() -> None:
+    (code,) = re.findall(r"```python\n(.*?)```", generator.HEAD, re.S)
+    exec(compile(code, "operators.md", "exec"), {})
+
+
 def mentions(name: str, pattern: str, skip: str = "") -> list[str]:
     """Files under a glob that use the operator."""
     files = [file for file in sorted(ROOT.glob(pattern)) if file.name != skip]

@@ -43,8 +43,9 @@ def expert_order(indices: Tensor, num_experts: int) -> ExpertOrder:
     """Sorts the (token, k) pairs by chosen expert, tokens ascending inside it: (rows, slots, offs).
 
     indices: int32 [T, K]; -1 means "not here" (its slot is -1, and the rows it leaves free at the end are
-    -1). Experts may be empty. Nothing is read back by the host on a GPU. Raises ValueError for another dtype
-    or shape and, on the CPU (on a GPU with DSE_CHECK=1), for an index outside [-1, num_experts).
+    -1). Returns int32 rows [T*K], slots [T, K] and offs [E], the end of each expert's rows; experts may be
+    empty. Nothing is read back by the host on a GPU. Raises ValueError for another dtype or shape and, on
+    the CPU (on a GPU with DSE_CHECK=1), for an index outside [-1, num_experts).
     """
     return ExpertOrder(*_ops.expert_order.default(indices, num_experts))
 

@@ -39,12 +39,15 @@ def route(
     """Chooses top_k experts for each token, from the topk_groups best of n_groups groups.
 
     logits: float32 [T, E]; bias: float32 [E]; valid: bool [T], False for padding, which is routed but not
-    counted in load. The choice is by sigmoid(logits) + bias; a group's score is the sum of its two largest
-    choices (its only one, if it has one), and the experts of all other groups rank as -inf. Ties, of groups
-    too, go to the lower index; a NaN choice ranks as -inf. weights are the chosen sigmoid(logits), without
-    bias, divided by their sum + 1e-20 if norm_topk_prob, times routed_scaling_factor. No token is dropped.
-    Differentiable in logits, through weights, once. The bits depend neither on the tier nor on the number of
-    threads. Raises ValueError for arguments that do not fit. Source: equations 12 to 16.
+    counted in load. n_groups=1, topk_groups=1 routes without groups. Returns (weights float32 [T, K],
+    indices int32 [T, K], best first, load int32 [E], how many valid tokens chose each expert).
+
+    The choice is by sigmoid(logits) + bias; a group's score is the sum of its two largest choices (its only
+    one, if it has one), and the experts of all other groups rank as -inf. Ties, of groups too, go to the
+    lower index; a NaN choice ranks as -inf. weights are the chosen sigmoid(logits), without bias, divided by
+    their sum + 1e-20 if norm_topk_prob, times routed_scaling_factor. No token is dropped. Differentiable in
+    logits, through weights, once. The bits depend neither on the tier nor on the number of threads. Raises
+    ValueError for arguments that do not fit. Source: equations 12 to 16.
     """
     return Routed(
         *_ops.route.default(
