@@ -143,8 +143,9 @@ class TrainConfig:
 
     validate_every: int | None = None
     """Steps between validations with samples; None: a quarter of the run, and its end."""
-    prompts: tuple[str, ...] = ("def __init__(self, ", "import os\n", "class Error(")
-    """Prompts whose greedy continuation is shown after each validation."""
+    prompts: tuple[str, ...] | None = None
+    """Prompts whose greedy continuation is shown after each validation. Default: three of Python; with --data
+    the beginnings of three held-out documents."""
 
     telemetry: int | None = None
     """Steps between rows of telemetry.jsonl: what FP8 does to each operand, and each router's load."""
@@ -326,8 +327,9 @@ class TrainConfig:
     def from_json(cls, fields: dict[str, Any]) -> TrainConfig:
         """The inverse of to_json."""
         values = dict(fields)
-        for name in ("data", "prompts", "log"):
+        for name in ("data", "log"):
             values[name] = tuple(values.get(name, ()))
+        values["prompts"] = None if values.get("prompts") is None else tuple(values["prompts"])
         values["run_dir"] = Path(values["run_dir"])
         for name in ("tokenizer", "init_from"):
             values[name] = Path(values[name]) if values.get(name) else None

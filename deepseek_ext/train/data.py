@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from textwrap import shorten
 
@@ -32,6 +33,8 @@ from .tokenizer import (
 
 _VALIDATION_TOKENS = 8192  # a pass: more brings no speed and costs memory
 SAMPLE_TOKENS = 48  # that a sample adds to its prompt
+_PYTHON_PROMPTS = ("def __init__(self, ", "import os\n", "class Error(")
+_PROMPT_TOKENS = 8  # of a held-out document that serves as a prompt
 
 
 @dataclass(slots=True)
@@ -50,6 +53,8 @@ class RunData:
     are ready-made tokens."""
     eos: int
     """The end-of-document token."""
+    prompts: tuple[str, ...] = ()
+    """What samples continue."""
     document_masking: bool = False
     """Whether attention is confined to documents."""
 
@@ -112,6 +117,7 @@ def prepare_data(config: TrainConfig, *, tokenizer: Tokenizer | None = None) -> 
         held_out_bytes=len(corpus.held_out_bytes()),
         bytes_per_token=_bytes_per_token(corpus, packed, held_out),
         eos=eos,
+        prompts=_prompts(config, tokenizer, held_out),
         document_masking=config.document_masking,
     )
 
@@ -131,7 +137,7 @@ def _tokenizer(config: TrainConfig, corpus: Corpus, manifest: str, cache: Path) 
 def _check_prompts(config: TrainConfig, tokenizer: Tokenizer) -> None:
     """Raises ValueError for a prompt that no sample can continue: it would end the run at its first one."""
     longest = config.model_config().max_position_embeddings - SAMPLE_TOKENS
-    for prompt in config.prompts:
+    for prompt in config.prompts or ():
         try:
             tokens = len(tokenizer.encode(prompt).ids)
         except TypeError as error:  # bytes of another encoding
@@ -141,6 +147,18 @@ def _check_prompts(config: TrainConfig, tokenizer: Tokenizer) -> None:
                 f"--prompts {shorten(prompt, 40)!r} has {tokens} tokens, and a sample needs 1 to {longest}; "
                 "write another, or --prompts with none for no samples"
             )
+
+
+def _prompts(config: TrainConfig, tokenizer: Tokenizer, held_out: list[Tokens]) -> tuple[str, ...]:
+    """What the configuration says; by default prompts that fit the text."""
+    if config.prompts is not None:
+        return config.prompts
+    if not config.data:
+        return _PYTHON_PROMPTS
+    # A document's last token is its end; a character cut in two is left out.
+    starts = (tokenizer.decode(tokens[:-1][:_PROMPT_TOKENS].tolist()) for tokens in held_out)
+    whole = (start.rstrip("\N{REPLACEMENT CHARACTER}") for start in starts)
+    return tuple(islice(filter(None, whole), len(_PYTHON_PROMPTS)))
 
 
 def _split_shard(shard: Shard, tokenizer: Tokenizer, notices: list[str]) -> tuple[list[Tokens], list[Tokens]]:

@@ -363,6 +363,7 @@ def _say_interrupted(trainer: Trainer, outcome: Outcome, command: Sequence[str])
 
 def _say_end(trainer: Trainer, outcome: Outcome, command: Sequence[str]) -> None:
     config, data, row = trainer.config, trainer.data, outcome.row
+    prompt = next((prompt for prompt in data.prompts if prompt.isprintable()), "The ")
     ours = row.get("val_bits_per_byte") or bits_per_byte(trainer.model, data, trainer.world)
     zlib = data.corpus.zlib_bits_per_byte()
     rate = trainer.tokens / trainer.seconds if trainer.seconds else 0.0
@@ -376,9 +377,9 @@ def _say_end(trainer: Trainer, outcome: Outcome, command: Sequence[str]) -> None
         f"speed           {rate:,.0f} tokens/s over {clock(trainer.seconds)}; peak memory "
         f"{peak_memory() / 2**20:,.0f} MiB\n"
         f"last step       MaxVio {row['max_vio']:.2f}{acceptance}\n"
-        f"sample          {sample(trainer.model, data, config.prompts[0]) if config.prompts else '-'}\n"
+        f"sample          {sample(trainer.model, data, data.prompts[0]) if data.prompts else '-'}\n"
         f"to continue     {_again(command, '--tokens', '--minutes')} --tokens {tokens}\n"
-        f"to generate     deepseek-ext generate {run} --prompt 'def '\n"
+        f"to generate     deepseek-ext generate {run} --prompt {shlex.quote(prompt)}\n"
         f"to evaluate     deepseek-ext eval {run}\n"
         f"to draw         deepseek-ext plot {run}\n"
         f"to export       deepseek-ext export-hf {run} {shlex.quote(str(config.run_dir / 'hf'))}",

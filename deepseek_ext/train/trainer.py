@@ -239,7 +239,7 @@ class Trainer:
         if self._stopped(stop):
             return {}
         progress.say(f"step {self.step}: validation {score:.4f} bits/byte")
-        for prompt in self.config.prompts:
+        for prompt in self.data.prompts:
             if not self._stopped(stop):
                 progress.say(f"  {sample(self.model, self.data, prompt)}")
         if not self.average:

@@ -182,3 +182,27 @@ def test_what_cannot_be_extended_is_said(
     err = capsys.readouterr().err
     assert message in err
     assert err.count("\n") == 1
+
+
+def test_samples_continue_what_the_configuration_says_or_held_out_text(
+    config: TrainConfig, tmp_path: Path
+) -> None:
+    held_out = replace(config, prompts=None)
+    data = prepare_data(held_out)
+    texts = [document.text for document in data.corpus.held_out]
+    assert len(data.prompts) == min(3, len(texts))
+    for prompt, text in zip(data.prompts, texts, strict=False):
+        assert prompt
+        assert text.startswith(prompt)
+        assert len(prompt) < len(text)
+    assert prepare_data(replace(config, prompts=("a", "b"))).prompts == ("a", "b")
+    assert prepare_data(config).prompts == ()
+    # A character that the cut falls into is left out.
+    euros = tmp_path / "euros"
+    euros.mkdir()
+    for n in range(40):
+        (euros / f"{n}.txt").write_text("\N{GRINNING FACE}€" * (n + 4), encoding="utf-8")
+    for prompt in prepare_data(replace(held_out, data=(str(euros),))).prompts:
+        assert set(prompt) <= set("\N{GRINNING FACE}€")
+    assert TrainConfig.from_json(held_out.to_json()) == held_out
+    assert TrainConfig.from_json(config.to_json()) == config
