@@ -69,7 +69,7 @@ test-sim: build
 	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n 2 -q tests/ops --backend simulator --simulator-seed $(SEED) $(ARGS)
 	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n 2 -q tests/ops --backend simulator --simulator-seed $$(($(SEED) + 1)) \
 	    --simulator-capability 80 $(ARGS)
-	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -q benchmarks --device simulator --benchmark-columns=median
+	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -q benchmarks --device simulator
 
 test-cubin: build
 	$(PYTHON) -m pytest -q tests/cubin $(ARGS)
@@ -108,7 +108,7 @@ format: $(STAMPS)/dev
 
 bench: build
 	@mkdir -p .benchmarks
-	$(PYTHON) -m pytest benchmarks -q --benchmark-json=.benchmarks/latest.json --benchmark-columns=median $(ARGS)
+	$(PYTHON) -m pytest benchmarks -q --benchmark-json=.benchmarks/latest.json $(ARGS)
 
 # The saved run is BASE (default .benchmarks/base.json; save one with: cp .benchmarks/latest.json .benchmarks/base.json)
 BASE ?= .benchmarks/base.json
