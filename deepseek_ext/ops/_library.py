@@ -7,6 +7,7 @@ import importlib
 import importlib.util
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import torch
 
@@ -14,8 +15,9 @@ try:
     from .. import _native
 except ImportError as error:
     raise ImportError(
-        "deepseek_ext's compiled modules are missing. From a checkout run `make setup`, or install with "
-        "`pip install --no-build-isolation .`; both need g++ and an installed torch."
+        f"{Path(__file__).parents[1]} has no compiled modules. From a checkout run `make setup`, or install "
+        "with `pip install --no-build-isolation .`; both need g++ and an installed torch. If it is "
+        "installed, start Python outside the checkout, whose folder deepseek_ext comes first inside it."
     ) from error
 
 _native.check_capability(os.environ.get("DSE_CPU_CAPABILITY") or "generic")
@@ -46,7 +48,11 @@ def using_cpu_capability(name: str) -> Iterator[None]:
     name is a tier as DSE_CPU_CAPABILITY takes it. The switch is process-wide. Raises ValueError for a tier
     this host lacks, naming those it has.
     """
-    before = torch.ops.deepseek_ext.set_cpu_capability(name)
+    try:
+        before = torch.ops.deepseek_ext.set_cpu_capability(name)
+    except ValueError as error:  # which speaks of the variable
+        said = str(error).replace("DSE_CPU_CAPABILITY", "using_cpu_capability: name", 1)
+        raise ValueError(said.replace("name: ", "name ", 1).replace(", or unset it", "")) from None
     try:
         yield
     finally:
