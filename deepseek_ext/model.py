@@ -104,6 +104,11 @@ class DeepseekV3(nn.Module):
         seed: int = 0,
     ) -> None:
         super().__init__()
+        if not isinstance(config, ModelConfig):
+            raise ValueError(
+                f"DeepseekV3: config must be a ModelConfig, got {type(config).__name__}; make one with "
+                "ModelConfig(...), or ModelConfig.preset(name)"
+            )
         _check_precision("precision", precision)
         self.config = config
         self.precision = precision
