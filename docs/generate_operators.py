@@ -36,8 +36,8 @@ name alone, and may answer with a graph that has the old version's backward.
 
 ## How they fit together
 
-The experts of one layer, forward: what `moe_ffn` does in one call with a backward of its own. Activations that every
-expert reads are quantised once, before they are copied, with scales that are powers of two.
+The experts of one layer, forward: what `moe_ffn` does in one call, with a backward of its own. Tokens are
+quantised once, before they are copied to their experts, with scales that are powers of two.
 
 ```python
 import torch
@@ -45,7 +45,8 @@ from deepseek_ext import ops
 
 x = torch.randn(512, 256, dtype=torch.bfloat16)  # T tokens of width H
 router = torch.randn(16, 256) * 0.02  # E experts
-gate_up, down = torch.randn(16, 2 * 128, 256) * 0.06, torch.randn(16, 256, 128) * 0.09  # [E, 2I, H], [E, H, I]
+gate_up = torch.randn(16, 2 * 128, 256) * 0.06  # [E, 2I, H], gate first
+down = torch.randn(16, 256, 128) * 0.09  # [E, H, I]
 
 bias = torch.zeros(16)  # update_router_bias_ moves it after each step, by the load
 groups = {"n_groups": 4, "topk_groups": 2}  # 1 and 1: no groups
