@@ -182,7 +182,7 @@ def test_unknown_names_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"config.json does not exist"):
         ModelConfig.from_hf(tmp_path)
     with pytest.raises(ValueError, match="DeepseekV3: config must be a ModelConfig, got str; make one"):
-        DeepseekV3("tiny")  # type: ignore[arg-type]
+        DeepseekV3("tiny")
     with pytest.raises(ValueError, match="precision must be one of fp8, bf16, fp32, got 'fp16'"):
         DeepseekV3(ModelConfig.preset("tiny"), precision="fp16")
     with pytest.raises(ValueError, match="pattern 'layers-9' matches no layer"):
