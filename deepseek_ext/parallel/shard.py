@@ -58,16 +58,6 @@ def shard(model: DeepseekV3, world: World) -> None:
         register_fsdp_forward_method(model, method)
 
 
-def gather_ahead(model: nn.Module) -> None:
-    """Starts to gather the parameters of all layers, where FSDP2 would wait for each when it is reached.
-
-    With gloo alone: on GPUs each layer's gathering overlaps the layer before by itself.
-    """
-    for module in model.modules():
-        if isinstance(module, FSDPModule) and next(module.parameters()).device.type == "cpu":
-            module.unshard(async_op=True)
-
-
 def last_micro_batch(model: nn.Module, last: bool) -> None:
     """Says whether the coming backward pass is the last of its step: gradients are summed over ranks then."""
     if isinstance(model, FSDPModule):

@@ -20,7 +20,7 @@ from torch import Tensor
 from ..generate import generate
 from ..model import DeepseekV3
 from ..ops import accumulate_weight_gradients
-from ..parallel.shard import gather_ahead, last_micro_batch, materialise, shard, shards_written, whole
+from ..parallel.shard import last_micro_batch, materialise, shard, shards_written, whole
 from ..parallel.world import World, is_main_process
 from . import checkpoint
 from .config import TrainConfig
@@ -209,7 +209,6 @@ class Trainer:
     ) -> tuple[Tensor, Tensor]:
         """Gradients of the whole step; returns what this rank adds to the main loss and to the first MTP
         module's acceptance."""
-        gather_ahead(self.model)
         sequences, num_targets = tokens.shape[0], targets.numel()
         device = self.world.device
         tokens, targets = (self.world.rows(x).to(device) for x in (tokens, targets))
