@@ -44,7 +44,7 @@ def test_a_closed_terminal_saves_unless_nohup_said_otherwise(
     ignored: bool, flags: Flags, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
-    steps = 60 if ignored else 4000  # the signal must come before the end, however busy the machine is
+    steps = 60 if ignored else 1000  # the signal must come before the end, however busy the machine is
     process = start_example(flags(checkpoint_every=4, tokens=128 * steps), nohup=ignored)
     wait_for(process, run, 4)
     process.send_signal(signal.SIGHUP)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -49,4 +50,10 @@ def start_example(args: list[str], *, nohup: bool = False) -> subprocess.Popen[s
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        preexec_fn=_hear_hangups,
     )
+
+
+def _hear_hangups() -> None:
+    """Also where the tests themselves run under nohup, which children inherit."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
