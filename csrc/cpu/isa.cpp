@@ -69,14 +69,14 @@ Isa parse_capability(const std::string& name) {
     for (int i = 0; i < 4; ++i)
         if (base == kTierNames[i]) wanted = i;
     if (wanted < 0 || (no_vbmi && wanted < 2)) {
-        throw std::invalid_argument("DSE_CPU_CAPABILITY: '" + name +
+        throw std::invalid_argument("'" + name +
                                     "' is not a tier; write generic, avx2, avx512 or avx512_bf16 (the last "
-                                    "two optionally with -novbmi), or unset it");
+                                    "two optionally with -novbmi)");
     }
     if (wanted > tier(host_isa())) {
         std::string choices = kTierNames[0];
         for (int i = 1; i <= tier(host_isa()); ++i) choices += std::string(", ") + kTierNames[i];
-        throw std::invalid_argument("DSE_CPU_CAPABILITY: '" + name + "' is above what this CPU has ('" +
+        throw std::invalid_argument("'" + name + "' is above what this CPU has ('" +
                                     kTierNames[tier(host_isa())] + "'); choose one of: " + choices);
     }
     const bool vbmi = has_vbmi(host_isa()) && !no_vbmi;

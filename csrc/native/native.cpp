@@ -24,5 +24,5 @@ PYBIND11_MODULE(_native, m) {
         "The highest CPU tier of this host: generic, avx2, avx512 or avx512_bf16.");
     m.def(
         "check_capability", [](const std::string& name) { dse::cpu::parse_capability(name); },
-        "Raises ValueError if a value of DSE_CPU_CAPABILITY is unknown or above the host's tier.");
+        "Raises ValueError if a tier is unknown or above the host's.");
 }

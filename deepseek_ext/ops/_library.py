@@ -20,9 +20,12 @@ except ImportError as error:
         "installed, start Python outside the checkout, whose folder deepseek_ext comes first inside it."
     ) from error
 
-_native.check_capability(os.environ.get("DSE_CPU_CAPABILITY") or "generic")
+try:
+    _native.check_capability(os.environ.get("DSE_CPU_CAPABILITY") or "generic")
+except ValueError as error:
+    raise ValueError(f"DSE_CPU_CAPABILITY: {error}, or unset it") from None
 
-from .. import _C  # noqa: E402, F401  registers schemas and CPU kernels
+from .. import _C  # noqa: F401  registers schemas and CPU kernels
 
 # CUDA kernels, unless this torch has no CUDA (their library could not be loaded) or they were left out.
 for _module in ("deepseek_ext._C_cuda", "deepseek_ext._C_cuda_gemm"):
@@ -50,9 +53,8 @@ def using_cpu_capability(name: str) -> Iterator[None]:
     """
     try:
         before = torch.ops.deepseek_ext.set_cpu_capability(name)
-    except ValueError as error:  # which speaks of the variable
-        said = str(error).replace("DSE_CPU_CAPABILITY", "using_cpu_capability: name", 1)
-        raise ValueError(said.replace("name: ", "name ", 1).replace(", or unset it", "")) from None
+    except ValueError as error:
+        raise ValueError(f"using_cpu_capability: name {error}") from None
     try:
         yield
     finally:
