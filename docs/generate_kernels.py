@@ -8,25 +8,20 @@ launch of each operator does on the simulator: requests to memory, bank conflict
 from __future__ import annotations
 
 import ctypes
-import json
-import os
 import re
 import sys
 import tempfile
-from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
 
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests/cubin"), str(ROOT / "docs")]
 
-import ptxas  # noqa: E402  found by the line above
+import hopper_counts  # noqa: E402  found by the line above
+import ptxas  # noqa: E402
 from kernel_cases import Case, cases  # noqa: E402
-from torch import Tensor  # noqa: E402
-from torch.utils._pytree import tree_leaves  # noqa: E402
+from kernel_counts import SECTOR, launches_of, table  # noqa: E402
 
 PAGE = ROOT / "docs/performance.md"
-SECTOR = 32  # bytes
 COPIES = ("copied_bytes", "bulk_load_bytes", "bulk_store_bytes")  # that pass by loads and stores
 GEMM_TILES = ("16x64", "64x64", "128x128")  # in the order of csrc/cuda/gemm_plan.h
 
@@ -45,10 +40,6 @@ def with_section(page: str, name: str, text: str) -> str:
     return (
         f"{before}{marker(name)}\n{text}\n{marker(name, end=True)}{rest.split(marker(name, end=True), 1)[1]}"
     )
-
-
-def table(head: list[str], rows: Iterable[list[str]]) -> str:
-    return "\n".join(f"| {' | '.join(row)} |" for row in [head, ["---"] * len(head), *rows])
 
 
 def row_name(kernel: ptxas.Kernel) -> str:
@@ -84,20 +75,6 @@ def compiled_table(kernels: list[ptxas.Kernel]) -> str:
     registers = [f"registers, {a}" for a in ptxas.ARCHITECTURES]
     head = ["file", "kernel", "instantiations", *registers, "static shared bytes"]
     return f"nvcc {ptxas.version()}; no kernel spills or uses local memory.\n\n{table(head, lines)}"
-
-
-def launches_of(case: Case, kernel: Callable[..., Any], library: ctypes.CDLL) -> tuple[list[dict], int]:
-    """Counters of what the call launches, and the bytes that any kernel must move for it."""
-    library.ptxsim_counters.restype = ctypes.c_char_p
-    wanted = {"DSE_GEMM": case.gemm} | ({"DSE_GEMM_TILE": case.tile} if case.tile else {})
-    os.environ.update(wanted)
-    try:
-        results = kernel(*case.arguments, **case.options)
-    finally:
-        for name in wanted:
-            del os.environ[name]
-    written = sum(x.nbytes for x in tree_leaves(results) if isinstance(x, Tensor))
-    return json.loads(library.ptxsim_counters()), case.bytes_of_arguments() + written
 
 
 def per_request(launches: list[dict], kind: str) -> str:
@@ -166,7 +143,6 @@ def main() -> None:
         page = with_section(page, "simulated", simulated_table())
     if {"hopper", "fusion"} & set(chosen):
         import backends
-        import hopper_counts
 
         kernels = backends.simulated_kernels()
         backends.simulator_option("seed", 0)
@@ -176,5 +152,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.modules["generate_kernels"] = sys.modules["__main__"]  # for hopper_counts
     main()

@@ -11,11 +11,10 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from generate_kernels import SECTOR, launches_of, table
-from kernel_cases import Case
+from kernel_cases import HOPPER_TILES, Case
+from kernel_counts import SECTOR, launches_of, table
 from torch import Tensor
 
-TILES = {"128x32": 4, "128x64": 2, "128x128": 2, "256x96": 2, "256x128": 2}  # CTAs of a cluster
 SCHEDULERS = 4  # of an SM
 Kernels = dict[str, Callable[..., Any]]
 Operands = tuple[Tensor, Tensor, Tensor, Tensor]
@@ -37,13 +36,13 @@ def counted(kernels: Kernels, tile: str, k: int, tiles: int = 1, b_tiles: bool =
     import backends
 
     m, n = (int(x) for x in tile.split("x"))
-    case = Case("gemm", *operands(m * tiles, n * TILES[tile], k, b_tiles), tile=tile, gemm="hopper")
-    backends.simulator_option("multiprocessors", TILES[tile])
+    case = Case("gemm", *operands(m * tiles, n * HOPPER_TILES[tile], k, b_tiles), tile=tile, gemm="hopper")
+    backends.simulator_option("multiprocessors", HOPPER_TILES[tile])
     try:
         (launch,), _ = launches_of(case, kernels["gemm"], ctypes.CDLL("libptxsim.so"))
     finally:
         backends.simulator_option("multiprocessors", 132)
-    assert launch["ctas"] == TILES[tile]
+    assert launch["ctas"] == HOPPER_TILES[tile]
     return launch
 
 
@@ -56,7 +55,7 @@ def hopper_table(kernels: Kernels) -> str:
         for b_tiles in (False, True):
             short, long = (counted(kernels, tile, k, b_tiles=b_tiles) for k in (512, 1024))
             two = counted(kernels, tile, 512, tiles=2, b_tiles=b_tiles)
-            blocks, ctas = 4, TILES[tile]
+            blocks, ctas = 4, HOPPER_TILES[tile]
             issued = [x["warp_instructions"] / ctas / SCHEDULERS for x in (short, long, two)]
 
             def passes(kind: str, launch: dict[str, Any]) -> float:
@@ -75,7 +74,7 @@ def hopper_table(kernels: Kernels) -> str:
                 )
             )
         joined = [x if x == y else f"{x}, {y}" for x, y in zip(*cells, strict=True)]
-        return [f"{tile}, {TILES[tile]}", *joined, f"{m * n * 128 // 4096:,}"]
+        return [f"{tile}, {HOPPER_TILES[tile]}", *joined, f"{m * n * 128 // 4096:,}"]
 
     head = [
         "tile, CTAs of a cluster",
@@ -85,7 +84,7 @@ def hopper_table(kernels: Kernels) -> str:
         "bytes from L2",
         "clocks of tensor core",
     ]
-    return table(head, [row(tile) for tile in TILES])
+    return table(head, [row(tile) for tile in HOPPER_TILES])
 
 
 ROWS, HIDDEN, WIDTH = 256, 512, 1024  # of the up-projection: [ROWS, WIDTH] to [ROWS, 2 * HIDDEN]

@@ -10,6 +10,8 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 TOKENS, WIDTH, EXPERTS, TOP_K = 256, 1024, 16, 4
+# CTAs of a cluster, as in csrc/cuda/hopper/gemm_plan.h.
+HOPPER_TILES = {"128x32": 4, "128x64": 2, "128x128": 2, "256x96": 2, "256x128": 2}
 
 
 class Case:
@@ -92,7 +94,7 @@ def products(generator: torch.Generator) -> Iterator[Case]:
     yield Case("gemm", *dense, note="256 x 512 x 1024, tile 64x64", tile="64x64")
     yield Case("gemm", *few, note="8 x 512 x 1024, tile 16x64", tile="16x64")
     yield Case("gemm", *back, note="256 x 1024 x 512, transposed weight", tile="128x128")
-    for tile in ("128x32", "128x64", "128x128", "256x96", "256x128"):
+    for tile in HOPPER_TILES:
         yield Case("gemm", *dense, note=f"256 x 512 x 1024, Hopper's tile {tile}", tile=tile, gemm="hopper")
     g = normal(generator, TOKENS, 256)
     transposed = *ops.quantize_tiles_transposed(g), *ops.quantize_tiles_transposed(x)
