@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar
 
@@ -67,8 +66,7 @@ class Derived(nn.Module):
                 return memo.value
             memo.value, memo.state = None, ()  # before the new one is made: they need not stand side by side
         # Out of inference mode too, whose tensors could not be saved for a later backward.
-        leave = torch.inference_mode(False) if torch.is_inference_mode_enabled() else nullcontext()
-        with leave, torch.no_grad():
+        with torch.inference_mode(False), torch.no_grad():
             value = make(*weights)
         sources = tuple(map(weakref.ref, weights))
         if memo is None:

@@ -159,8 +159,7 @@ def weight_gradients(
             continue
 
         def wgrad(into: Tensor | None, part: slice = part) -> Tensor:
-            own = tuple(t[part] for t in grad_t) if len(weights) > 1 else grad_t
-            return by.wgrad(own, shared_x_t(), into)
+            return by.wgrad(tuple(t[part] for t in grad_t), shared_x_t(), into)
 
         grads.append(weight_gradient(ctx, position, ctx.accumulation, wgrad))
     return grads
