@@ -78,8 +78,9 @@ def whole(model: nn.Module, world: World, name: str, held: Tensor) -> Tensor:
 
     What a checkpoint stores, so that it can be read by any number of ranks; shares the memory of `held`.
     """
-    module = model.get_submodule(name.rpartition(".")[0])
-    parameter = getattr(module, name.rpartition(".")[2])
+    path, _, own_name = name.rpartition(".")
+    module = model.get_submodule(path)
+    parameter = getattr(module, own_name)
     if world.ep == 1 or not isinstance(module, Experts):
         if isinstance(parameter, DTensor) and not isinstance(held, DTensor):
             return _as_part(held, parameter.device_mesh, parameter.placements, parameter.shape)

@@ -17,32 +17,14 @@ Preset = Literal["deepseek-v3", "deepseek-v3-16b", "small", "tiny"]
 # A resumed run may change these; everything else is part of what the run is.
 FREE_TO_CHANGE = {
     *("tokens", "minutes", "data", "tokenizer"),  # checked by what they stand for
-    *(
-        "run_dir",
-        "checkpoint_every",
-        "keep_last",
-        "resume",
-        "threads",
-        "ep",
-        "timeout",
-        "validate_every",
-        "prompts",
-    ),
-    *("telemetry", "log", "profile"),
+    *("run_dir", "checkpoint_every", "keep_last", "resume", "threads", "ep", "timeout"),
+    *("validate_every", "prompts", "telemetry", "log", "profile"),
 }
 _POSITIVE = (
     *("depth", "tokens", "minutes", "vocab_size", "checkpoint_every", "keep_last", "threads", "seq_len"),
     *("sequences", "micro_sequences", "lr", "grad_clip", "hidden_size", "heads", "experts", "expert_size"),
-    *(
-        "ep",
-        "timeout",
-        "validate_every",
-        "telemetry",
-        "sequences_start",
-        "warmup_steps",
-        "rope_factor",
-        "rope_original",
-    ),
+    *("ep", "timeout", "validate_every", "telemetry"),
+    *("sequences_start", "warmup_steps", "rope_factor", "rope_original"),
 )
 _NOT_NEGATIVE = ("weight_decay", "bias_update_speed", "balance_alpha", "mtp_depth", "seed", "fim_rate")
 _SHAPE = ("hidden_size", "heads", "experts", "expert_size")

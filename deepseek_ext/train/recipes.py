@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from .config import TrainConfig
+from .folder import TOKENIZER
 
 
 def small() -> TrainConfig:
@@ -67,7 +68,7 @@ def extended(
     return replace(
         done,
         init_from=run,
-        tokenizer=run / "tokenizer.json",
+        tokenizer=run / TOKENIZER,
         run_dir=run.with_name(f"{run.name}-{seq_len}"),
         tokens=max(done.tokens // 10, sequences * seq_len),
         minutes=None,

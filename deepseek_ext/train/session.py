@@ -29,7 +29,7 @@ from .corpus import describe as describe_corpus
 from .data import RunData, bits_per_byte, prepare_data
 from .ema import stored_name
 from .environment import keep_freed_memory, matmul_peak, peak_memory, slow_fallbacks
-from .folder import held
+from .folder import TOKENIZER, held
 from .loggers import TensorBoard, WandB, check_installed
 from .metrics import cut_back
 from .observers import Observer, Observers
@@ -120,7 +120,7 @@ def load_run(folder: Path, *, average: bool = False) -> tuple[DeepseekV3, Tokeni
             _warn_damaged(error)
             continue
         model.weights_changed()
-        return model.eval(), load_tokenizer(config.run_dir / "tokenizer.json"), config
+        return model.eval(), load_tokenizer(config.run_dir / TOKENIZER), config
     raise _nothing_in(folder)
 
 
@@ -276,7 +276,7 @@ def _with_budget(config: TrainConfig, stored: TrainConfig) -> TrainConfig:
 
 
 def _same_data(config: TrainConfig, state: dict[str, Any]) -> Any:
-    tokenizer = load_tokenizer(config.run_dir / "tokenizer.json")
+    tokenizer = load_tokenizer(config.run_dir / TOKENIZER)
     if tokenizer_hash(tokenizer) != state["tokenizer_hash"]:
         raise ValueError(
             f"{config.run_dir / 'tokenizer.json'} is not the tokenizer of this run's checkpoints; restore it"

@@ -27,6 +27,7 @@ from .config import TrainConfig
 from .data import SAMPLE_TOKENS, RunData, bits_per_byte
 from .ema import MovingAverage
 from .environment import model_size
+from .folder import TOKENIZER
 from .metrics import MetricsFile, cut_back
 from .observers import Observer
 from .optimizer import build_optimizer, local, optimizer_tensors
@@ -321,7 +322,7 @@ class Trainer:
 
     def _keep_tokenizer(self) -> None:
         """Writes the tokenizer again if someone removed the folder."""
-        if not (self.config.run_dir / "tokenizer.json").exists():
+        if not (self.config.run_dir / TOKENIZER).exists():
             self.config.run_dir.mkdir(parents=True, exist_ok=True)
             self.data.save_tokenizer(self.config.run_dir)
 
