@@ -126,13 +126,15 @@ def load_run(folder: Path, *, average: bool = False) -> tuple[DeepseekV3, Tokeni
 
 def _observers(trainer: Trainer, progress: Progress) -> Observers:
     """What the configuration asks for."""
-    config, step = trainer.config, trainer.step
+    config, step, world = trainer.config, trainer.step, trainer.world
     asked: list[Observer] = []
-    if not trainer.world.is_main:
-        return Observers(asked, progress.say)
     if config.telemetry is not None:
-        path, say = config.run_dir / "telemetry.jsonl", progress.say
-        asked.append(Telemetry(trainer.model, path, every=config.telemetry, after_step=step, say=say))
+        path, every = config.run_dir / "telemetry.jsonl", config.telemetry
+        asked.append(
+            Telemetry(trainer.model, path, every=every, after_step=step, say=progress.say, world=world)
+        )
+    if not world.is_main:
+        return Observers(asked, progress.say)
     if config.profile is not None:
         asked.append(Profiler(window(config.profile), config.run_dir / "profile", progress.say))
     if "tensorboard" in config.log:

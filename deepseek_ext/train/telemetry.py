@@ -9,12 +9,13 @@ watched, and no bit changes in one that is.
 from __future__ import annotations
 
 import math
+import os
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -23,8 +24,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from .. import ops
 from ..nn.derived import Derived
+from ..ops.exchange import _dispatch_start
 from ..ops.fp8_linear import _forward as _fp8_linear
 from ..ops.moe_ffn import _forward as _moe_ffn
+from ..ops.moe_ffn import _forward_across as _moe_ffn_across
+from ..parallel.world import World
 from ..reference.formats import E4M3_MAX, E5M6_MAX, TILE
 from .metrics import MetricsFile, cut_back
 from .observers import Observer
@@ -37,17 +41,28 @@ _ops = torch.ops.deepseek_ext
 
 
 class Telemetry(Observer):
-    """Writes telemetry.jsonl: for every `every`-th step one row per layer and operand, and one per router."""
+    """Writes telemetry.jsonl: for every `every`-th step one row per layer and operand, and one per router.
+
+    Each rank watches its part of the step, and the main rank writes what all have seen together.
+    """
 
     def __init__(
-        self, model: nn.Module, path: Path, *, every: int, after_step: int, say: Callable[[str], None]
+        self,
+        model: nn.Module,
+        path: Path,
+        *,
+        every: int,
+        after_step: int,
+        say: Callable[[str], None],
+        world: World,
     ) -> None:
         """after_step: the step that the run goes on from; later rows are of steps that will be repeated."""
-        cut_back(path, after_step)
+        world.lead(lambda: cut_back(path, after_step))
         self.model = model
         self.every = every
         self.say = say
-        self._file = MetricsFile(path)
+        self.world = world
+        self._file = MetricsFile(path if world.is_main else Path(os.devnull))
         self._watch: Watch | None = None
 
     def around(self, step: int) -> AbstractContextManager[object]:
@@ -55,11 +70,17 @@ class Telemetry(Observer):
         return self._watch or nullcontext()
 
     def see(self, row: dict[str, Any]) -> None:
-        if self._watch is not None:
-            for found in self._watch.rows():
-                if warning := self._file.write({"step": row["step"], "tokens": row["tokens"], **found}):
-                    self.say(f"WARNING: {warning}")
-            self._watch = None
+        if self._watch is None:
+            return
+        seen = self.world.all(self._watch.seen())
+        names = self._watch.order
+        self._watch = None
+        self.world.lead(lambda: self._write(row, together(seen, names)))  # on failure all ranks leave it out
+
+    def _write(self, row: dict[str, Any], rows: list[dict[str, Any]]) -> None:
+        for found in rows:
+            if warning := self._file.write({"step": row["step"], "tokens": row["tokens"], **found}):
+                self.say(f"WARNING: {warning}")
 
     def close(self) -> None:
         self._file.close()
@@ -158,8 +179,42 @@ class _Codes:
     """Of what is kept for the backward, where these codes were made from it or beside it."""
 
 
+class Seen(NamedTuple):
+    """What a rank saw of a step: sums, which add up over ranks."""
+
+    operands: dict[tuple[str, str], Statistics]
+    """By layer and operand."""
+    loads: dict[str, list[int]]
+    """Tokens of each expert, by router."""
+
+
+def together(parts: Sequence[Seen], order: Sequence[str]) -> list[dict[str, Any]]:
+    """What several ranks saw: a row for each layer and operand, then one for each router.
+
+    order: the names of layers in the order of the model. A weight that several ranks quantise counts as
+    often, which changes no share. A rank need not have seen what others have: experts, say.
+    """
+    operands: dict[tuple[str, str], Statistics] = defaultdict(Statistics)
+    loads: dict[str, Tensor] = {}
+    for part in parts:
+        for key, statistics in part.operands.items():
+            operands[key].add(statistics)
+        for layer, load in part.loads.items():
+            loads[layer] = torch.tensor(load) + loads.get(layer, 0)
+    place = {name: position for position, name in enumerate(order)}
+    found = sorted(operands.items(), key=lambda item: (place[_first(item[0][0])], OPERANDS.index(item[0][1])))
+    rows: list[dict[str, Any]] = [
+        {"layer": layer, "operand": operand, **statistics.row()} for (layer, operand), statistics in found
+    ]
+    rows += [
+        {"layer": layer, "max_vio": max_violation(load).item(), "load": load.tolist()}
+        for layer, load in loads.items()
+    ]
+    return rows
+
+
 class Watch(TorchDispatchMode):
-    """Watches the operators of one step; afterwards `rows` says what was seen.
+    """Watches the operators of one step; afterwards `seen` says what was seen.
 
     A step, because the codes of the weights are made in it: on entry the layers forget theirs.
     """
@@ -167,14 +222,18 @@ class Watch(TorchDispatchMode):
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self._model = model
-        self._names = {_memory(p): name.removesuffix(".weight") for name, p in model.named_parameters()}
-        self._names |= {_memory(b): name.rpartition(".")[0] for name, b in model.named_buffers()}
+        self.order = [name.removesuffix(".weight") for name, _ in model.named_parameters()]
+        self._sharded = any(map(_is_sharded, model.parameters()))
+        self._names = {_memory(b): name.rpartition(".")[0] for name, b in model.named_buffers()}
+        self._name_weights()
         self._codes: dict[int, _Codes] = {}  # by the memory that holds them
         self._weights: dict[int, tuple[str, Tensor]] = {}
         self._operands: dict[tuple[str, str], Statistics] = defaultdict(Statistics)
         self._loads: dict[str, Tensor] = {}
         self._compositions: dict[Any, Callable[..., Any]] = {
             _ops.moe_ffn.default: _moe_ffn,
+            _ops.moe_ffn_experts.default: _moe_ffn_across,
+            _ops.dispatch_start.default: _dispatch_start,
             _ops.fp8_linear.default: _fp8_linear,
         }
         self._watched: dict[Any, Callable[..., None]] = {
@@ -186,6 +245,9 @@ class Watch(TorchDispatchMode):
             _ops.quantize_e5m6.default: self._quantized_e5m6,
             _ops.swiglu_quantize.default: self._activated,
             _ops.gather_tiles.default: self._gathered,
+            _ops.exchange_start.default: self._sent,
+            _ops.exchange_tiles.default: self._gathered,
+            _ops.unpack_rows.default: self._gathered,
             _ops.retile.default: self._retiled,
             _ops.retile_e5m6.default: self._retiled_e5m6,
             _ops.gemm.default: self._multiplied,
@@ -217,30 +279,35 @@ class Watch(TorchDispatchMode):
             self._watched[func](out, *args, **kwargs)
         return out
 
+    def seen(self) -> Seen:
+        """Of this rank."""
+        return Seen(dict(self._operands), {layer: load.tolist() for layer, load in self._loads.items()})
+
     def rows(self) -> list[dict[str, Any]]:
         """One for each layer and operand, then one for each router; in the order of the model."""
-        order = {name: position for position, name in enumerate(self._names.values())}
-        found = sorted(
-            self._operands.items(),
-            key=lambda item: (order[_first(item[0][0])], OPERANDS.index(item[0][1])),
-        )
-        rows: list[dict[str, Any]] = [
-            {"layer": layer, "operand": operand, **statistics.row()} for (layer, operand), statistics in found
-        ]
-        for layer, load in self._loads.items():
-            rows.append({"layer": layer, "max_vio": max_violation(load).item(), "load": load.tolist()})
-        return rows
+        return together([self.seen()], self.order)
+
+    def _name_weights(self) -> None:
+        """Notes where the weights are that this rank holds whole now: FSDP2 gathers them during the step."""
+        for name, parameter in self._model.named_parameters():
+            if not _is_sharded(parameter):
+                self._names[_memory(parameter)] = name.removesuffix(".weight")
+
+    def _name_of(self, weight: Tensor) -> str | None:
+        if self._sharded and _memory(weight) not in self._names:
+            self._name_weights()
+        return self._names.get(_memory(weight))
 
     # What each operator tells. Its result comes first, then its arguments.
 
     def _stacked(self, out: Tensor, tensors: list[Tensor], dim: int = 0) -> None:
-        names = [self._names.get(_memory(tensor)) for tensor in tensors]
+        names = [self._name_of(tensor) for tensor in tensors]
         if all(names) and dim == 0:
             first, *rest = [str(name) for name in names]
             self._names[_memory(out)] = "+".join([first, *(name.rpartition(".")[2] for name in rest)])
 
     def _quantized_weight(self, out: tuple[Tensor, Tensor], w: Tensor, **_: Any) -> None:
-        layer = self._names.get(_memory(w))
+        layer = self._name_of(w)
         if layer is not None:
             codes, scales = out
             self._weights[_memory(codes)] = layer, codes
@@ -279,7 +346,11 @@ class Watch(TorchDispatchMode):
             made.cache = measure(gate_up, cache.float(), cache_scales)
         self._codes[_memory(codes)] = made
 
-    def _gathered(self, out: tuple[Tensor, Tensor], codes: Tensor, *_: Any) -> None:
+    def _sent(self, out: Tensor, parts: list[Tensor], *_: Any) -> None:
+        """What arrives is of other ranks' tokens, but goes to the same layer as this one's."""
+        self._gathered((out,), parts[0])
+
+    def _gathered(self, out: tuple[Tensor, ...], codes: Tensor, *_: Any) -> None:
         if _memory(codes) in self._codes:
             self._codes[_memory(out[0])] = self._codes[_memory(codes)]
 
@@ -349,6 +420,10 @@ def _as_columns(x: Tensor, offs: Tensor | None, width: int) -> tuple[Tensor, int
 def _memory(tensor: Tensor) -> int:
     """What views of a tensor share with it; what is made later may have it again, and overwrites it here."""
     return tensor.untyped_storage().data_ptr()
+
+
+def _is_sharded(parameter: Tensor) -> bool:
+    return hasattr(parameter, "to_local")  # a DTensor, whose import a run of one process does without
 
 
 def _first(layer: str) -> str:

@@ -11,6 +11,9 @@ from typing import Any
 
 import pytest
 import torch
+from many import run  # type: ignore[import-not-found]
+from nursery import Nursery  # type: ignore[import-not-found]
+from same_run import assert_same_run  # type: ignore[import-not-found]
 from tiny_run import ROOT, Flags  # type: ignore[import-not-found]
 
 from deepseek_ext import DeepseekV3, ModelConfig, cli, convert_linears, ops
@@ -20,6 +23,7 @@ from deepseek_ext.train import TrainConfig
 from deepseek_ext.train.metrics import read_metrics
 from deepseek_ext.train.telemetry import Statistics, Watch, _as_columns, measure
 
+FIGURES = ("underflow", "saturated", "scale_spread", "relative_error")
 FP8_OPERANDS = {"activation", "weight", "gradient", "activation_t", "gradient_t"}
 
 
@@ -98,6 +102,13 @@ def test_sums_of_several_are_those_of_all() -> None:
     whole = torch.cat(parts)
     codes, scales = ops.quantize_tiles(whole)
     assert total.row() == pytest.approx(measure(whole, codes.float(), scales).row())
+
+
+def test_of_no_rows_there_is_nothing_to_say() -> None:
+    """What a rank has whose experts nobody chose."""
+    nothing = torch.empty(0, 300)
+    row = measured(nothing, *ops.quantize_tiles(nothing))
+    assert row == {"underflow": 0, "saturated": 0, "scale_spread": 0, "relative_error": 0}
 
 
 def watched(model: DeepseekV3, **kwargs: Any) -> list[dict[str, Any]]:
@@ -220,3 +231,41 @@ def test_a_resumed_run_cuts_it_back(flags: Flags, tmp_path: Path) -> None:
     assert path.read_text().startswith(before)
     count = len(rows) // 5
     assert [row["step"] for row in rows] == [step for step in range(1, 6) for _ in range(count)]
+
+
+@pytest.mark.parametrize(("size", "ep"), [(2, 1), (4, 2)])
+def test_several_processes_see_what_one_sees(
+    nursery: Nursery, flags: Flags, tmp_path: Path, size: int, ep: int
+) -> None:
+    """All tokens and all experts, whichever rank they are on; and their run does not change by it."""
+    settings = {"precision": "fp8", "tokens": 512, "seq_len": 64, "prompts": (), "checkpoint_every": 2}
+    layouts: dict[str, tuple[int, dict[str, object]]] = {
+        "one": (1, {"telemetry": 1}),
+        "seen": (size, {"telemetry": 1, "ep": ep}),
+        "plain": (size, {"ep": ep}),
+    }
+    for name, (processes, more) in layouts.items():
+        (tmp_path / name).mkdir()
+        args = flags(**settings, **more, run_dir=tmp_path / name / "run")
+        run(nursery, args, tmp_path / name, processes)
+    assert_same_run(tmp_path / "seen" / "run", tmp_path / "plain" / "run")
+    one, several = (
+        {
+            (row["layer"], row.get("operand")): row
+            for row in rows_of(tmp_path / name / "run", "telemetry.jsonl")
+            if row["step"] == 1  # later they part by what rounding makes of the first update
+        }
+        for name in ("one", "seen")
+    )
+    assert list(several) == list(one)
+    for (layer, operand), row in one.items():
+        other = several[layer, operand]
+        if operand is None:
+            assert sum(other["load"]) == sum(row["load"])
+            # A choice that is nearly a tie may turn.
+            assert all(abs(a - b) <= 2 for a, b in zip(other["load"], row["load"], strict=True))
+        elif operand == "weight" or (ep == 1 and not operand.endswith("_t")):  # other tiles along the tokens
+            assert all(other[figure] == pytest.approx(row[figure], rel=1e-12) for figure in FIGURES), layer
+        else:
+            assert other["relative_error"] == pytest.approx(row["relative_error"], abs=2e-3), layer
+            assert other["underflow"] == pytest.approx(row["underflow"], abs=2e-3), layer
