@@ -22,12 +22,13 @@ from .generate import generate
 from .hf import load_hf, no_such_folder, save_hf
 from .model import DeepseekV3
 from .nn.linear import Precision
-from .parallel.world import is_main_process
+from .parallel.world import is_main_process, tell_launcher
 from .plot import PlotOptions, plot
 from .reproduce import ReproduceOptions, reproduce
 from .reproduce.compare import CompareOptions, compare
 from .train import TrainConfig, load_run, recipes, run
 from .train.data import bits_per_byte, prepare_data
+from .train.environment import threads
 from .train.session import stored_config, stored_manifest
 from .train.tokenizer import eos_id, load_tokenizer
 from .train.trainer import RunStopped
@@ -160,7 +161,7 @@ def train(recipe: TrainConfig, args: Sequence[str] | None = None, *, program: st
     says how to continue.
     """
     given = list(sys.argv[1:] if args is None else args)
-    program = program or f"{_launcher()} {shlex.quote(sys.argv[0])}"
+    program = program or f"{_launcher(given)} {shlex.quote(sys.argv[0])}"
 
     def go() -> int:
         for word, following in pairwise([*given, "--"]):
@@ -172,12 +173,14 @@ def train(recipe: TrainConfig, args: Sequence[str] | None = None, *, program: st
     return _one_line_errors(program, go)
 
 
-def _launcher() -> str:
-    """What started this process: torchrun says so in the environment."""
+def _launcher(given: Sequence[str]) -> str:
+    """What started this process, as the environment says: torchrun sets it."""
     here, nodes = (int(os.environ.get(name, "1")) for name in ("LOCAL_WORLD_SIZE", "GROUP_WORLD_SIZE"))
     if here * nodes == 1:
         return "python"
-    return f"torchrun --nproc-per-node {here}" + (f" --nnodes {nodes} ..." if nodes > 1 else "")
+    # Python 3.11 looks for torchrun's own flags behind the script too, where --log could be several of them.
+    apart = " --" if any(word.partition("=")[0] == "--log" for word in given) else ""
+    return f"torchrun --nproc-per-node {here}" + (f" --nnodes {nodes} ..." if nodes > 1 else "") + apart
 
 
 def _extend(program: str, args: list[str]) -> int:
@@ -199,7 +202,7 @@ def _extend(program: str, args: list[str]) -> int:
 def _info(_: InfoOptions) -> int:
     build = _native.build_info()
     print(f"deepseek-ext {__version__}, built with {build['compiler']}, C++ {build['standard']}")
-    print(f"torch {torch.__version__}, Python {sys.version.split()[0]}, {torch.get_num_threads()} threads")
+    print(f"torch {torch.__version__}, Python {sys.version.split()[0]}, {threads()}")
     print(f"CPU tier in use {ops.cpu_capability()}, this CPU has {_native.host_capability()}")
     names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     built = torch._C._dispatch_has_kernel_for_dispatch_key("deepseek_ext::gemm", "CUDA")
@@ -301,20 +304,23 @@ def _one_line_errors(program: str, action: Callable[[], int]) -> int:
     _accept_any_text()
     try:
         return action()
-    except ValueError as error:
-        if is_main_process():  # an error that only one of several has is RunStopped
-            print(f"{program}: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+    except ValueError as error:  # one that only one of several processes has is RunStopped
+        return _failed(2, program, " ".join(str(error).split()), say=is_main_process())
     except PermissionError as error:
         where = f"{error.filename} cannot be opened" if error.filename else "not allowed"
-        print(f"{program}: {where} ({error.strerror}); check the path and its permissions", file=sys.stderr)
-        return 2
+        return _failed(2, program, f"{where} ({error.strerror}); check the path and its permissions")
     except (RunStopped, OSError) as error:  # a disk that fails, say, where nothing could go on without it
-        print(f"{program}: {error}", file=sys.stderr)
-        return 1
+        return _failed(1, program, str(error))
     except KeyboardInterrupt:
         print(f"{program}: stopped at once; what the last checkpoint holds is kept", file=sys.stderr)
         return 130
+
+
+def _failed(code: int, program: str, why: str, *, say: bool = True) -> int:
+    tell_launcher(why)
+    if say:
+        print(f"{program}: {why}", file=sys.stderr)
+    return code
 
 
 def _accept_any_text() -> None:

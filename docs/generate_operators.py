@@ -166,6 +166,10 @@ def table() -> list[str]:
     return lines
 
 
+MORE = {"moe_ffn": "Over several processes: [Experts on several processes](parallel.md)."}
+"""Where else a family is told of."""
+
+
 def section(family: str, names: list[str]) -> list[str]:
     if family == "_library":
         lines = ["## CPU tiers", ""]
@@ -175,7 +179,8 @@ def section(family: str, names: list[str]) -> list[str]:
         where = f"[deepseek_ext/ops/{family}.py](../deepseek_ext/ops/{family}.py)"
         if (PAGE.parent.parent / "deepseek_ext" / "reference" / f"{family}.py").exists():
             where += f"; in plain PyTorch: [reference/{family}.py](../deepseek_ext/reference/{family}.py)"
-        lines = [f"## {title}", "", "\n\n".join(paragraphs(module)), "", f"Source: {where}.", ""]
+        more = f" {MORE[family]}" if family in MORE else ""
+        lines = [f"## {title}", "", "\n\n".join(paragraphs(module)), "", f"Source: {where}.{more}", ""]
     for name in names:
         function = getattr(ops, name)
         lines += [f"### {name}", "", "```python", signature(name, function), "```", ""]
@@ -185,11 +190,11 @@ def section(family: str, names: list[str]) -> list[str]:
             schema = schema.removeprefix("deepseek_ext::")
             gradient = "Differentiable" if is_differentiable(name) else "Not differentiable"
             lines += [f"{gradient}. Schema: `{schema}`", ""]
-    if family != "_library" and (more := phases(family)):
+    if family != "_library" and (others := phases(family)):
         lines += [f"Also in `deepseek_ext.ops.{family}`:", "", "| function | what it does |", "|---|---|"]
         lines += [
             f"| `{name}({', '.join(inspect.signature(function).parameters)})` | {first_sentence(function)} |"
-            for name, function in more.items()
+            for name, function in others.items()
         ]
         lines.append("")
     return lines

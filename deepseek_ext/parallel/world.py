@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import socket
@@ -12,6 +13,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -98,11 +100,15 @@ class World:
         self.lead(lambda: result.append(action()))
         return result[0] if result else action()
 
-    def end(self, error: Exception) -> str:
-        """What to say of an error that ends this rank, and of the ranks that it may come from."""
+    def end(self, error: Exception) -> tuple[str, bool]:
+        """What to say of an error that ends this rank, and of the ranks that it may come from; and whether
+        there are such."""
         assert self.signs is not None
         cause = f"step {self.signs.step}: {_first_sentence(error)}"
-        return f"rank {self.rank} ({_host()}) ended in {cause}; {self.signs.farewell(cause)}"
+        others = self.signs.farewell(cause)
+        return f"rank {self.rank} ({host()}) ended in {cause}" + (f"; {others}" if others else ""), bool(
+            others
+        )
 
     def alive(self, step: int) -> None:
         """Says that this rank begins `step`."""
@@ -206,7 +212,7 @@ def joined(*, ep: int, timeout: float) -> Iterator[World]:
     if torch.cuda.is_available():
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
         torch.cuda.set_device(device)
-    backend = "cpu:gloo" if device.type == "cpu" else "cpu:gloo,cuda:nccl"
+    backend = "gloo" if device.type == "cpu" else "cpu:gloo,cuda:nccl"
     dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=limit)
     signs = Signs(store, rank, size)
     try:
@@ -224,17 +230,26 @@ def joined(*, ep: int, timeout: float) -> Iterator[World]:
     dist.destroy_process_group()  # not after an error: it may wait for a rank that is gone
 
 
+def tell_launcher(why: str) -> None:
+    """Leaves word of why this process ends where torchrun looks for it, to show it in its summary."""
+    if path := os.environ.get("TORCHELASTIC_ERROR_FILE"):
+        details = {"py_callstack": why, "timestamp": str(int(time.time()))}
+        with suppress(OSError):
+            Path(path).write_text(json.dumps({"message": {"message": why, "extraInfo": details}}))
+
+
 def led(error: Exception) -> bool:
     """Whether every rank has this error, since the main rank had it (`World.lead`)."""
     return _LED in getattr(error, "__notes__", ())
 
 
 def _first_sentence(error: Exception) -> str:
-    """Of gloo's or NCCL's message, without the place in their sources."""
+    """Of gloo's or NCCL's message, without the place in their sources and without addresses."""
     text = " ".join(str(error).split()) or type(error).__name__
-    return re.sub(r"^\[[^]]*\] ", "", text).split(". ")[0]
+    text = re.sub(r"^\[[^]]*\] ", "", text).removeprefix("Read error ").split(". ")[0]
+    return re.sub(r"(^| )\[[\w.:]+\]:\d+(: )?", "", text)
 
 
-def _host() -> str:
+def host() -> str:
     """Where this process runs, for a message among those of many."""
     return f"{socket.gethostname()}, process {os.getpid()}"

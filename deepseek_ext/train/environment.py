@@ -15,6 +15,12 @@ from torch import nn
 from ..config import ModelConfig
 
 
+def threads() -> str:
+    """How many threads torch computes with here, in words."""
+    count = torch.get_num_threads()
+    return f"{count} thread{'s' * (count != 1)}"
+
+
 def slow_fallbacks(tier: str, host: str, precision: str) -> list[str]:
     """What makes a run on this CPU slower than it could be, or than the precision promises: a sentence each.
 
@@ -74,7 +80,7 @@ def matmul_peak() -> Peak:
             times.append(time.perf_counter() - start)
         rates[name] = 2 * 1024**3 / statistics.median(times)
     best = max(rates, key=lambda name: rates[name])
-    name = f"torch's {best} matmul at 1024, {torch.get_num_threads()} threads"
+    name = f"torch's {best} matmul at 1024, {threads()}"
     return Peak(rates[best], name, f"{best} matmul")
 
 

@@ -6,6 +6,7 @@ import os
 import shlex
 import shutil
 import sys
+import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, redirect_stdout
 from dataclasses import asdict, replace
@@ -18,9 +19,10 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from .. import _native, ops
+from ..hf import no_such_folder
 from ..model import DeepseekV3
 from ..nn.moe import check_widths
-from ..parallel.world import World, joined, launched_size, led
+from ..parallel.world import World, host, joined, launched_size, led
 from . import checkpoint
 from .checkpoint import DamagedCheckpoint
 from .config import TrainConfig, differences
@@ -28,7 +30,7 @@ from .config import describe as describe_config
 from .corpus import describe as describe_corpus
 from .data import RunData, bits_per_byte, prepare_data
 from .ema import stored_name
-from .environment import keep_freed_memory, matmul_peak, peak_memory, slow_fallbacks
+from .environment import keep_freed_memory, matmul_peak, peak_memory, slow_fallbacks, threads
 from .folder import TOKENIZER, held
 from .loggers import TensorBoard, WandB, check_installed
 from .metrics import cut_back
@@ -67,6 +69,7 @@ def run(config: TrainConfig, *, command: Sequence[str] = ("deepseek-ext", "train
             stack.enter_context(redirect_stdout(nowhere))  # one progress line, not one a process
         try:
             world.lead(lambda: stack.enter_context(held(config.run_dir, anew=config.resume == "never")))
+            _check_shared(config.run_dir, world)
             trainer = _resumed(config, world) or _fresh(config, world)
             return _train(trainer, stop, command)
         except Exception as error:
@@ -76,7 +79,23 @@ def run(config: TrainConfig, *, command: Sequence[str] = ("deepseek-ext", "train
                 if world.is_main:
                     raise
                 return 1
-            raise RunStopped(world.end(error)) from error
+            why, others = world.end(error)
+            if not others and not isinstance(error, (ValueError, OSError)):  # a fault, which began here
+                traceback.print_exception(error)
+            raise RunStopped(why) from error
+
+
+def _check_shared(run_dir: Path, world: World) -> None:
+    """Each process writes its part of a checkpoint into the run directory, and the main one all else."""
+    blind = [where for sees, where in world.all((run_dir.is_dir(), host())) if not sees]
+
+    def check() -> None:
+        if blind:
+            raise ValueError(
+                f"--run-dir {run_dir} is not there for {blind[0]}; choose one that all processes share"
+            )
+
+    world.lead(check)
 
 
 def _train(trainer: Trainer, stop: Stop, command: Sequence[str]) -> int:
@@ -176,8 +195,10 @@ def _nothing_in(folder: Path) -> ValueError:
 
 def _start_from(trainer: Trainer, folder: Path) -> None:
     """Gives the model the weights and router biases of another run."""
-    for path, config in _stored(folder):
-        trainer.world.lead(partial(_check_same_shape, trainer, folder, config))
+    world, stored = trainer.world, _stored(folder)
+    while found := world.lead(lambda: next(stored, None)):
+        path, config = found
+        world.lead(partial(_check_same_shape, trainer, folder, config))
         try:
             trainer.load_weights(path)
         except DamagedCheckpoint as error:
@@ -188,7 +209,22 @@ def _start_from(trainer: Trainer, folder: Path) -> None:
             f"{config.seq_len}"
         )
         return
-    raise _nothing_in(folder)
+    world.lead(partial(_raise, _nothing_in(folder)))
+
+
+def _raise(error: Exception) -> None:
+    raise error
+
+
+def _check_start(folder: Path) -> None:
+    """Before anything is prepared: whether a run can start from this folder's weights."""
+    if not folder.is_dir():
+        raise ValueError(f"--init-from: {no_such_folder(folder, 'a training run')}")
+    if (folder / "config.json").is_file():
+        raise ValueError(
+            f"--init-from {folder} is a Hugging Face checkpoint, and a run starts from the weights of a run; "
+            "train on from it in a loop of your own, with deepseek_ext.load_hf"
+        )
 
 
 def _check_same_shape(trainer: Trainer, folder: Path, config: TrainConfig) -> None:
@@ -203,6 +239,8 @@ def _check_same_shape(trainer: Trainer, folder: Path, config: TrainConfig) -> No
 
 
 def _fresh(config: TrainConfig, world: World) -> Trainer:
+    if config.init_from is not None:
+        world.lead(partial(_check_start, config.init_from))
     data = world.main_first(lambda: prepare_data(config))
     world.lead(lambda: _begin_folder(config.run_dir, data))
     if config.minutes is not None:
@@ -338,12 +376,13 @@ def _say_start(trainer: Trainer) -> None:
         f"{size.flops_per_token / 1e6:.1f} MFLOP a trained token; precision {config.precision}"
     )
     if (world := trainer.world).size > 1:
+        copies = f"{world.replicas} cop{'ies' if world.replicas > 1 else 'y'}"
         print(
-            f"processes: {world.size}, routed experts of a layer over {world.ep}, {world.replicas} copies; "
+            f"processes: {world.size}, routed experts of a layer over {world.ep}, {copies}; "
             f"all else sharded over {world.size} (ZeRO-1)"
         )
     cuda = "in use" if trainer.world.device.type == "cuda" else "not in use"
-    print(f"kernels: CPU tier {ops.cpu_capability()}, {torch.get_num_threads()} threads; CUDA {cuda}")
+    print(f"kernels: CPU tier {ops.cpu_capability()}, {threads()}; CUDA {cuda}")
     for fallback in slow_fallbacks(ops.cpu_capability(), _native.host_capability(), config.precision):
         print(f"SLOW: {fallback}")
     print(f"data: {describe_corpus(trainer.data.corpus)}")

@@ -13,6 +13,11 @@ from deepseek_ext.ops.exchange import InFlight
 from deepseek_ext.train.trainer import Trainer
 
 
+def in_folder(folder: str) -> None:
+    """Runs in that folder."""
+    os.chdir(folder)
+
+
 def in_step(step: int, what: str) -> None:
     """At the beginning of a step: "KILL" or "STOP" is sent to itself, "raise" raises."""
     undisturbed = Trainer.train_step

@@ -116,11 +116,15 @@ def test_text_that_does_not_fit_is_one_line(
 ) -> None:
     (tmp_path / "short.txt").write_text("too short\n")
     (tmp_path / "file").write_text("")
+    (tmp_path / "hf").mkdir()
+    (tmp_path / "hf" / "config.json").write_text("{}")
     cases = {
         "less than one sequence of 1000": flags(data=tmp_path / "short.txt", seq_len=1000),
         "no such file or folder": flags(data=tmp_path / "none.txt"),
         "--run-dir": flags(run_dir=tmp_path / "file" / "run"),
         "no such tokenizer file": flags(tokenizer=tmp_path / "none.json"),
+        "none is no folder; name a local one that holds a training run": flags(init_from=tmp_path / "none"),
+        "hf is a Hugging Face checkpoint, and a run starts from": flags(init_from=tmp_path / "hf"),
     }
     for message, args in cases.items():
         assert cli.train(TrainConfig(), args, program="test") == 2

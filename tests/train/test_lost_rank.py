@@ -69,6 +69,9 @@ def test_survivors_name_the_rank_and_the_next_start_goes_on(
         assert f"rank {culprit}" in ranks.lives[culprit].said()
         assert f"ended in step {step}: the sums are off" in ranks.lives[culprit].said()
         assert any("the sums are off" in life.said() for life in survivors), ranks.said()
+        said = [life.said() for life in ranks.lives]
+        assert ["Traceback" in text for text in said] == [False, False, True, False]  # where the fault is
+        assert not said[culprit].rstrip().endswith(";")
     if what[-1] == "STOP":
         ranks.lives[culprit].kill(signal.SIGKILL)
     ranks.lives[culprit].wait()
