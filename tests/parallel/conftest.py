@@ -14,6 +14,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "ranks" in getattr(item, "fixturenames", ()):
             item.add_marker(_GROUP)
+            item.add_marker(pytest.mark.processes)
 
 
 class _Pool:

@@ -17,6 +17,7 @@ from tiny_run import tiny_flags  # type: ignore[import-not-found]
 
 from deepseek_ext.reproduce.statistics import relative_errors
 
+pytestmark = pytest.mark.processes
 STEPS = 30
 TOKENS = 4 * 48  # a step's, and a rank's half, end within a tile of 128 tokens
 SETTINGS = {

@@ -16,6 +16,7 @@ from nursery import Nursery  # type: ignore[import-not-found]
 from same_run import assert_same_run, rows  # type: ignore[import-not-found]
 from tiny_run import ROOT, tiny_flags  # type: ignore[import-not-found]
 
+pytestmark = pytest.mark.processes
 TIMEOUT = 12.0
 SETTINGS: dict[str, Any] = {
     **{"checkpoint_every": 3, "validate_every": 8, "tokens": 128 * 8},

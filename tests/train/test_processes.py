@@ -13,6 +13,7 @@ from same_run import assert_same_run, rows, weights  # type: ignore[import-not-f
 from tiny_run import ROOT, tiny_flags  # type: ignore[import-not-found]
 from torch.testing import assert_close
 
+pytestmark = pytest.mark.processes
 STEPS = 50
 # So gentle a run that rounding does not grow: at a higher rate two orders of summation soon part.
 GENTLE = {

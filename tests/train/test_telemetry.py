@@ -233,6 +233,7 @@ def test_a_resumed_run_cuts_it_back(flags: Flags, tmp_path: Path) -> None:
     assert [row["step"] for row in rows] == [step for step in range(1, 6) for _ in range(count)]
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize(("size", "ep"), [(2, 1), (4, 2)])
 def test_several_processes_see_what_one_sees(
     nursery: Nursery, flags: Flags, tmp_path: Path, size: int, ep: int
