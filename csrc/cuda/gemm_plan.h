@@ -79,10 +79,10 @@ GemmPlan choose_plan(const GemmShape& shape, const Tile (&tiles)[kCount], const 
 inline const char* forced_tile() {
     const char* forced = std::getenv("DSE_GEMM_TILE");
     if (forced == nullptr) return nullptr;
-    for (const char* known : {"16x64", "64x64", "128x32", "128x64", "128x128", "256x96", "256x128"})
+    for (const char* known : {"16x64", "64x24", "64x48", "64x64", "128x128", "256x96", "256x128"})
         if (std::strcmp(known, forced) == 0) return forced;
     throw std::invalid_argument(
-        "gemm: DSE_GEMM_TILE must be 16x64, 64x64, 128x32, 128x64, 128x128, 256x96 or 256x128, got " +
+        "gemm: DSE_GEMM_TILE must be 16x64, 64x24, 64x48, 64x64, 128x128, 256x96 or 256x128, got " +
         std::string(forced) + "; unset it to let the shape decide");
 }
 

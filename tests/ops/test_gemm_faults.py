@@ -24,7 +24,8 @@ from torch import Tensor
 
 from deepseek_ext import ops
 
-TILES, HOPPER_TILES = ["16x64", "64x64", "128x128"], ["128x32", "128x64", "128x128", "256x96", "256x128"]
+TILES = ["16x64", "64x64", "128x128"]
+HOPPER_TILES = ["64x24", "64x48", "64x64", "128x128", "256x96", "256x128"]
 
 
 def tiles_of(config: pytest.Config) -> list[str]:

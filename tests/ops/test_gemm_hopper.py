@@ -16,7 +16,7 @@ from torch import Tensor
 
 from deepseek_ext import ops
 
-TILES = ["128x32", "128x64", "128x128", "256x96", "256x128"]
+TILES = ["64x24", "64x48", "64x64", "128x128", "256x96", "256x128"]
 SEEDS = range(20)
 SMS = 3  # few, so that each computes several tiles
 LOADS = [0, 1, 127, 128, 129, 0]

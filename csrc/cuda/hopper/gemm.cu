@@ -40,8 +40,8 @@ struct Tensors {
 
 template <class T, GemmGroups kGroups, bool kBTiles>
 void launch(Arguments& args, const Tensors& tensors, int sms, cudaStream_t stream) {
-    args.a = make_tensor_map(tensors.a, T::kM / args.cluster);
-    args.b = make_tensor_map(tensors.b, T::kN);
+    args.a = make_tensor_map(tensors.a, T::kM / args.cluster.columns);
+    args.b = make_tensor_map(tensors.b, T::kN / args.cluster.rows);
     if (args.out_by_copy) args.out = make_tensor_map(tensors.out, T::kSlabRows);
     const auto kernel = gemm_kernel<T, kGroups, kBTiles>;
     if (cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, T::kSharedBytes) !=
@@ -49,9 +49,9 @@ void launch(Arguments& args, const Tensors& tensors, int sms, cudaStream_t strea
         return;  // the caller asks for the error
     cudaLaunchAttribute cluster{};
     cluster.id = cudaLaunchAttributeClusterDimension;
-    cluster.val.clusterDim = {static_cast<unsigned>(args.cluster), 1, 1};
+    cluster.val.clusterDim = {static_cast<unsigned>(args.ctas), 1, 1};
     cudaLaunchConfig_t config{};
-    config.gridDim = std::min(args.tiles, num_clusters(sms, args.cluster)) * args.cluster;
+    config.gridDim = std::min(args.tiles, num_clusters(sms, args.ctas)) * args.ctas;
     config.blockDim = kThreads;
     config.dynamicSmemBytes = T::kSharedBytes;
     config.stream = stream;
@@ -92,17 +92,23 @@ bool run_gemm(const GemmArguments& arguments, const GemmShape& shape, int device
 
     Arguments args{};
     args.gemm = arguments;
-    args.gemm.row_tiles = plan.row_tiles;
-    args.cluster = cluster_of(shape, kShapes[plan.tile]);
-    args.gemm.column_tiles = ceil_div(plan.column_tiles, args.cluster);
-    args.tiles = static_cast<int>(plan.tiles / plan.column_tiles * args.gemm.column_tiles);
+    const TileShape& tile = kShapes[plan.tile];
+    args.cluster = cluster_of(shape, tile);
+    args.ctas = args.cluster.ctas();
+    args.gemm.row_tiles = row_tiles(shape, tile.m * args.cluster.rows);
+    args.gemm.column_tiles = ceil_div(plan.column_tiles, args.cluster.columns);
+    args.tiles = static_cast<int>(plan.tiles / (plan.row_tiles * plan.column_tiles) * args.gemm.row_tiles *
+                                  args.gemm.column_tiles);
     args.out_by_copy = arguments.all.out.store == GemmStore::kBf16 && has_tensor_map(tensors.out);
     switch (plan.tile) {
-        case k128x32:
-            launch<k128x32>(args, tensors, sms, stream);
+        case k64x24:
+            launch<k64x24>(args, tensors, sms, stream);
             break;
-        case k128x64:
-            launch<k128x64>(args, tensors, sms, stream);
+        case k64x48:
+            launch<k64x48>(args, tensors, sms, stream);
+            break;
+        case k64x64:
+            launch<k64x64>(args, tensors, sms, stream);
             break;
         case k128x128:
             launch<k128x128>(args, tensors, sms, stream);

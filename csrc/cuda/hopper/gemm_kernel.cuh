@@ -2,16 +2,18 @@
 //
 //   warp 0        copies codes: device memory -> ring of stages in shared memory (TMA)
 //   warps 1..3    copy scales the same way, with ordinary loads: their strides may be anything
-//   warps 4..11   multiply, in two warpgroups (wgmma), and write the result
+//   warps 4..11   multiply, in one or two warpgroups (wgmma), and write the result
 //
-// A stage holds 128 codes of depth of each row of the tile and their scales. Its barrier `full` completes a
-// phase once codes and scales are there; `empty` once all eight multiplying warps have read them. While one
-// warpgroup adds its scaled sums (promotes), the tensor core multiplies for the other.
+// A stage holds 128 codes of depth of each row and column of the tile and their scales. Its barrier `full`
+// completes a phase once codes and scales are there; `empty` once all multiplying warps have read them. While
+// one warpgroup adds its scaled sums (promotes), the tensor core multiplies for the other; or, where one has
+// the whole tile, the next stage for the same.
 //
-// The CTAs of a cluster have tiles side by side, which share their rows of A: each copies an equal part of
-// them, to all. So a stage is empty once the multiplying warps of all CTAs have read it, since each may write
-// into the others'. Tiles side by side belong to one product, so no cluster meets two groups. One beyond the
-// last column multiplies like the others, as they need its part of A, and stores nothing.
+// The CTAs of a cluster (ClusterShape) whose tiles lie side by side share their rows of A: each copies an
+// equal part of them, to all. So do those with one above the other and their columns of B. So a stage is
+// empty once the multiplying warps of all CTAs have read it, since each may write into the others'. The tiles
+// of a cluster belong to one product and group. One beyond the last row or column multiplies like the others,
+// as they need its part of A or B, and stores nothing.
 //
 // All roles walk the same tiles in the same order: the cluster's index, then the number of clusters further,
 // and so on.
@@ -30,9 +32,10 @@ namespace dse::cuda::hopper {
 
 struct Arguments {
     CUtensorMap a, b, out;  // `out` is used if out_by_copy
-    GemmArguments gemm;     // its tiles are as wide as a cluster
+    GemmArguments gemm;     // its tiles are those of a cluster together
     int tiles;              // of clusters
-    int cluster;            // CTAs of one
+    int ctas;               // of a cluster
+    ClusterShape cluster;
     bool out_by_copy;
 };
 
@@ -42,7 +45,7 @@ struct Ring {
     uint32_t base;
 
     static constexpr uint32_t kOut = T::kStages * T::kCodeBytes;
-    static constexpr uint32_t kScales = kOut + 8 * T::kOutBytes;
+    static constexpr uint32_t kScales = kOut + T::kWarps * T::kOutBytes;
     static constexpr uint32_t kBarriers = kScales + T::kStages * T::kScaleBytes;
 
     __device__ explicit Ring(const void* memory)
@@ -56,9 +59,9 @@ struct Ring {
     __device__ uint32_t empty(int stage) const { return full(stage) + 8; }
 };
 
-// Of the stages' barriers: the copier of codes and the lane that speaks for a warp of scales; the warps that
-// multiply, of each CTA of the cluster.
-inline constexpr int kFullArrivals = 2, kEmptyArrivals = 8;
+// At a stage's barrier `full`: the copier of codes and the lane that speaks for a warp of scales. At `empty`
+// the warps that multiply, of each CTA of the cluster.
+inline constexpr int kFullArrivals = 2;
 
 __device__ inline void store_shared(uint32_t address, float x) {
     asm volatile("st.shared.f32 [%0], %1;" ::"r"(address), "f"(x) : "memory");
@@ -74,6 +77,23 @@ __device__ inline float2 load_shared_pair(uint32_t address) {
     return x;
 }
 
+// Where this CTA's tile lies among those of its cluster.
+template <class T>
+struct ClusterPlace {
+    int row = 0, column = cluster_rank();
+
+    __device__ explicit ClusterPlace(ClusterShape cluster) {
+        if (!T::kSharesColumns) return;
+        row = column / cluster.columns;
+        column %= cluster.columns;
+    }
+};
+
+template <class T>
+__device__ inline int cluster_rows(const Arguments& args) {
+    return T::kSharesColumns ? args.cluster.rows : 1;
+}
+
 // A GemmPlace in half the registers: sizes are below 2^31, else there would be no tensor maps.
 struct Work {
     int row, row_end, column, column_end;
@@ -85,13 +105,15 @@ struct Work {
 // all lanes of a warp together.
 template <class T, GemmGroups kGroups, class Role>
 __device__ inline void for_each_tile(const Arguments& args, const Role& role) {
-    const int rank = cluster_rank(), clusters = num_clusters();
+    const ClusterPlace<T> mine(args.cluster);
+    const int clusters = num_clusters();
     for (int index = cluster_index(); index < args.tiles; index += clusters) {
-        const GemmPlace place = find_place<T::kM, T::kN, uint32_t>(args.gemm, kGroups, index);
+        const GemmPlace place =
+            find_place<uint32_t>(args.gemm, kGroups, T::kM * cluster_rows<T>(args), T::kN, index);
         if (!has_work(args.gemm, place)) continue;
         const auto number = [](int64_t x) { return static_cast<int>(x); };
-        const int column = number(place.columns.start) * args.cluster + rank * T::kN;
-        role(Work{number(place.rows.start), number(place.rows.end), column,
+        const int column = number(place.columns.start) * args.cluster.columns + mine.column * T::kN;
+        role(Work{number(place.rows.start) + mine.row * T::kM, number(place.rows.end), column,
                   min(column + T::kN, number(args.gemm.all.n)), number(place.depth.start),
                   number(num_tiles(place.depth.end - place.depth.start)), number(place.b_group),
                   number(place.product)});
@@ -102,8 +124,13 @@ __device__ inline void for_each_tile(const Arguments& args, const Role& role) {
 template <class T, GemmGroups kGroups>
 __device__ inline void copy_codes(const Arguments& args, const Ring<T>& ring) {
     const bool leads = threadIdx.x % kWarpSize == 0;
-    const int rows = T::kM / args.cluster, first = cluster_rank() * rows;
-    const auto all = static_cast<uint16_t>((1 << args.cluster) - 1);
+    // This CTA's part of the rows that CTAs beside each other share, and of the columns that two below each
+    // other do; which CTAs they are.
+    const ClusterPlace<T> mine(args.cluster);
+    const int rows = cluster_rows<T>(args), columns = args.cluster.columns;
+    const int a_first = mine.column * (T::kM / columns), b_first = mine.row * (T::kN / rows);
+    const int beside = ((1 << columns) - 1) << mine.row * columns;
+    const int below = (1 | 1 << columns) << mine.column;
     RingPosition<T::kStages> at;
     for_each_tile<T, kGroups>(args, [&](const Work& work) {
         for (int block = 0; block < work.blocks; ++block, at.advance()) {
@@ -111,12 +138,15 @@ __device__ inline void copy_codes(const Arguments& args, const Ring<T>& ring) {
             const int k = work.k + block * kDepth;
             wait_for_cluster(ring.empty(at.stage), at.parity ^ 1);
             arrive_expecting(ring.full(at.stage), T::kCodeBytes);
-            const uint32_t a = ring.a(at.stage) + first * kDepth;
-            if (args.cluster == 1)
+            const uint32_t a = ring.a(at.stage) + a_first * kDepth, b = ring.b(at.stage) + b_first * kDepth;
+            if (args.cluster.columns == 1)
                 load_box(a, &args.a, ring.full(at.stage), k, work.row, 0);
             else
-                load_box_to(all, a, &args.a, ring.full(at.stage), k, work.row + first, 0);
-            load_box(ring.b(at.stage), &args.b, ring.full(at.stage), k, work.column, work.b_group);
+                load_box_to(beside, a, &args.a, ring.full(at.stage), k, work.row + a_first, 0);
+            if (cluster_rows<T>(args) == 1)
+                load_box(b, &args.b, ring.full(at.stage), k, work.column, work.b_group);
+            else
+                load_box_to(below, b, &args.b, ring.full(at.stage), k, work.column + b_first, work.b_group);
         }
         __syncwarp();
     });
@@ -126,8 +156,9 @@ __device__ inline void copy_codes(const Arguments& args, const Ring<T>& ring) {
 // before the stage is free.
 template <class T, GemmGroups kGroups, bool kBTiles>
 __device__ inline void copy_scales(const Arguments& args, const Ring<T>& ring, int turn) {
-    constexpr int kARows = T::kM / kWarpSize, kBRows = kBTiles ? T::kN / kWarpSize : 1;
     constexpr int kBStep = kBTiles ? 1 : T::kScaleColumns;  // columns from one scale to the next
+    constexpr int kBScales = T::kN / kBStep;
+    constexpr int kARows = T::kM / kWarpSize, kBRows = (kBScales + kWarpSize - 1) / kWarpSize;
     const GemmOperand &a = args.gemm.all.a, &b = args.gemm.all.b;
     const int lane = static_cast<int>(threadIdx.x) % kWarpSize;
     RingPosition<T::kStages> at;
@@ -155,7 +186,7 @@ __device__ inline void copy_scales(const Arguments& args, const Ring<T>& ring, i
             for (int i = 0; i < kARows; ++i) store_shared(scales + (i * kWarpSize + lane) * 4, of_a[i]);
 #pragma unroll
             for (int i = 0; i < kBRows; ++i)
-                if (kBTiles || lane < T::kN / kBStep)
+                if (kBScales % kWarpSize == 0 || i * kWarpSize + lane < kBScales)
                     store_shared(scales + (T::kM + i * kWarpSize + lane) * 4, of_b[i]);
             __syncwarp();
             if (lane == 0) arrive(ring.full(at.stage));
@@ -201,29 +232,79 @@ __device__ inline void promote(float (&sums)[T::kSums], const float (&partial)[T
     }
 }
 
+// Starts the products of a stage's 64 rows from `first_row` on.
+template <class T>
+__device__ inline void start_products(const Ring<T>& ring, int stage, int first_row,
+                                      float (&partial)[T::kSums]) {
+    const uint32_t a = ring.a(stage) + first_row * kDepth, b = ring.b(stage);
+    begin_products(partial);
+    multiply<false>(partial, matrix_descriptor(a), matrix_descriptor(b));
+#pragma unroll
+    for (int k = 32; k < kDepth; k += 32)
+        multiply<true>(partial, matrix_descriptor(a + k), matrix_descriptor(b + k));
+    commit_products(partial);
+}
+
 template <class T, bool kBTiles>
-__device__ inline void multiply_tile(const Ring<T>& ring, RingPosition<T::kStages>& at, int blocks,
-                                     int cluster, float (&sums)[T::kWaves][T::kSums]) {
+__device__ inline void multiply_tile(const Ring<T>& ring, RingPosition<T::kStages>& at, int blocks, int ctas,
+                                     float (&sums)[T::kWaves][T::kSums]) {
     const Share<T> share;
-    float partial[T::kSums] = {};
-    for (int block = 0; block < blocks; ++block, at.advance()) {
-        wait(ring.full(at.stage), at.parity);
-        const uint32_t b = ring.b(at.stage);
-        const uint32_t a_scales = ring.scales(at.stage) + share.row * 4;
+    const auto add = [&](int wave, const float (&partial)[T::kSums]) {
+        const uint32_t a_scales = ring.scales(at.stage) + (share.row + wave * 64) * 4;
         const uint32_t b_scales = ring.scales(at.stage) + (T::kM + (kBTiles ? share.column : 0)) * 4;
-#pragma unroll
-        for (int wave = 0; wave < T::kWaves; ++wave) {
-            const uint32_t a = ring.a(at.stage) + (share.group_row + wave * 64) * kDepth;
-            begin_products();
-            multiply<false>(partial, matrix_descriptor(a), matrix_descriptor(b));
-#pragma unroll
-            for (int k = 32; k < kDepth; k += 32)
-                multiply<true>(partial, matrix_descriptor(a + k), matrix_descriptor(b + k));
-            finish_products(partial);
-            promote<T, kBTiles>(sums[wave], partial, a_scales + wave * 64 * 4, b_scales);
-        }
+        promote<T, kBTiles>(sums[wave], partial, a_scales, b_scales);
+    };
+    const auto release = [&] {
         __syncwarp();
-        if (share.lane < cluster) arrive_in_cluster(in_cta(ring.empty(at.stage), share.lane));
+        if (share.lane < ctas) arrive_in_cluster(in_cta(ring.empty(at.stage), share.lane));
+        at.advance();
+    };
+    if constexpr (T::kGroups == 2) {
+        float partial[T::kSums] = {};
+        for (int block = 0; block < blocks; ++block) {
+            wait(ring.full(at.stage), at.parity);
+#pragma unroll
+            for (int wave = 0; wave < T::kWaves; ++wave) {
+                start_products(ring, at.stage, share.group_row + wave * 64, partial);
+                wait_products<0>(partial);
+                add(wave, partial);
+            }
+            release();
+        }
+    } else {
+        // The products of a stage are under way while those of the stage before are promoted.
+        float even[T::kSums] = {}, odd[T::kSums] = {};
+        RingPosition<T::kStages> ahead = at;
+        const auto start = [&](float (&partial)[T::kSums]) {
+            wait(ring.full(ahead.stage), ahead.parity);
+            start_products(ring, ahead.stage, 0, partial);
+            ahead.advance();
+        };
+        const auto finish = [&](const float (&partial)[T::kSums]) {
+            add(0, partial);
+            release();
+        };
+        if (blocks == 0) return;
+        begin_products(odd);  // made zero now rather than while products are under way
+        start(even);
+        for (; blocks > 2; blocks -= 2) {
+            start(odd);
+            wait_products<1>(even);
+            finish(even);
+            start(even);
+            wait_products<1>(odd);
+            finish(odd);
+        }
+        if (blocks == 2) {
+            start(odd);
+            wait_products<1>(even);
+            finish(even);
+            wait_products<0>(odd);
+            finish(odd);
+        } else {
+            wait_products<0>(even);
+            finish(even);
+        }
     }
 }
 
@@ -292,7 +373,7 @@ __device__ inline void multiply_tiles(const Arguments& args, const Ring<T>& ring
     RingPosition<T::kStages> at;
     for_each_tile<T, kGroups>(args, [&](const Work& work) {
         float sums[T::kWaves][T::kSums] = {};
-        multiply_tile<T, kBTiles>(ring, at, work.blocks, args.cluster, sums);
+        multiply_tile<T, kBTiles>(ring, at, work.blocks, args.ctas, sums);
         store_tile<T, kGroups>(args, ring, work, sums);
         __syncwarp();
     });
@@ -310,21 +391,21 @@ __global__ void __launch_bounds__(kThreads, 1) gemm_kernel(const __grid_constant
         if (args.out_by_copy) prefetch_map(&args.out);
         for (int stage = 0; stage < T::kStages; ++stage) {
             init_barrier(ring.full(stage), kFullArrivals);
-            init_barrier(ring.empty(stage), kEmptyArrivals * args.cluster);
+            init_barrier(ring.empty(stage), T::kWarps * args.ctas);
         }
         publish_barriers();
     }
     synchronize_cluster();
-    // 128 * 40 + 256 * 232 registers are what 384 threads with 168 have.
+    // Without a second warpgroup that multiplies the third only waits for the others' end.
     if (threadIdx.x < 128) {
-        release_registers<40>();
+        release_registers<T::kLoadRegisters>();
         const int warp = static_cast<int>(threadIdx.x) / kWarpSize;
         if (warp == 0)
             copy_codes<T, kGroups>(args, ring);
         else
             copy_scales<T, kGroups, kBTiles>(args, ring, warp);
-    } else {
-        claim_registers<232>();
+    } else if (T::kGroups == 2 || threadIdx.x < 256) {
+        claim_registers<T::kMultiplyRegisters>();
         multiply_tiles<T, kGroups, kBTiles>(args, ring);
     }
     synchronize_cluster();  // others may still arrive here

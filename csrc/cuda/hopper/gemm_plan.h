@@ -5,43 +5,51 @@
 #include <limits>
 
 #include "cuda/gemm_plan.h"
+#include "cuda/hopper/gemm_tile.h"
 
 namespace dse::cuda::hopper {
 
 // In the order of kShapes.
-enum TileIndex { k128x32, k128x64, k128x128, k256x96, k256x128, kTiles };
+enum TileIndex { k64x24, k64x48, k64x64, k128x128, k256x96, k256x128, kTiles };
 
 struct TileShape {
     const char* name;
     int m, n;
-    int cluster;  // CTAs that share their rows of A, at most
+    ClusterShape cluster;  // at most
 };
 
 inline constexpr TileShape kShapes[kTiles] = {
-    // Few rows: what counts is that all SMs fetch weights. Rows that are not there cost no memory traffic,
-    // and those that are come from the L2 cache once for four tiles.
-    {"128x32", 128, 32, 4},
-    {"128x64", 128, 64, 2},
+    // Few rows: what counts is that all SMs fetch weights, each as little as can be, and none twice. Rows of
+    // A
+    // come from the L2 cache once for all tiles of a cluster.
+    {"64x24", 64, 24, {1, 8}},
+    {"64x48", 64, 48, {2, 4}},
+    {"64x64", 64, 64, {2, 2}},
     // Products with too few tiles of 256 rows for all SMs.
-    {"128x128", 128, 128, 2},
+    {"128x128", 128, 128, {1, 2}},
     // Where it needs fewer waves than the next.
-    {"256x96", 256, 96, 2},
+    {"256x96", 256, 96, {1, 2}},
     // A tensor core's 1024 clocks for 32 KiB from the L2 cache.
-    {"256x128", 256, 128, 2},
+    {"256x128", 256, 128, {1, 2}},
 };
 
 // Gradients of weights have many rows and columns: narrow tiles are not compiled for them.
 constexpr bool serves_depth(const TileShape& tile) { return tile.n == 128; }
 
-// CTAs of a cluster: no more than there are tiles side by side, to the next power of two.
-inline int cluster_of(const GemmShape& shape, const TileShape& tile) {
-    int ctas = tile.cluster;
-    while (ctas > 1 && ctas / 2 >= ceil_div(shape.n, tile.n)) ctas /= 2;
-    return ctas;
+// The cluster of a tile: no more rows and columns than there are tiles above and beside each other in a group
+// (of equal size: how uneven they are is not known here), to the next power of two.
+inline ClusterShape cluster_of(const GemmShape& shape, const TileShape& tile) {
+    const int64_t groups = shape.kind == GemmGroups::kRows ? std::max<int64_t>(shape.groups, 1) : 1;
+    ClusterShape cluster = tile.cluster;
+    while (cluster.rows > 1 && cluster.rows / 2 >= ceil_div(ceil_div(shape.m, groups), tile.m))
+        cluster.rows /= 2;
+    while (cluster.columns > 1 && cluster.columns / 2 >= ceil_div(shape.n, tile.n)) cluster.columns /= 2;
+    return cluster;
 }
 
 // Clusters that run at the same time. The SMs of one lie in one of the parts (GPCs) that an H100 has eight
-// of, with 16 or 18 SMs each.
+// of, with 16 or 18 SMs each. (Were some smaller: 132 SMs in eight parts of at most 18 and in pairs have room
+// for 13 clusters of eight whatever the parts.)
 inline int num_clusters(int sms, int ctas) {
     constexpr int kPart = 16;
     return std::max((ctas <= 2 ? sms : sms / kPart * kPart) / ctas, 1);
@@ -59,29 +67,33 @@ inline double modelled_cycles(const GemmShape& shape, TileIndex index, int sms) 
     // Assumed: clocks until the first stage is there, of the steps from one stage to the next, of finding the
     // next tile, and until a copy to device memory has read its 2 KiB of shared memory.
     constexpr double kStart = 1500, kChain = 250, kNext = 300, kCopy = 500;
-    // Counted, issue slots: of rounding 64 columns (65 instructions of two warps), and of a result that is
-    // stored without a copy.
-    constexpr double kRound = 130, kStore = 0.14;
+    // Counted, issue slots: of rounding 16 x 64 results of a warp, and of a result stored without a copy.
+    constexpr double kRound = 65, kStore = 0.14;
     const TileShape& t = kShapes[index];
-    // Groups of equal size: how uneven they are is not known here.
     const double groups = static_cast<double>(std::max<int64_t>(shape.groups, 1));
     const bool by_rows = shape.kind == GemmGroups::kRows, by_depth = shape.kind == GemmGroups::kDepth;
     if (by_depth && !serves_depth(t)) return std::numeric_limits<double>::infinity();
     const double m = static_cast<double>(shape.m), n = static_cast<double>(shape.n);
     const double depth = static_cast<double>(shape.k) / (by_depth ? groups : 1);
-    const int ctas = cluster_of(shape, t);
-    const double row_tiles = by_rows ? groups * std::ceil(m / groups / t.m) : std::ceil(m / t.m);
-    const double tiles = row_tiles * std::ceil(n / t.n / ctas) * (by_depth ? groups : 1);
-    const double waves = std::ceil(tiles / num_clusters(sms, ctas));
+    const ClusterShape cluster = cluster_of(shape, t);
+    const double rows = t.m * cluster.rows, columns = t.n * cluster.columns;  // of a cluster's tiles
+    const double row_tiles = by_rows ? groups * std::ceil(m / groups / rows) : std::ceil(m / rows);
+    const double tiles = row_tiles * std::ceil(n / columns) * (by_depth ? groups : 1);
+    const double waves = std::ceil(tiles / num_clusters(sms, cluster.ctas()));
 
+    const int warpgroups = t.m == 64 ? 1 : 2, products = t.m / 64;
     const double tensor = t.m * t.n * 128 / 4096.0;
-    const double shared = t.m / 64 * 4 * (64 + t.n) * 32 / 128.0;
-    const double l2 = (std::min<double>(m, t.m) / ctas + t.n) * 128 / kL2;
-    const double block = std::max({tensor, shared, l2, kChain});
-    const double slabs = t.m / 128 * t.n / 64;
+    const double shared = products * 4 * (64 + t.n) * 32 / 128.0;
+    const double l2 = (std::min<double>(m, t.m) / cluster.columns + t.n / cluster.rows) * 128 / kL2;
+    // With two sets of sums all steps but the products, which go on meanwhile, follow each other, and those
+    // of each second stage, which have the same set.
+    const double chain = warpgroups == 1 ? std::max(kChain / 2, kChain - std::max(tensor, shared)) : kChain;
+    const double block = std::max({tensor, shared, l2, chain});
+    const double last = std::max(kChain - block, 0.0);   // of the last stage, with which nothing overlaps
+    const int slabs = products / warpgroups * t.n / 64;  // of a warp
     const bool copies = t.n % 64 == 0 && !by_depth;
     const double stored = std::max(t.m * t.n * kStore, t.m * t.n * (by_depth ? 4 : 2) / kL2);
-    const double end = kNext + (copies ? slabs * kRound + (slabs - 1) * kCopy : stored);
+    const double end = kNext + last + (copies ? warpgroups * slabs * kRound + (slabs - 1) * kCopy : stored);
     const double bytes =
         (m + n * (by_rows ? groups : 1)) * static_cast<double>(shape.k) + m * n * (by_depth ? 4 * groups : 2);
     return kStart +
