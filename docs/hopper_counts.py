@@ -36,13 +36,14 @@ def counted(kernels: Kernels, tile: str, k: int, tiles: int = 1, b_tiles: bool =
     import backends
 
     m, n = (int(x) for x in tile.split("x"))
-    case = Case("gemm", *operands(m * tiles, n * HOPPER_TILES[tile], k, b_tiles), tile=tile, gemm="hopper")
-    backends.simulator_option("multiprocessors", HOPPER_TILES[tile])
+    rows, columns = HOPPER_TILES[tile]
+    case = Case("gemm", *operands(m * rows * tiles, n * columns, k, b_tiles), tile=tile, gemm="hopper")
+    backends.simulator_option("multiprocessors", rows * columns)
     try:
         (launch,), _ = launches_of(case, kernels["gemm"], ctypes.CDLL("libptxsim.so"))
     finally:
         backends.simulator_option("multiprocessors", 132)
-    assert launch["ctas"] == HOPPER_TILES[tile]
+    assert launch["ctas"] == rows * columns
     return launch
 
 
@@ -51,11 +52,12 @@ def hopper_table(kernels: Kernels) -> str:
 
     def row(tile: str) -> list[str]:
         m, n = (int(x) for x in tile.split("x"))
+        rows, columns = HOPPER_TILES[tile]
         cells = []
         for b_tiles in (False, True):
             short, long = (counted(kernels, tile, k, b_tiles=b_tiles) for k in (512, 1024))
             two = counted(kernels, tile, 512, tiles=2, b_tiles=b_tiles)
-            blocks, ctas = 4, HOPPER_TILES[tile]
+            blocks, ctas = 4, rows * columns
             issued = [x["warp_instructions"] / ctas / SCHEDULERS for x in (short, long, two)]
 
             def passes(kind: str, launch: dict[str, Any]) -> float:
@@ -74,7 +76,7 @@ def hopper_table(kernels: Kernels) -> str:
                 )
             )
         joined = [x if x == y else f"{x}, {y}" for x, y in zip(*cells, strict=True)]
-        return [f"{tile}, {HOPPER_TILES[tile]}", *joined, f"{m * n * 128 // 4096:,}"]
+        return [f"{tile}, {rows} x {columns}", *joined, f"{m * n * 128 // 4096:,}"]
 
     head = [
         "tile, CTAs of a cluster",

@@ -11,7 +11,14 @@ from torch.utils._pytree import tree_leaves
 
 TOKENS, WIDTH, EXPERTS, TOP_K = 256, 1024, 16, 4
 # CTAs of a cluster, as in csrc/cuda/hopper/gemm_plan.h.
-HOPPER_TILES = {"128x32": 4, "128x64": 2, "128x128": 2, "256x96": 2, "256x128": 2}
+HOPPER_TILES = {
+    "64x24": (1, 8),
+    "64x48": (2, 4),
+    "64x64": (2, 2),
+    "128x128": (1, 2),
+    "256x96": (1, 2),
+    "256x128": (1, 2),
+}
 
 
 class Case:

@@ -55,11 +55,10 @@ struct GemmPlace {
     int64_t b_group, product;  // which B, and which result
 };
 
-// Tile `index` of all, of tile_m rows and tile_n columns; without rows if the host allowed for more tiles
-// than there are. All lanes of a warp call it and get the same. An Int holds the number of tiles.
-template <class Int>
-__device__ inline GemmPlace find_place(const GemmArguments& p, GemmGroups kind, int tile_m, int tile_n,
-                                       Int index) {
+// Tile `index` of all; without rows if the host allowed for more tiles than there are. All lanes of a warp
+// call it and get the same. An Int holds the number of tiles.
+template <int kTileM, int kTileN, class Int = int64_t>
+__device__ inline GemmPlace find_place(const GemmArguments& p, GemmGroups kind, Int index) {
     const Int row_tiles = static_cast<Int>(p.row_tiles), column_tiles = static_cast<Int>(p.column_tiles);
     const Int per_product = row_tiles * column_tiles;
     GemmPlace place{};
@@ -69,16 +68,16 @@ __device__ inline GemmPlace find_place(const GemmArguments& p, GemmGroups kind, 
     const auto range_of = [](int64_t i, int64_t size, int64_t most) -> Range {
         return {i * size, i * size + size < most ? i * size + size : most};
     };
-    place.columns = range_of(tile.column, tile_n, p.all.n);
+    place.columns = range_of(tile.column, kTileN, p.all.n);
     place.depth = {0, p.all.k};
     if (kind == GemmGroups::kRows) {
-        const GroupTile found = find_group_tile(tile_m, p.groups, p.offs_stride, p.all.m, tile.row);
+        const GroupTile found = find_group_tile<kTileM>(p.groups, p.offs_stride, p.all.m, tile.row);
         place.rows = {found.begin, found.end};
         const bool of_no_group = found.group == p.groups.count;
         place.b_group = of_no_group ? 0 : found.group;
         if (of_no_group) place.depth.end = 0;
     } else {
-        place.rows = range_of(tile.row, tile_m, p.all.m);
+        place.rows = range_of(tile.row, kTileM, p.all.m);
         if (kind == GemmGroups::kDepth) place.depth = find_columns(p, place.product);
     }
     return place;
@@ -105,7 +104,7 @@ __device__ inline char* result_at(const GemmArguments& p, int64_t product, int64
 template <int kTileM, int kTileN>
 __device__ inline bool find_work(const GemmArguments& p, GemmWork& work) {
     const GemmProduct& all = p.all;
-    const GemmPlace place = find_place<int64_t>(p, p.kind, kTileM, kTileN, blockIdx.x);
+    const GemmPlace place = find_place<kTileM, kTileN>(p, p.kind, blockIdx.x);
     const int64_t row = place.rows.start, column = place.columns.start, k = place.depth.start;
     work.rows = static_cast<int>(place.rows.end - row);
     work.columns = static_cast<int>(place.columns.end - column);

@@ -11,20 +11,21 @@ struct GroupTile {
     int64_t begin, end, group;
 };
 
-// Tile `tile` of `rows` rows, of which each group is cut into tiles of `height` rows, and after them the rows
+// Tile `tile` of `rows` rows, of which each group is cut into tiles of kHeight rows, and after them the rows
 // of no group; without rows if there are fewer tiles. All lanes of a warp call it and get the same: 32 groups
 // at a time, each lane one, the next 32 being read meanwhile, two scans find the groups' first tiles. Ends
 // outside [0, rows] are moved inside it, and ends before an earlier one up to it, so that every row belongs
 // to one tile whatever they hold.
-__device__ inline GroupTile find_group_tile(int height, const Groups& groups, int64_t ends_stride,
-                                            int64_t rows, int64_t tile) {
+template <int kHeight>
+__device__ inline GroupTile find_group_tile(const Groups& groups, int64_t ends_stride, int64_t rows,
+                                            int64_t tile) {
     const int lane = static_cast<int>(threadIdx.x) % kWarpSize;
     const int limit = static_cast<int>(rows < INT32_MAX ? rows : INT32_MAX);
     int last_end = 0;
     int64_t first_tile = 0;
     const auto from = [&](int64_t begin, int64_t end, int64_t i, int64_t group) -> GroupTile {
-        begin += i * height;
-        return {begin, begin + height < end ? begin + height : end, group};
+        begin += i * kHeight;
+        return {begin, begin + kHeight < end ? begin + kHeight : end, group};
     };
     const auto end_of = [&](int64_t group) {
         return group < groups.count ? min(groups.ends[group * ends_stride], limit) : 0;
@@ -36,7 +37,7 @@ __device__ inline GroupTile find_group_tile(int height, const Groups& groups, in
         end = largest_to_lane(max(end, last_end));
         const int before = __shfl_up_sync(kAllLanes, end, 1);
         const int begin = lane == 0 ? last_end : before;
-        const int tiles = static_cast<int>(ceil_div(end - begin, height));
+        const int tiles = static_cast<int>(ceil_div(end - begin, kHeight));
         const int tiles_end = sum_to_lane(tiles);
         const unsigned beyond = __ballot_sync(kAllLanes, tile < first_tile + tiles_end);
         if (beyond != 0) {

@@ -58,7 +58,7 @@ struct Results {
 __device__ Place find_place(const Groups& groups, const Results& results) {
     const auto across = static_cast<unsigned>(num_tiles(results.columns));
     const int64_t tile = blockIdx.x / across, column = static_cast<int64_t>(blockIdx.x % across) * kTile;
-    const GroupTile found = find_group_tile(kTile, groups, 1, results.rows, tile);
+    const GroupTile found = find_group_tile<kTile>(groups, 1, results.rows, tile);
     const int rows = static_cast<int>(found.end - found.begin);
     const bool gap = groups.ends != nullptr && found.group == groups.count;  // nothing past the last group
     return {tile,           found.begin,    column,

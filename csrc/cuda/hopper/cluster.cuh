@@ -28,21 +28,11 @@ __device__ inline uint32_t in_cta(uint32_t address, int rank) {
     return there;
 }
 
-// mbarrier.cuh's arrive() and wait() on barriers on which other CTAs of the cluster arrive.
+// mbarrier.cuh's arrive() on the barrier of any CTA of the cluster, to say that reads are over which the next
+// copy must not overtake. Without a scope, as wait() is: with .cluster a fence of device memory would come
+// before each arrival, some hundred clocks, and the L1 cache be emptied after each wait.
 __device__ inline void arrive_in_cluster(uint32_t barrier) {
-    asm volatile("mbarrier.arrive.release.cluster.shared::cluster.b64 _, [%0];" ::"r"(barrier) : "memory");
-}
-__device__ inline void wait_for_cluster(uint32_t barrier, uint32_t parity) {
-    uint32_t over;
-    do {
-        asm volatile(
-            "{\n.reg .pred over;\n"
-            "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 over, [%1], %2;\n"
-            "selp.u32 %0, 1, 0, over;\n}"
-            : "=r"(over)
-            : "r"(barrier), "r"(parity)
-            : "memory");
-    } while (over == 0);
+    asm volatile("mbarrier.arrive.shared::cluster.b64 _, [%0];" ::"r"(barrier) : "memory");
 }
 
 // Until all threads of all CTAs of the cluster have come here; whole warps together.

@@ -94,6 +94,13 @@ __device__ inline int cluster_rows(const Arguments& args) {
     return T::kSharesColumns ? args.cluster.rows : 1;
 }
 
+// The rows of a cluster's tiles together, and the columns of the first.
+template <class T, GemmGroups kGroups>
+__device__ inline GemmPlace find_cluster(const Arguments& args, uint32_t index) {
+    return cluster_rows<T>(args) == 1 ? find_place<T::kM, T::kN>(args.gemm, kGroups, index)
+                                      : find_place<2 * T::kM, T::kN>(args.gemm, kGroups, index);
+}
+
 // A GemmPlace in half the registers: sizes are below 2^31, else there would be no tensor maps.
 struct Work {
     int row, row_end, column, column_end;
@@ -108,8 +115,7 @@ __device__ inline void for_each_tile(const Arguments& args, const Role& role) {
     const ClusterPlace<T> mine(args.cluster);
     const int clusters = num_clusters();
     for (int index = cluster_index(); index < args.tiles; index += clusters) {
-        const GemmPlace place =
-            find_place<uint32_t>(args.gemm, kGroups, T::kM * cluster_rows<T>(args), T::kN, index);
+        const GemmPlace place = find_cluster<T, kGroups>(args, index);
         if (!has_work(args.gemm, place)) continue;
         const auto number = [](int64_t x) { return static_cast<int>(x); };
         const int column = number(place.columns.start) * args.cluster.columns + mine.column * T::kN;
@@ -136,7 +142,7 @@ __device__ inline void copy_codes(const Arguments& args, const Ring<T>& ring) {
         for (int block = 0; block < work.blocks; ++block, at.advance()) {
             if (!leads) continue;
             const int k = work.k + block * kDepth;
-            wait_for_cluster(ring.empty(at.stage), at.parity ^ 1);
+            wait(ring.empty(at.stage), at.parity ^ 1);
             arrive_expecting(ring.full(at.stage), T::kCodeBytes);
             const uint32_t a = ring.a(at.stage) + a_first * kDepth, b = ring.b(at.stage) + b_first * kDepth;
             if (args.cluster.columns == 1)
@@ -180,7 +186,7 @@ __device__ inline void copy_scales(const Arguments& args, const Ring<T>& ring, i
 #pragma unroll
             for (int i = 0; i < kBRows; ++i, from += kWarpSize * b.scale_row_stride)
                 of_b[i] = i * kWarpSize < columns ? *from : 0;
-            wait_for_cluster(ring.empty(at.stage), at.parity ^ 1);
+            wait(ring.empty(at.stage), at.parity ^ 1);
             const uint32_t scales = ring.scales(at.stage);
 #pragma unroll
             for (int i = 0; i < kARows; ++i) store_shared(scales + (i * kWarpSize + lane) * 4, of_a[i]);
@@ -238,10 +244,10 @@ __device__ inline void start_products(const Ring<T>& ring, int stage, int first_
                                       float (&partial)[T::kSums]) {
     const uint32_t a = ring.a(stage) + first_row * kDepth, b = ring.b(stage);
     begin_products(partial);
-    multiply<false>(partial, matrix_descriptor(a), matrix_descriptor(b));
+    multiply<false>(partial, matrix_descriptor(a, 0), matrix_descriptor(b, 0));
 #pragma unroll
     for (int k = 32; k < kDepth; k += 32)
-        multiply<true>(partial, matrix_descriptor(a + k), matrix_descriptor(b + k));
+        multiply<true>(partial, matrix_descriptor(a, k), matrix_descriptor(b, k));
     commit_products(partial);
 }
 
