@@ -26,7 +26,9 @@ RELEASE = (
     "__syncwarp();\n        "
     "if (share.lane < ctas) arrive_in_cluster(in_cta(ring.empty(at.stage), share.lane));"
 )
-SYNC, SYNC_START, SYNC_END = (f"synchronize_cluster();{rest}" for rest in ("", "\n    // 128", "  // others"))
+SYNC, SYNC_START, SYNC_END = (
+    f"synchronize_cluster();{rest}" for rest in ("", "\n    // Without", "  // others")
+)
 EXPECT = "arrive_expecting(ring.full(at.stage), T::kCodeBytes"
 WAITS_READ = "if (share.lane == 0) wait_stores_read();"
 
