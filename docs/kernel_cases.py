@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 TOKENS, WIDTH, EXPERTS, TOP_K = 256, 1024, 16, 4
-# CTAs of a cluster, as in csrc/cuda/hopper/gemm_plan.h.
+# CTAs of a cluster, rows and columns of tiles, as in csrc/cuda/hopper/gemm_plan.h.
 HOPPER_TILES = {
     "64x24": (1, 8),
     "64x48": (2, 4),
