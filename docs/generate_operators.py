@@ -77,6 +77,7 @@ def families() -> dict[str, list[str]]:
         "swiglu",
         "routing",
         "permute",
+        "rope",
         "attention",
         "optimizer",
     ]

@@ -195,6 +195,12 @@ def others(generator: torch.Generator) -> Iterator[Case]:
     yield Case("rms_norm", x, weight, 1e-6)
     yield Case("rms_norm_again", x, weight, rstd)
     yield Case("rms_norm_backward", grad, x, weight, rstd)
+    angles = torch.polar(torch.ones(TOKENS, 32), torch.rand(TOKENS, 32, generator=generator))
+    heads, note = 8, "8 heads of 128 + 64, values of 128"
+    q, kv = normal(generator, 1, TOKENS, heads * 192), normal(generator, 1, TOKENS, heads * 256)
+    yield Case("rope_heads_", q, kv, normal(generator, 1, TOKENS, 64), angles, heads, note=note)
+    q, k, v = (normal(generator, 1, TOKENS, heads, w).transpose(1, 2) for w in (192, 192, 128))
+    yield Case("rope_heads_backward_", q, k, v, angles, note=note)
     targets = torch.zeros(TOKENS, dtype=torch.int64)
     yield Case("cross_entropy_", x.clone(), targets)
     p, g = (torch.randn(TOKENS, WIDTH, generator=generator) for _ in range(2))

@@ -8,15 +8,9 @@
 #include <cstdint>
 
 #include "cpu/parallel.h"
-#include "formats/float_type.h"
+#include "formats/views.h"
 
 namespace dse::cpu {
-
-// [sequences, heads, tokens, columns] by strides in elements; the columns are adjacent.
-struct HeadRows {
-    void* data;
-    int64_t sequence_stride, head_stride, row_stride;
-};
 
 struct AttentionShape {
     FloatType type;  // of all HeadRows

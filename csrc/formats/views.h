@@ -15,6 +15,21 @@ struct FloatMatrix {
     int64_t row_stride;
 };
 
+// [sequences, heads, tokens, columns] by strides in elements; the columns are adjacent.
+struct HeadRows {
+    void* data;
+    int64_t sequence_stride, head_stride, row_stride;
+};
+
+// Heads whose last columns are rotated by position: of queries and keys [plain + rotated], of keys and values
+// as they are projected up [plain + values].
+struct RopeShape {
+    FloatType type;  // of all HeadRows
+    int64_t sequences, tokens, heads;
+    int64_t plain, rotated, values;
+    const float* rotation;  // cosine and sine of each pair: [tokens, rotated]
+};
+
 // A matrix whose elements are only copied: `width` bytes a row, `row_stride` bytes apart.
 struct ByteMatrix {
     const uint8_t* data;

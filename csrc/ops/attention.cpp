@@ -12,15 +12,6 @@
 namespace dse::attention {
 namespace {
 
-// x itself where its columns are adjacent, else a copy.
-Tensor with_whole_rows(const Tensor& x) {
-    return x.size(3) <= 1 || x.stride(3) == 1 ? x : torch::stable::contiguous(x);
-}
-
-cpu::HeadRows head_rows(const Tensor& x) {
-    return {const_cast<void*>(x.const_data_ptr()), x.stride(0), x.stride(1), x.stride(2)};
-}
-
 // A result [B, N, T, width] whose heads lie side by side for each token, as the next projection reads them.
 Tensor new_heads(const Tensor& like) {
     Tensor x = torch::stable::new_empty(like, {like.size(0), like.size(2), like.size(1), like.size(3)});

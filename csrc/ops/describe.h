@@ -20,6 +20,11 @@ inline std::vector<int64_t> shape_of(const torch::stable::Tensor& x) {
     return {sizes.begin(), sizes.end()};
 }
 
+inline std::vector<int64_t> strides_of(const torch::stable::Tensor& x) {
+    const auto strides = x.strides();
+    return {strides.begin(), strides.end()};
+}
+
 inline std::string describe(const torch::stable::Tensor& x) { return describe(shape_of(x)); }
 
 inline std::string describe(torch::headeronly::ScalarType dtype) {

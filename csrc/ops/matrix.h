@@ -61,6 +61,17 @@ inline FloatMatrix float_matrix(const Tensor& x) {
             common_row_stride(x)};
 }
 
+// x with adjacent columns: itself wherever they are, else a contiguous copy. Other dimensions: any strides.
+inline Tensor with_whole_rows(const Tensor& x) {
+    const int64_t last = x.dim() - 1;
+    return x.size(last) <= 1 || x.stride(last) == 1 ? x : torch::stable::contiguous(x);
+}
+
+// [B, N, T, D] with whole rows, to be read or, where an operator has said so, written.
+inline HeadRows head_rows(const Tensor& x) {
+    return {const_cast<void*>(x.const_data_ptr()), x.stride(0), x.stride(1), x.stride(2)};
+}
+
 // Scales [..., T] must be walkable too, but along T any stride will do.
 inline Tensor walkable_scales(const Tensor& scales) {
     return common_row_stride(scales) >= 0 ? scales : torch::stable::contiguous(scales);

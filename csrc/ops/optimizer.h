@@ -11,8 +11,7 @@
 #include <vector>
 
 #include "formats/views.h"
-#include "ops/check.h"
-#include "ops/describe.h"
+#include "ops/require.h"
 
 namespace dse::optimizer {
 
@@ -34,22 +33,9 @@ inline std::string describe_number(double x) {
     return fixed.find('.') == std::string::npos ? fixed + ".0" : fixed;
 }
 
-inline std::vector<int64_t> strides_of(const Tensor& x) {
-    const auto strides = x.strides();
-    return {strides.begin(), strides.end()};
-}
-
 inline bool same_shape(const Tensor& a, const Tensor& b) {
     const auto s = a.sizes(), t = b.sizes();
     return std::equal(s.begin(), s.end(), t.begin(), t.end());
-}
-
-// Whether some elements surely share their place in memory.
-inline bool overlaps(const Tensor& x) {
-    const auto sizes = x.sizes(), strides = x.strides();
-    for (size_t d = 0; d < sizes.size(); ++d)
-        if (sizes[d] > 1 && strides[d] == 0) return true;
-    return false;
 }
 
 enum class Stored { kFloat, kFloatOrBf16 };
@@ -70,9 +56,7 @@ inline void check_list(const char* name, const TensorList& tensors, const Tensor
         DSE_REQUIRE(same_shape(x, params[i]), "adamw_step_: ", name, "[", i,
                     "] must have the shape of params[", i, "], ", describe(params[i]), ", got ", describe(x),
                     "; keep the lists in one order");
-        DSE_REQUIRE(!written || !overlaps(x), "adamw_step_: ", name, "[", i,
-                    "] must not share memory between its elements, got strides ", describe(strides_of(x)),
-                    " for shape ", describe(x), "; pass a .clone()");
+        if (written) require_own_memory("adamw_step_", x, name, "[", i, "]");
     }
 }
 

@@ -36,4 +36,13 @@ inline void require_int32(const char* op, const char* name, const Tensor& x) {
                 describe(x.scalar_type()), "; convert it with .int()");
 }
 
+// Of what is written: rules out that some elements surely share their place in memory. `name` in pieces.
+template <class... Name>
+void require_own_memory(const char* op, const Tensor& x, const Name&... name) {
+    bool shared = false;
+    for (int64_t d = 0; d < x.dim(); ++d) shared |= x.size(d) > 1 && x.stride(d) == 0;
+    DSE_REQUIRE(!shared, op, ": ", name..., " must not share memory between its elements, got strides ",
+                describe(strides_of(x)), " for shape ", describe(x), "; pass a .clone()");
+}
+
 }  // namespace dse

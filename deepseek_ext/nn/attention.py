@@ -27,7 +27,7 @@ from .linear import Linear, Precision, project
 from .norm import RMSNorm
 from .product import Fp8Product, Operand, Product, product_backward
 from .recompute import Recomputed, save_groups, saved_groups
-from .rope import rotate, rotate_, softmax_scale
+from .rope import rotate, softmax_scale
 
 LATENT_NORM_EPS = 1e-6
 """Of the norms of the latents: a constant in DeepSeek's released code too, whatever rms_norm_eps is."""
@@ -125,21 +125,15 @@ class _Heads:
         """q [B, T, N * (nope + rope)], kv [B, T, N * (nope + v)] and the shared k_rope [B, T, rope] to
         q, k [B, N, T, nope + rope] and v [B, N, T, v]; q and v are the arguments' own memory."""
         c, heads = self.config, self.config.num_attention_heads
-        q = q.unflatten(-1, (heads, -1))
-        rotate_(q[..., c.qk_nope_head_dim :], self.rotation)
-        k_nope, v = kv.unflatten(-1, (heads, -1)).split([c.qk_nope_head_dim, c.v_head_dim], -1)
-        k_rope = rotate(k_rope, self.rotation).unsqueeze(2).expand(-1, -1, heads, -1)
-        k = torch.cat([k_nope, k_rope], -1)
-        return q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+        k = ops.rope_heads_(q, kv, k_rope, self.rotation, heads)
+        q_heads = q.unflatten(-1, (heads, -1))
+        v = kv.unflatten(-1, (heads, -1))[..., c.qk_nope_head_dim :]
+        return q_heads.transpose(1, 2), k, v.transpose(1, 2)
 
     def backward(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Gradients of forward's arguments from those of its results, of which q's is written."""
-        nope, back = self.config.qk_nope_head_dim, self.rotation.conj()
-        q, k = q.transpose(1, 2), k.transpose(1, 2)
-        rotate_(q[..., nope:], back)
-        k_nope, k_rope = k[..., :nope], k[..., nope:]
-        kv = torch.cat([k_nope, v.transpose(1, 2)], -1)
-        return q.flatten(-2), kv.flatten(-2), rotate(k_rope.sum(2), back)
+        grad_kv, grad_k_rope = ops.rope_heads_backward_(q, k, v, self.rotation)
+        return q.transpose(1, 2).flatten(-2), grad_kv, grad_k_rope
 
 
 class _Core(NamedTuple):

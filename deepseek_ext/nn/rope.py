@@ -59,18 +59,11 @@ def _yarn_frequencies(config: ModelConfig, frequencies: Tensor) -> Tensor:
 def rotate(x: Tensor, rotation: Tensor) -> Tensor:
     """Rotates the pairs (x0, x1), (x2, x3), ... of the last dimension, in FP32: x's shape and dtype.
 
-    x: [B, T, heads, rope_dim] or [B, T, rope_dim]; rotation: complex64 [T, rope_dim / 2].
+    x: [B, T, heads, rope_dim] or [B, T, rope_dim]; rotation: complex64 [T, rope_dim / 2]. Each product and
+    sum is rounded, as in rope_heads_: what decoding keeps has the bits that training has.
     """
-    return _rotated(x, rotation).to(x.dtype)
-
-
-def rotate_(x: Tensor, rotation: Tensor) -> None:
-    """`rotate`, in place."""
-    x.copy_(_rotated(x, rotation))
-
-
-def _rotated(x: Tensor, rotation: Tensor) -> Tensor:
     if x.dim() == 4:
         rotation = rotation[:, None]
-    pairs = torch.view_as_complex(x.float().contiguous().unflatten(-1, (-1, 2)))
-    return torch.view_as_real(pairs * rotation).flatten(-2)
+    x0, x1 = x.float().unflatten(-1, (-1, 2)).unbind(-1)
+    cosine, sine = rotation.real, rotation.imag
+    return torch.stack([x0 * cosine - x1 * sine, x0 * sine + x1 * cosine], -1).flatten(-2).to(x.dtype)

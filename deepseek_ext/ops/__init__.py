@@ -28,6 +28,7 @@ from .quantize import (
     retile_e5m6,
     transpose_blocks,
 )
+from .rope import rope_heads_, rope_heads_backward_
 from .routing import route, sequence_balance_loss, update_router_bias_
 from .swiglu import swiglu, swiglu_backward, swiglu_gradient, swiglu_quantize
 from .wgrad import accumulate_weight_gradients
@@ -66,6 +67,8 @@ __all__ = [
     "rms_norm",
     "rms_norm_again",
     "rms_norm_backward",
+    "rope_heads_",
+    "rope_heads_backward_",
     "route",
     "sequence_balance_loss",
     "swiglu",

@@ -67,6 +67,15 @@ def require_int32(op: str, name: str, x: Tensor) -> None:
         raise ValueError(f"{op}: {name} must be int32, got {dtype_of(x)}; convert it with .int()")
 
 
+def require_own_memory(op: str, name: str, x: Tensor) -> None:
+    """Of what is written: rules out that some elements surely share their place in memory."""
+    if any(size > 1 and stride == 0 for size, stride in zip(x.shape, x.stride(), strict=True)):
+        raise ValueError(
+            f"{op}: {name} must not share memory between its elements, got strides {list(x.stride())} "
+            f"for shape {shape_of(x)}; pass a .clone()"
+        )
+
+
 # Of fp8_linear and moe_ffn, which are compositions in Python.
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._checks import dtype_of, require, shape_of
+from ._checks import dtype_of, require, require_own_memory, shape_of
 from ._kinds import explained, register_fake
 from ._library import _fragment
 
@@ -78,12 +78,8 @@ def _check_list(
             f"adamw_step_: {name}[{i}] must have the shape of params[{i}], {shape_of(param)}, "
             f"got {shape_of(tensor)}; keep the lists in one order",
         )
-        strides = tensor.stride()
-        require(
-            not written or all(n <= 1 or s != 0 for n, s in zip(tensor.shape, strides, strict=True)),
-            f"adamw_step_: {name}[{i}] must not share memory between its elements, "
-            f"got strides {list(strides)} for shape {shape_of(tensor)}; pass a .clone()",
-        )
+        if written:
+            require_own_memory("adamw_step_", f"{name}[{i}]", tensor)
 
 
 def _check(

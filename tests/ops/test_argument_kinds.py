@@ -96,6 +96,14 @@ def norm() -> Arguments:
     return {"x": x, "weight": weight, "rstd": ops.rms_norm(x, weight, 1e-6)[1]}
 
 
+def rope(backward: bool = False) -> Arguments:
+    if backward:
+        grads = {name: torch.randn(1, 2, T, 24) for name in ("grad_q", "grad_k", "grad_v")}
+        return grads | {"rotation": torch.ones(T, 4, dtype=torch.complex64)}
+    given = {"q": torch.randn(1, T, 48), "kv": torch.randn(1, T, 64), "k_rope": torch.randn(1, T, 8)}
+    return given | {"rotation": torch.ones(T, 4, dtype=torch.complex64), "heads": 2}
+
+
 def adamw() -> Arguments:
     lists = {
         name: [torch.ones(3), torch.ones(2, 2)] for name in ("params", "grads", "exp_avgs", "exp_avg_sqs")
@@ -138,6 +146,8 @@ GOOD: dict[str, Callable[[], Arguments]] = {
     "rms_norm": lambda: {"x": tokens(), "weight": torch.ones(H), "eps": 1e-6},
     "rms_norm_again": norm,
     "rms_norm_backward": lambda: {"grad": torch.ones(T, H)} | norm(),
+    "rope_heads_": rope,
+    "rope_heads_backward_": lambda: rope(backward=True),
     "route": lambda: {
         "logits": torch.randn(T, E), "bias": torch.zeros(E), **ROUTING, "valid": torch.ones(T) > 0
     },
@@ -250,8 +260,9 @@ def test_numbers_of_another_kind(op: str) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.complex64, torch.float64, torch.int64, torch.uint16], ids=str)
 def test_another_dtype(op: str, dtype: torch.dtype) -> None:
+    right = {"load": torch.int64, "targets": torch.int64, "rotation": torch.complex64}
     for name, value in GOOD[op]().items():
-        if not holds_tensors(value) or (name in ("load", "targets") and dtype is torch.int64):
+        if not holds_tensors(value) or right.get(name) is dtype:
             continue
         text = said(getattr(ops, op), replaced(GOOD[op](), name, lambda x: torch.empty(x.shape, dtype=dtype)))
         assert re.match(rf"{op}: .*{name}", text)

@@ -101,6 +101,13 @@ def norm(x: Tensor, weight: Tensor) -> list[Tensor]:
     return [out, rstd, again, *ops.rms_norm_backward(again, x, weight, rstd)]
 
 
+def rope(q: Tensor, kv: Tensor, k_rope: Tensor, rotation: Tensor) -> list[Tensor]:
+    k = ops.rope_heads_(q, kv, k_rope, rotation, 2)
+    grad_q = k.clone()
+    v = kv.unflatten(-1, (2, -1)).transpose(1, 2)[..., 16:]
+    return [k, grad_q, *ops.rope_heads_backward_(grad_q, k, v, rotation)]
+
+
 def cross_entropy(logits: Tensor, targets: Tensor) -> list[Tensor]:
     return list(ops.cross_entropy_(logits, targets))
 
@@ -143,6 +150,10 @@ FAMILIES: dict[Callable[..., list[Tensor]], Callable[[int], Arguments]] = {
          torch.zeros(m, 9, dtype=torch.int32)], leaves=(0, 1, 2), rows=(0, 1, 2, 3)
     ),
     norm: lambda m: Arguments([random(m, 200), random(200, dtype=FP32)], leaves=(0, 1)),
+    rope: lambda m: Arguments(
+        [random(m, 9, 48), random(m, 9, 64), random(m, 9, 8),
+         torch.polar(torch.ones(9, 4), random(9, 4, dtype=FP32))], rows=(0, 1, 2)
+    ),
     cross_entropy: lambda m: Arguments([random(m, 200), torch.randint(200, (m,))], rows=(0, 1)),
     optimizer: lambda m: Arguments(
         [random(m, 8, dtype=FP32), random(m, 8, dtype=FP32), random(m, 8), random(m, 8).abs()],

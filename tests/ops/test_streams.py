@@ -52,6 +52,8 @@ def given(seed: int) -> dict[str, Arguments]:
     valid = torch.rand(T, generator=rng) < 0.8
     steps = {"lr": 0.1, "beta1": 0.9, "beta2": 0.95, "eps": 1e-8, "weight_decay": 0.1, "step": 3}
     moments = [normal(7, 33, dtype=half)], [normal(7, 33, dtype=half).abs()]
+    angles = torch.polar(torch.ones(T, 8), normal(T, 8))
+    heads = [normal(1, E, T, width) for width in (40, 40, 24)]
     return {
         "adamw_step_": (([normal(7, 33)], [normal(7, 33)], *moments), steps),
         "combine_rows": ((normal(M, H, dtype=half), slots, weights, x), {}),
@@ -80,6 +82,8 @@ def given(seed: int) -> dict[str, Arguments]:
         "rms_norm": ((x, normal(H), 1e-6), {}),
         "rms_norm_again": ((x, normal(H), normal(T).abs()), {}),
         "rms_norm_backward": ((x, x, normal(H), normal(T).abs()), {}),
+        "rope_heads_": ((normal(2, T, E * 40), normal(2, T, E * 48), normal(2, T, 16), angles, E), {}),
+        "rope_heads_backward_": ((*heads, angles), {}),
         "route": ((normal(T, E), normal(E), valid), route),
         "route_backward": (
             (normal(T, K), normal(T, E), indices),

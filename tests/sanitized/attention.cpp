@@ -33,7 +33,7 @@ struct Heads {
     }
     int64_t columns;
     Buffer<T> buffer;
-    cpu::HeadRows rows;
+    HeadRows rows;
 };
 
 template <class T>
