@@ -6,27 +6,29 @@ import torch
 from torch import Tensor
 
 
-def rope_heads(q: Tensor, kv: Tensor, k_rope: Tensor, rotation: Tensor, heads: int) -> tuple[Tensor, Tensor]:
-    """q [B, T, N * (P + R)] with the last R columns of its heads rotated, and keys [B, N, T, P + R]."""
-    plain = q.shape[-1] // heads - k_rope.shape[-1]
-    q_heads, kv_heads = q.unflatten(-1, (heads, -1)), kv.unflatten(-1, (heads, -1))
-    q_rope = rotate(q_heads[..., plain:], rotation[:, None])
+def rope_heads_(q: Tensor, kv: Tensor, k_rope: Tensor, rotation: Tensor, heads: int) -> Tensor:
+    """Rotates the last R columns of q's heads [B, T, N * (P + R)]; returns the keys [B, N, T, P + R]."""
+    width = q.shape[-1] // heads
+    plain = width - k_rope.shape[-1]
+    q_rope = q.unflatten(-1, (heads, width))[..., plain:]
+    q_rope.copy_(rotate(q_rope, rotation[:, None]))
+    k_plain = kv.unflatten(-1, (heads, kv.shape[-1] // heads))[..., :plain]
     shared = rotate(k_rope, rotation).unsqueeze(2).expand(-1, -1, heads, -1)
-    keys = torch.cat([kv_heads[..., :plain], shared], -1)
-    return torch.cat([q_heads[..., :plain], q_rope], -1).flatten(-2), keys.transpose(1, 2)
+    return torch.cat([k_plain, shared], -1).transpose(1, 2)
 
 
-def rope_heads_backward(
+def rope_heads_backward_(
     grad_q: Tensor, grad_k: Tensor, grad_v: Tensor, rotation: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of q [B, N, T, P + R], kv [B, T, N * (P + V)] and k_rope [B, T, R]."""
+) -> tuple[Tensor, Tensor]:
+    """Rotates q's gradient [B, N, T, P + R] back; returns those of kv [B, T, N * (P + V)] and k_rope."""
     plain, back = grad_q.shape[-1] - 2 * rotation.shape[-1], rotation.conj()
-    grad_q = torch.cat([grad_q[..., :plain], rotate(grad_q[..., plain:], back)], -1)
-    total = _wide(grad_k[:, :0, :, plain:]).sum(1)
-    for head in range(grad_k.shape[1]):
-        total = total + _wide(grad_k[:, head, :, plain:])
-    grad_kv = torch.cat([grad_k[..., :plain], grad_v], -1).transpose(1, 2).flatten(-2)
-    return grad_q, grad_kv, rotate(total.to(grad_k.dtype), back)
+    grad_q[..., plain:] = rotate(grad_q[..., plain:], back)
+    k_plain, k_rope = grad_k[..., :plain], grad_k[..., plain:]
+    total = _wide(k_rope[:, :0]).sum(1)
+    for head in range(k_rope.shape[1]):
+        total = total + _wide(k_rope[:, head])
+    grad_kv = torch.cat([k_plain, grad_v], -1).transpose(1, 2).flatten(-2)
+    return grad_kv, rotate(total.to(grad_k.dtype), back)
 
 
 def rotate(x: Tensor, rotation: Tensor) -> Tensor:

@@ -69,14 +69,16 @@ def gradients(shape: Shape, dtype: torch.dtype, rng: torch.Generator) -> list[Te
     return [*made, rotation_of(shape, rng)]
 
 
-def forward(q: Tensor, kv: Tensor, k_rope: Tensor, rotation: Tensor, heads: int) -> list[Tensor]:
+def forward(
+    q: Tensor, kv: Tensor, k_rope: Tensor, rotation: Tensor, heads: int, by: Any = ops
+) -> list[Tensor]:
     q = q.clone()
-    return [q, ops.rope_heads_(q, kv, k_rope, rotation, heads)]
+    return [q, by.rope_heads_(q, kv, k_rope, rotation, heads)]
 
 
-def backward(grad_q: Tensor, grad_k: Tensor, grad_v: Tensor, rotation: Tensor) -> list[Tensor]:
+def backward(grad_q: Tensor, grad_k: Tensor, grad_v: Tensor, rotation: Tensor, by: Any = ops) -> list[Tensor]:
     grad_q = grad_q.clone()
-    return [grad_q, *ops.rope_heads_backward_(grad_q, grad_k, grad_v, rotation)]
+    return [grad_q, *by.rope_heads_backward_(grad_q, grad_k, grad_v, rotation)]
 
 
 def same_bits(a: Tensor, b: Tensor) -> bool:
@@ -94,9 +96,9 @@ def test_bits_are_the_references(
 ) -> None:
     given_q, given_g = inputs(shape, dtype, rng), gradients(shape, dtype, rng)
     found = forward(*given_q, shape.n)
-    assert all(map(same_bits, found, reference.rope_heads(*given_q, shape.n)))
+    assert all(map(same_bits, found, forward(*given_q, shape.n, by=reference)))
     assert found[1].transpose(1, 2).is_contiguous()
-    assert all(map(same_bits, backward(*given_g), reference.rope_heads_backward(*given_g)))
+    assert all(map(same_bits, backward(*given_g), backward(*given_g, by=reference)))
 
 
 def test_no_heads_give_no_gradient(backend: str, rng: torch.Generator) -> None:
@@ -110,8 +112,8 @@ def test_no_heads_give_no_gradient(backend: str, rng: torch.Generator) -> None:
 def test_any_number_of_threads(dtype: torch.dtype, threads: int, rng: torch.Generator) -> None:
     shape = Shape(3, 67, 6, 48, 24, 40)
     given_q, given_g = inputs(shape, dtype, rng), gradients(shape, dtype, rng)
-    assert all(map(same_bits, forward(*given_q, shape.n), reference.rope_heads(*given_q, shape.n)))
-    assert all(map(same_bits, backward(*given_g), reference.rope_heads_backward(*given_g)))
+    assert all(map(same_bits, forward(*given_q, shape.n), forward(*given_q, shape.n, by=reference)))
+    assert all(map(same_bits, backward(*given_g), backward(*given_g, by=reference)))
 
 
 def any_bits(x: Tensor, rng: torch.Generator) -> Tensor:
@@ -132,7 +134,7 @@ def test_huge_tiny_and_not_finite(
     q, kv, k_rope = (any_bits(x, rng) for x in floats)
     k_rope[0, 0, 0], k_rope[0, 1, :2] = float("nan"), torch.tensor([1.0, float("inf")])
     q_found, k = forward(q, kv, k_rope, rotation, shape.n)
-    wanted = reference.rope_heads(q, kv, k_rope, rotation, shape.n)
+    wanted = forward(q, kv, k_rope, rotation, shape.n, by=reference)
     assert same_bits(q_found, wanted[0])
     assert same_bits(k, wanted[1])
     assert k[0, :, 0, shape.p : shape.p + 2].isnan().all()
@@ -146,7 +148,7 @@ def test_huge_tiny_and_not_finite(
 
     *floats, rotation = gradients(shape, dtype, rng)
     grads = [any_bits(x, rng) for x in floats]
-    assert all(map(same_bits, backward(*grads, rotation), reference.rope_heads_backward(*grads, rotation)))
+    assert all(map(same_bits, backward(*grads, rotation), backward(*grads, rotation, by=reference)))
 
 
 @st.composite
@@ -194,14 +196,14 @@ def test_any_layout(backend: str, case: tuple[Shape, torch.dtype, dict[str, Any]
     moved = laid_out(q, *a)
     around = torch.empty(0, dtype=dtype).set_(moved.untyped_storage())
     k = ops.rope_heads_(moved, laid_out(kv, *b, columns), laid_out(k_rope, *c, columns), turned, shape.n)
-    wanted = reference.rope_heads(q, kv, k_rope, turned, shape.n)
+    wanted = forward(q, kv, k_rope, turned, shape.n, by=reference)
     assert same_bits(moved, wanted[0])
     assert same_bits(k, wanted[1])
     assert (around == 7).sum() >= around.numel() - q.numel()
 
     moved = laid_out(grad_q, *a)
     results = ops.rope_heads_backward_(moved, laid_out(grad_k, *b, columns), laid_out(grad_v, *c), turned)
-    expected = reference.rope_heads_backward(grad_q, grad_k, grad_v, turned)
+    expected = backward(grad_q, grad_k, grad_v, turned, by=reference)
     assert all(map(same_bits, (moved, *results), expected))
 
 
@@ -260,7 +262,7 @@ def test_forward_is_the_composition(rng: torch.Generator) -> None:
     *values, rotation = inputs(shape, torch.float64, rng)
     rotation = rotation.to(torch.complex128)
     q, k, _ = composition(*values, rotation, shape.n)
-    found = reference.rope_heads(*values, rotation, shape.n)
+    found = forward(*values, rotation, shape.n, by=reference)
     torch.testing.assert_close(found[0].unflatten(-1, (shape.n, -1)).transpose(1, 2), q)
     torch.testing.assert_close(found[1], k)
 
