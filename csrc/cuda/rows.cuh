@@ -77,10 +77,6 @@ __device__ void load_part(const T* p, int64_t left, float* out) {
         load_some(p, left, out);
 }
 
-__device__ inline void round_to(float x, float* out) { *out = x; }
-__device__ inline void round_to(float x, Bf16* out) { out->bits = float_to_bf16(x); }
-__device__ inline void round_to(float x, F16* out) { out->bits = float_to_f16(x); }
-
 // The inverse: rounded to nearest even, to infinity beyond the largest finite value.
 template <bool kVector, class T>
 __device__ void store_part(const float* values, int64_t left, T* p) {

@@ -24,6 +24,11 @@ DSE_FN float to_float(float x) { return x; }
 DSE_FN float to_float(Bf16 x) { return bf16_to_float(x.bits); }
 DSE_FN float to_float(F16 x) { return f16_to_float(x.bits); }
 
+// Rounded to nearest even, to infinity beyond the largest finite value.
+DSE_FN void round_to(float x, float* out) { *out = x; }
+DSE_FN void round_to(float x, Bf16* out) { out->bits = float_to_bf16(x); }
+DSE_FN void round_to(float x, F16* out) { out->bits = float_to_f16(x); }
+
 // Saturates at the largest finite value; NaN stays NaN.
 DSE_FN float saturated(float x, float limit) { return x > limit ? limit : x < -limit ? -limit : x; }
 
