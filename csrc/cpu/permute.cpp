@@ -1,6 +1,7 @@
 #include "cpu/permute.h"
 
 #include <algorithm>
+#include <bit>
 #include <cstring>
 #include <vector>
 
@@ -75,18 +76,7 @@ void gather_bytes(const ByteMatrix& x, const RowOrder& order, uint8_t* out, cons
 
 void gather_scales(const float* scales, int64_t columns, int64_t row_stride, int64_t column_stride,
                    const RowOrder& order, float* out, const ParallelFor& parallel) {
-    parallel(order.count, grain_of_rows(columns), [&](int64_t begin, int64_t end) {
-        for (int64_t i = begin; i < end; ++i) {
-            const int64_t token = order.token(i);
-            float* to = out + i * columns;
-            if (token < 0) {
-                std::fill(to, to + columns, 1.0f);
-            } else {
-                const float* from = scales + token * row_stride;
-                for (int64_t c = 0; c < columns; ++c) to[c] = from[c * column_stride];
-            }
-        }
-    });
+    DSE_SELECT(gather_scales)(scales, columns, row_stride, column_stride, order, out, parallel);
 }
 
 void gather_weighted(const FloatMatrix& x, const float* weights, const RowOrder& order, void* out,
