@@ -7,6 +7,7 @@
 
 #include "cpu/attention.h"
 #include "ops/matrix.h"
+#include "ops/new_tensor.h"
 #include "ops/parallel.h"
 
 namespace dse::attention {
@@ -14,7 +15,7 @@ namespace {
 
 // A result [B, N, T, width] whose heads lie side by side for each token, as the next projection reads them.
 Tensor new_heads(const Tensor& like) {
-    Tensor x = torch::stable::new_empty(like, {like.size(0), like.size(2), like.size(1), like.size(3)});
+    Tensor x = new_tensor(like, {like.size(0), like.size(2), like.size(1), like.size(3)});
     return torch::stable::transpose(x, 1, 2);
 }
 
@@ -40,7 +41,7 @@ std::tuple<Tensor, Tensor> causal_attention(const Tensor& q, const Tensor& k, co
     const cpu::AttentionShape shape = shape_of_heads("causal_attention", q, v, scale, list);
     const Tensor q_rows = with_whole_rows(q), k_rows = with_whole_rows(k), v_rows = with_whole_rows(v);
     Tensor out = new_heads(v);
-    Tensor logsumexp = torch::stable::new_empty(q, {q.size(0), q.size(1), q.size(2)}, ScalarType::Float);
+    Tensor logsumexp = new_tensor(q, {q.size(0), q.size(1), q.size(2)}, ScalarType::Float);
     cpu::attention(shape, head_rows(q_rows), head_rows(k_rows), head_rows(v_rows), head_rows(out),
                    static_cast<float*>(logsumexp.mutable_data_ptr()), torch_threads());
     return {out, logsumexp};

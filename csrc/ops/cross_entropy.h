@@ -2,6 +2,7 @@
 // fake tensors, in the same words.
 #pragma once
 #include "ops/matrix.h"
+#include "ops/new_tensor.h"
 #include "ops/require.h"
 
 namespace dse::cross_entropy {
@@ -39,10 +40,10 @@ inline FloatMatrix written_in_place(const Tensor& logits) {
 }
 
 inline Tensor new_losses(const Tensor& logits) {
-    return torch::stable::new_empty(logits, {logits.size(0)}, ScalarType::Float);
+    return new_tensor(logits, {logits.size(0)}, ScalarType::Float);
 }
 inline Tensor new_choices(const Tensor& logits) {
-    return torch::stable::new_empty(logits, {logits.size(0)}, ScalarType::Long);
+    return new_tensor(logits, {logits.size(0)}, ScalarType::Long);
 }
 
 }  // namespace dse::cross_entropy

@@ -36,7 +36,7 @@ inline void check_indices(const int32_t* indices, int64_t count, int64_t num_exp
 }
 
 inline Tensor new_ranks(const Tensor& indices, int64_t num_ranks) {
-    return torch::stable::new_empty(indices, {indices.size(0), std::min(num_ranks, indices.size(1))});
+    return new_tensor(indices, {indices.size(0), std::min(num_ranks, indices.size(1))});
 }
 
 // Parts whose rows the order names, or all rows of which are taken in turn. Returns how many there are.
@@ -63,7 +63,7 @@ inline PackPart pack_part(const Tensor& x) {
 }
 
 inline Tensor new_packed(const Tensor& like, int64_t rows, int64_t width) {
-    return torch::stable::new_empty(like, {rows, width}, ScalarType::Byte);
+    return new_tensor(like, {rows, width}, ScalarType::Byte);
 }
 
 // The layout of packed rows of `columns` elements of dtype, with scales if that is E4M3.
@@ -99,8 +99,8 @@ struct Unpacked {
 inline Unpacked new_unpacked(const Tensor& packed, int64_t count, int64_t columns, ScalarType dtype,
                              bool weighted) {
     const int64_t tiles = dtype == ScalarType::Float8_e4m3fn ? num_tiles(columns) : 0;
-    return {torch::stable::new_empty(packed, {count, columns}, dtype), new_scales(packed, {count, tiles}),
-            torch::stable::new_empty(packed, {weighted ? count : 0}, ScalarType::Float)};
+    return {new_tensor(packed, {count, columns}, dtype), new_scales(packed, {count, tiles}),
+            new_tensor(packed, {weighted ? count : 0}, ScalarType::Float)};
 }
 
 }  // namespace dse::exchange

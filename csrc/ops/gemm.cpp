@@ -23,7 +23,7 @@ Tensor gemm(const Tensor& a, const Tensor& a_scales, const Tensor& b, const Tens
             ScalarType out_dtype) {
     const int64_t rows_per_scale = check_operands("gemm", a, a_scales, b, b_scales);
     check_out_dtype("gemm", out_dtype);
-    const Tensor out = torch::stable::new_empty(a, {a.size(0), b.size(0)}, out_dtype);
+    const Tensor out = new_tensor(a, {a.size(0), b.size(0)}, out_dtype);
     run_dense(out, store_of(out), a, a_scales, b, b_scales, rows_per_scale);
     return out;
 }
@@ -43,7 +43,7 @@ Tensor grouped_gemm(const Tensor& a, const Tensor& a_scales, const Tensor& b, co
     check_out_dtype(op, out_dtype);
     check_ends(op, ends_of(offs), a.size(0), "M");
     const Tensor a_codes = readable(a, false), b_codes = readable(b, true);
-    const Tensor out = torch::stable::new_empty(a, {a.size(0), b.size(1)}, out_dtype);
+    const Tensor out = new_tensor(a, {a.size(0), b.size(1)}, out_dtype);
     cpu::grouped_gemm({operand(a_codes, a_scales, 1), operand(b_codes, b_scales, kTile),
                        output(out, store_of(out)), a.size(0), b.size(1), a.size(1)},
                       offs.size(0), offs.const_data_ptr<int32_t>(), offs.stride(0), b_codes.stride(0),
@@ -65,8 +65,7 @@ Tensor grouped_gemm_wgrad(const Tensor& a_t, const Tensor& a_scales_t, const Ten
     const char* op = "grouped_gemm_wgrad";
     check_wgrad(op, a_t, a_scales_t, b_t, b_scales_t, offs);
     check_columns(op, ends_of(offs), a_t.size(1));
-    const Tensor out =
-        torch::stable::new_empty(a_t, {offs.size(0), a_t.size(0), b_t.size(0)}, ScalarType::Float);
+    const Tensor out = new_tensor(a_t, {offs.size(0), a_t.size(0), b_t.size(0)}, ScalarType::Float);
     run_wgrad(out, GemmStore::kFloat, a_t, a_scales_t, b_t, b_scales_t, offs);
     return out;
 }

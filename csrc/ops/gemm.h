@@ -10,6 +10,7 @@
 
 #include "formats/tiles.h"
 #include "formats/views.h"
+#include "ops/new_tensor.h"
 #include "ops/require.h"
 
 namespace dse::gemm {

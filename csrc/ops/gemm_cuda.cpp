@@ -24,7 +24,7 @@ Tensor gemm(const Tensor& a, const Tensor& a_scales, const Tensor& b, const Tens
     const int64_t rows_per_scale = check_operands("gemm", a, a_scales, b, b_scales);
     check_out_dtype("gemm", out_dtype);
     CudaCall call("gemm", a);
-    const Tensor out = torch::stable::new_empty(a, {a.size(0), b.size(0)}, out_dtype);
+    const Tensor out = new_tensor(a, {a.size(0), b.size(0)}, out_dtype);
     run_dense(call, call.out(out), store_of(out), a, a_scales, b, b_scales, rows_per_scale);
     return out;
 }
@@ -47,7 +47,7 @@ Tensor grouped_gemm(const Tensor& a, const Tensor& a_scales, const Tensor& b, co
     call.check_values<int32_t>(
         offs, [&](const int32_t* ends, int64_t count) { check_ends(op, {ends, 1, count}, a.size(0), "M"); });
     const Tensor a_codes = readable(a, false), b_codes = readable(b, true);
-    const Tensor out = torch::stable::new_empty(a, {a.size(0), b.size(1)}, out_dtype);
+    const Tensor out = new_tensor(a, {a.size(0), b.size(1)}, out_dtype);
     cuda::grouped_gemm(
         {operand(call.in(a_codes), call.in(a_scales), 1), operand(call.in(b_codes), call.in(b_scales), kTile),
          output(call.out(out), store_of(out)), a.size(0), b.size(1), a.size(1)},
@@ -80,8 +80,7 @@ Tensor grouped_gemm_wgrad(const Tensor& a_t, const Tensor& a_scales_t, const Ten
     check_wgrad(op, a_t, a_scales_t, b_t, b_scales_t, offs);
     CudaCall call(op, a_t);
     check_columns(call, op, offs, a_t.size(1));
-    const Tensor out =
-        torch::stable::new_empty(a_t, {offs.size(0), a_t.size(0), b_t.size(0)}, ScalarType::Float);
+    const Tensor out = new_tensor(a_t, {offs.size(0), a_t.size(0), b_t.size(0)}, ScalarType::Float);
     run_wgrad(call, call.out(out), GemmStore::kFloat, a_t, a_scales_t, b_t, b_scales_t, offs);
     return out;
 }

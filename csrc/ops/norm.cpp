@@ -7,6 +7,7 @@
 
 #include "cpu/norm.h"
 #include "ops/matrix.h"
+#include "ops/new_tensor.h"
 #include "ops/parallel.h"
 
 namespace dse::norm {
@@ -17,8 +18,8 @@ const float* floats(const Tensor& x) { return static_cast<const float*>(x.const_
 std::tuple<Tensor, Tensor> rms_norm(const Tensor& x, const Tensor& weight, double eps) {
     check_rms_norm(x, weight, eps);
     const Tensor rows = walkable(x), factors = packed(weight);
-    Tensor out = torch::stable::new_empty(x, shape_of(x));
-    Tensor rstd = torch::stable::new_empty(x, leading_shape(x), ScalarType::Float);
+    Tensor out = new_tensor(x, shape_of(x));
+    Tensor rstd = new_tensor(x, leading_shape(x), ScalarType::Float);
     cpu::rms_norm(float_matrix(rows), floats(factors), static_cast<float>(eps), out.mutable_data_ptr(),
                   static_cast<float*>(rstd.mutable_data_ptr()), torch_threads());
     return {out, rstd};
@@ -28,7 +29,7 @@ Tensor rms_norm_again(const Tensor& x, const Tensor& weight, const Tensor& rstd)
     check_x("rms_norm_again", x, weight);
     check_rstd("rms_norm_again", rstd, x);
     const Tensor rows = walkable(x), factors = packed(weight), lengths = packed(rstd);
-    Tensor out = torch::stable::new_empty(x, shape_of(x));
+    Tensor out = new_tensor(x, shape_of(x));
     cpu::rms_norm_again(float_matrix(rows), floats(factors), floats(lengths), out.mutable_data_ptr(),
                         torch_threads());
     return out;
@@ -39,8 +40,8 @@ std::tuple<Tensor, Tensor> rms_norm_backward(const Tensor& grad, const Tensor& x
     check_rms_norm_backward(grad, x, weight, rstd);
     const Tensor rows = walkable(x), grad_rows = walkable(grad), factors = packed(weight),
                  lengths = packed(rstd);
-    Tensor grad_x = torch::stable::new_empty(x, shape_of(x));
-    Tensor grad_weight = torch::stable::new_empty(weight, shape_of(weight));
+    Tensor grad_x = new_tensor(x, shape_of(x));
+    Tensor grad_weight = new_tensor(weight, shape_of(weight));
     cpu::rms_norm_backward(float_matrix(grad_rows), float_matrix(rows), floats(factors), floats(lengths),
                            grad_x.mutable_data_ptr(), static_cast<float*>(grad_weight.mutable_data_ptr()),
                            torch_threads());

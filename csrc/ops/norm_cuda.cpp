@@ -4,6 +4,7 @@
 #include "cuda/norm.cuh"
 #include "ops/cuda.h"
 #include "ops/matrix.h"
+#include "ops/new_tensor.h"
 #include "ops/norm.h"
 
 namespace dse::norm {
@@ -13,8 +14,8 @@ std::tuple<Tensor, Tensor> rms_norm(const Tensor& x, const Tensor& weight, doubl
     check_rms_norm(x, weight, eps);
     CudaCall call("rms_norm", x);
     const Tensor rows = walkable(x), factors = packed(weight);
-    Tensor out = torch::stable::new_empty(x, shape_of(x));
-    Tensor rstd = torch::stable::new_empty(x, leading_shape(x), ScalarType::Float);
+    Tensor out = new_tensor(x, shape_of(x));
+    Tensor rstd = new_tensor(x, leading_shape(x), ScalarType::Float);
     cuda::rms_norm(float_matrix(call.in(rows)), call.in<float>(factors), static_cast<float>(eps),
                    call.out<void>(out), call.out<float>(rstd), call.stream());
     call.finish();
@@ -26,7 +27,7 @@ Tensor rms_norm_again(const Tensor& x, const Tensor& weight, const Tensor& rstd)
     check_rstd("rms_norm_again", rstd, x);
     CudaCall call("rms_norm_again", x);
     const Tensor rows = walkable(x), factors = packed(weight), lengths = packed(rstd);
-    Tensor out = torch::stable::new_empty(x, shape_of(x));
+    Tensor out = new_tensor(x, shape_of(x));
     cuda::rms_norm_again(float_matrix(call.in(rows)), call.in<float>(factors), call.in<float>(lengths),
                          call.out<void>(out), call.stream());
     call.finish();
@@ -39,11 +40,10 @@ std::tuple<Tensor, Tensor> rms_norm_backward(const Tensor& grad, const Tensor& x
     CudaCall call("rms_norm_backward", x);
     const Tensor rows = walkable(x), grad_rows = walkable(grad), factors = packed(weight),
                  lengths = packed(rstd);
-    Tensor grad_x = torch::stable::new_empty(x, shape_of(x));
-    Tensor grad_weight = torch::stable::new_empty(weight, shape_of(weight));
+    Tensor grad_x = new_tensor(x, shape_of(x));
+    Tensor grad_weight = new_tensor(weight, shape_of(weight));
     const FloatMatrix matrix = float_matrix(call.in(rows));
-    Tensor sums =
-        torch::stable::new_empty(weight, {cuda::rms_norm_runs(matrix.rows, matrix.columns), matrix.columns});
+    Tensor sums = new_tensor(weight, {cuda::rms_norm_runs(matrix.rows, matrix.columns), matrix.columns});
     cuda::rms_norm_backward(float_matrix(call.in(grad_rows)), matrix, call.in<float>(factors),
                             call.in<float>(lengths), call.out<void>(grad_x), call.out<float>(grad_weight),
                             call.scratch<float>(sums), call.stream());

@@ -43,7 +43,7 @@ Tensor inverse_order(const Tensor& places, int64_t size) {
     check_inverse_order(places, size);
     const Tensor list = packed(places);
     check_places(ints(list), list.numel(), size);
-    Tensor result = torch::stable::new_empty(places, {size});
+    Tensor result = new_tensor(places, {size});
     check_places_differ(ints(list), cpu::inverse_order(ints(list), list.numel(), size, new_ints(result)));
     return result;
 }

@@ -159,18 +159,13 @@ struct Order {
 };
 
 inline Order new_order(const Tensor& indices, int64_t num_experts) {
-    return {torch::stable::new_empty(indices, {indices.numel()}),
-            torch::stable::new_empty(indices, shape_of(indices)),
-            torch::stable::new_empty(indices, {num_experts})};
+    return {new_tensor(indices, {indices.numel()}), new_tensor(indices, shape_of(indices)),
+            new_tensor(indices, {num_experts})};
 }
 
 // [rows, columns of x], of x's dtype.
-inline Tensor new_rows(const Tensor& x, int64_t rows) {
-    return torch::stable::new_empty(x, {rows, x.size(1)});
-}
+inline Tensor new_rows(const Tensor& x, int64_t rows) { return new_tensor(x, {rows, x.size(1)}); }
 
-inline Tensor new_dots(const Tensor& slots) {
-    return torch::stable::new_empty(slots, shape_of(slots), ScalarType::Float);
-}
+inline Tensor new_dots(const Tensor& slots) { return new_tensor(slots, shape_of(slots), ScalarType::Float); }
 
 }  // namespace dse::permute

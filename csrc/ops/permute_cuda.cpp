@@ -34,8 +34,7 @@ std::tuple<Tensor, Tensor, Tensor> expert_order(const Tensor& indices, int64_t n
         choices, [&](const int32_t* values, int64_t count) { check_indices(values, count, num_experts); });
     const int64_t count = choices.numel();
     const Order order = new_order(indices, num_experts);
-    const Tensor workspace =
-        torch::stable::new_empty(indices, {cuda::expert_order_workspace(count, num_experts)});
+    const Tensor workspace = new_tensor(indices, {cuda::expert_order_workspace(count, num_experts)});
     cuda::expert_order(call.in<int32_t>(choices), count, num_experts, call.out<int32_t>(order.rows),
                        call.out<int32_t>(order.slots), call.out<int32_t>(order.offs),
                        call.scratch<int32_t>(workspace), call.stream());
@@ -52,7 +51,7 @@ Tensor inverse_order(const Tensor& places, int64_t size) {
         std::vector<int32_t> result(size);
         check_places_differ(values, cpu::inverse_order(values, count, size, result.data()));
     });
-    Tensor result = torch::stable::new_empty(places, {size});
+    Tensor result = new_tensor(places, {size});
     cuda::inverse_order(call.in<int32_t>(list), list.numel(), size, call.out<int32_t>(result), call.stream());
     call.finish();
     return result;

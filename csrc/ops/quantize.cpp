@@ -93,7 +93,7 @@ std::tuple<Tensor, Tensor> transpose_blocks(const Tensor& codes, const Tensor& s
 Tensor dequantize_tiles(const Tensor& codes, const Tensor& scales, ScalarType dtype) {
     require_tiles("dequantize_tiles", codes, scales);
     require_target("dequantize_tiles", dtype);
-    Tensor out = torch::stable::new_empty(codes, shape_of(codes), dtype);
+    Tensor out = new_tensor(codes, shape_of(codes), dtype);
     const Tensor rows = walkable(codes), row_scales = walkable_scales(scales);
     cpu::dequantize(code_matrix(rows, row_scales, 1), float_type(dtype), out.mutable_data_ptr(),
                     torch_threads());
@@ -103,7 +103,7 @@ Tensor dequantize_tiles(const Tensor& codes, const Tensor& scales, ScalarType dt
 Tensor dequantize_blocks(const Tensor& codes, const Tensor& scales, ScalarType dtype) {
     require_blocks("dequantize_blocks", codes, scales);
     require_target("dequantize_blocks", dtype);
-    Tensor out = torch::stable::new_empty(codes, shape_of(codes), dtype);
+    Tensor out = new_tensor(codes, shape_of(codes), dtype);
     const Tensor rows = stack_of(codes);
     const bool stacked = codes.dim() == 3;
     const int64_t n = codes.size(stacked), k = codes.size(stacked + 1);

@@ -13,6 +13,7 @@
 
 #include "formats/e5m6.h"
 #include "formats/tiles.h"
+#include "ops/new_tensor.h"
 #include "ops/require.h"
 
 namespace dse {
@@ -123,7 +124,7 @@ inline void require_ascending(const char* op, const int32_t* offs, int64_t count
 }
 
 inline Tensor new_codes(const Tensor& like, const Shape& shape) {
-    return torch::stable::new_empty(like, shape, ScalarType::Float8_e4m3fn);
+    return new_tensor(like, shape, ScalarType::Float8_e4m3fn);
 }
 
 // Whether scales beside x are M-major.
@@ -139,20 +140,13 @@ inline bool has_m_major_scales(const Tensor& x) {
 // Scales [..., T]: contiguous on the CPU; on CUDA M-major, the stride of the last dimension padded to 4 for
 // TMA.
 inline Tensor new_scales(const Tensor& like, const Shape& shape) {
-    if (!has_m_major_scales(like)) return torch::stable::new_empty(like, shape, ScalarType::Float);
+    if (!has_m_major_scales(like)) return new_tensor(like, shape, ScalarType::Float);
     const size_t last = shape.size() - 1;
     Shape strides(shape.size());
     int64_t rows = 1;
     for (size_t i = last; i-- > 0; rows *= shape[i]) strides[i] = rows;
     strides[last] = ceil_div(rows, 4) * 4;
-    int32_t type = 0, index = 0;
-    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &type));
-    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(like.get(), &index));
-    AtenTensorHandle result = nullptr;
-    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(shape.size()), shape.data(),
-                                                           strides.data(), aoti_torch_dtype_float32(), type,
-                                                           index, &result));
-    return Tensor(result);
+    return new_strided(like, shape, strides, ScalarType::Float);
 }
 
 struct Quantized {
@@ -189,13 +183,13 @@ inline Quantized new_packed(const Tensor& x) {
     Shape bytes = shape_of(x), tiles = bytes;
     bytes.back() = e5m6_row_bytes(bytes.back());
     tiles.back() = num_tiles(tiles.back());
-    return {torch::stable::new_empty(x, bytes, ScalarType::Byte), new_scales(x, tiles)};
+    return {new_tensor(x, bytes, ScalarType::Byte), new_scales(x, tiles)};
 }
 
 inline Tensor new_unpacked(const Tensor& packed, int64_t k, ScalarType dtype) {
     Shape shape = shape_of(packed);
     shape.back() = k;
-    return torch::stable::new_empty(packed, shape, dtype);
+    return new_tensor(packed, shape, dtype);
 }
 
 }  // namespace dse

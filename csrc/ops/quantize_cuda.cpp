@@ -109,7 +109,7 @@ Tensor dequantize_tiles(const Tensor& codes, const Tensor& scales, ScalarType dt
     require_tiles("dequantize_tiles", codes, scales);
     require_target("dequantize_tiles", dtype);
     CudaCall call("dequantize_tiles", codes);
-    Tensor out = torch::stable::new_empty(codes, shape_of(codes), dtype);
+    Tensor out = new_tensor(codes, shape_of(codes), dtype);
     const Tensor rows = walkable(codes), row_scales = walkable_scales(scales);
     cuda::dequantize(code_matrix(call.in(rows), call.in(row_scales), 1), {1, 0, 0}, float_type(dtype),
                      call.out<void>(out), call.stream());
@@ -121,7 +121,7 @@ Tensor dequantize_blocks(const Tensor& codes, const Tensor& scales, ScalarType d
     require_blocks("dequantize_blocks", codes, scales);
     require_target("dequantize_blocks", dtype);
     CudaCall call("dequantize_blocks", codes);
-    Tensor out = torch::stable::new_empty(codes, shape_of(codes), dtype);
+    Tensor out = new_tensor(codes, shape_of(codes), dtype);
     const Tensor rows = stack_of(codes);
     cuda::dequantize(block_matrix(call.in(rows), call.in(scales)), stack(rows, &scales), float_type(dtype),
                      call.out<void>(out), call.stream());

@@ -89,7 +89,7 @@ struct Balance {
 Tensor sequence_balance_loss(const Tensor& logits, const Tensor& indices, const std::optional<Tensor>& valid,
                              int64_t num_sequences, double alpha) {
     const Balance balance("sequence_balance_loss", logits, indices, valid, num_sequences);
-    Tensor loss = torch::stable::new_empty(logits, {});
+    Tensor loss = new_tensor(logits, {});
     *loss.mutable_data_ptr<float>() = cpu::sequence_balance_loss(balance.batch(), alpha, torch_threads());
     return loss;
 }

@@ -9,6 +9,7 @@
 #include <optional>
 
 #include "formats/views.h"
+#include "ops/new_tensor.h"
 #include "ops/require.h"
 
 namespace dse::routing {
@@ -105,16 +106,14 @@ inline Logits view(const Tensor& logits) {
 }
 
 inline Tensor new_weights(const Tensor& logits, int64_t top_k) {
-    return torch::stable::new_empty(logits, {logits.size(0), top_k});
+    return new_tensor(logits, {logits.size(0), top_k});
 }
 inline Tensor new_indices(const Tensor& logits, int64_t top_k) {
-    return torch::stable::new_empty(logits, {logits.size(0), top_k}, ScalarType::Int);
+    return new_tensor(logits, {logits.size(0), top_k}, ScalarType::Int);
 }
-inline Tensor new_load(const Tensor& logits) {
-    return torch::stable::new_empty(logits, {logits.size(1)}, ScalarType::Int);
-}
+inline Tensor new_load(const Tensor& logits) { return new_tensor(logits, {logits.size(1)}, ScalarType::Int); }
 inline Tensor new_grad_logits(const Tensor& logits) {
-    return torch::stable::new_empty(logits, {logits.size(0), logits.size(1)});
+    return new_tensor(logits, {logits.size(0), logits.size(1)});
 }
 
 }  // namespace dse::routing

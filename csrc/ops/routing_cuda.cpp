@@ -28,8 +28,8 @@ std::tuple<Tensor, Tensor, Tensor> route(const Tensor& logits, const Tensor& bia
                                norm_topk_prob};
     Tensor weights = new_weights(logits, top_k), indices = new_indices(logits, top_k),
            load = new_load(logits);
-    Tensor workspace = torch::stable::new_empty(
-        logits, {cuda::route_workspace(logits.size(0), logits.size(1), options)}, ScalarType::Int);
+    Tensor workspace =
+        new_tensor(logits, {cuda::route_workspace(logits.size(0), logits.size(1), options)}, ScalarType::Int);
     const Tensor rows = walkable(logits), biases = packed(bias);
     const std::optional<Tensor> counted = packed(valid);
     cuda::route(view(call.in(rows)), call.in<float>(biases), flags(call, counted), options,
@@ -85,7 +85,7 @@ struct Balance {
           counted(packed(valid)),
           batch{view(call.in(rows)), call.in<int32_t>(chosen), chosen.size(1), flags(call, counted),
                 num_sequences},
-          workspace(torch::stable::new_empty(logits, {cuda::balance_workspace(batch)}, ScalarType::Double)) {
+          workspace(new_tensor(logits, {cuda::balance_workspace(batch)}, ScalarType::Double)) {
         check_experts(call, op, chosen, logits.size(1));
     }
     CudaCall call;
@@ -101,7 +101,7 @@ Tensor sequence_balance_loss(const Tensor& logits, const Tensor& indices, const 
     require_balance(op, logits, indices, valid, num_sequences);
     Balance balance(op, logits, indices, valid, num_sequences);
     CudaCall& call = balance.call;
-    Tensor loss = torch::stable::new_empty(logits, {});
+    Tensor loss = new_tensor(logits, {});
     cuda::sequence_balance_loss(balance.batch, alpha, call.out<float>(loss),
                                 call.scratch<double>(balance.workspace), call.stream());
     call.finish();

@@ -63,12 +63,12 @@ inline void check_backward(const char* op, const Tensor& grad, const Tensor& cod
 }
 
 inline Tensor new_matrix(const Tensor& like, int64_t rows, int64_t columns, ScalarType dtype) {
-    return torch::stable::new_empty(like, {rows, columns}, dtype);
+    return new_tensor(like, {rows, columns}, dtype);
 }
 
 inline std::optional<Tensor> new_grad_weights(const std::optional<Tensor>& weights) {
     if (!weights) return std::nullopt;
-    return torch::stable::new_empty(*weights, {weights->size(0)}, ScalarType::Float);
+    return new_tensor(*weights, {weights->size(0)}, ScalarType::Float);
 }
 
 inline RowWeights row_weights(const std::optional<Tensor>& weights) {
