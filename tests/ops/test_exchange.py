@@ -55,7 +55,7 @@ def order(rng: torch.Generator) -> Tensor:
     return ops.expert_order(some_indices(rng), 9).rows
 
 
-@pytest.mark.parametrize("width", [0, 1, 5, 16, 130, 512])
+@pytest.mark.parametrize("width", [0, 1, 5, 16, 130, 512, 1030])
 def test_pack_rows(width: int, backend: str, rng: torch.Generator) -> None:
     """One matrix of every size of element, and several; contiguous, with gaps, and column by column."""
     rows = order(rng)

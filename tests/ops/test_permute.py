@@ -192,6 +192,18 @@ def test_past_the_cache(cpu_tier: str, rng: torch.Generator) -> None:
         assert_same_bits(got[some], few)
 
 
+@pytest.mark.parametrize("top_k", [1, 2, 3, 5, 7, 641, 2**16 + 1, 2**29 + 3, 2**30, 2**31 - 1, 2**40])
+def test_gather_rows_divides_by_any_top_k(top_k: int, backend: str) -> None:
+    """Around the first and last row of each token that an int32 can name."""
+    tokens = min(100, (2**31 - 1) // top_k + 1)
+    x = torch.arange(tokens, dtype=torch.float32)[:, None]
+    ends = {row for t in range(tokens + 1) for row in (t * top_k - 1, t * top_k, t * top_k + 1)}
+    numbers = sorted(row for row in ends if 0 <= row < min(tokens * top_k, 2**31))
+    rows = torch.tensor([-1, *numbers], dtype=torch.int32)
+    got = ops.gather_rows(x, rows, top_k)
+    assert got.flatten().tolist() == [0] + [row // top_k for row in numbers]
+
+
 def test_gather_rows_takes_rows_in_any_order_and_number(backend: str, rng: torch.Generator) -> None:
     x = torch.randn(5, 9, generator=rng)
     rows = torch.tensor([9, 9, -1, 0, 3], dtype=torch.int32)
