@@ -2,6 +2,7 @@
 // the same of fake tensors, in the same words.
 #pragma once
 #include "ops/matrix.h"
+#include "ops/new_tensor.h"
 #include "ops/require.h"
 
 namespace dse::rope {
@@ -107,15 +108,13 @@ inline RopeShape shape_of_gradients(const Tensor& grad_q, const Tensor& grad_v, 
 
 // Results: [B, N, T, P + R], the heads of a token side by side; [B, T, N * (P + V)]; [B, T, R].
 inline Tensor new_keys(const Tensor& q, int64_t heads) {
-    return torch::stable::transpose(
-        torch::stable::new_empty(q, {q.size(0), q.size(1), heads, q.size(2) / heads}), 1, 2);
+    return torch::stable::transpose(new_tensor(q, {q.size(0), q.size(1), heads, q.size(2) / heads}), 1, 2);
 }
 inline Tensor new_grad_kv(const Tensor& like, const RopeShape& shape) {
-    return torch::stable::new_empty(
-        like, {shape.sequences, shape.tokens, shape.heads * (shape.plain + shape.values)});
+    return new_tensor(like, {shape.sequences, shape.tokens, shape.heads * (shape.plain + shape.values)});
 }
 inline Tensor new_grad_k_rope(const Tensor& like, const RopeShape& shape) {
-    return torch::stable::new_empty(like, {shape.sequences, shape.tokens, shape.rotated});
+    return new_tensor(like, {shape.sequences, shape.tokens, shape.rotated});
 }
 
 }  // namespace dse::rope
