@@ -64,6 +64,7 @@ template <TileIndex kIndex>
 void launch(Arguments& args, const Tensors& tensors, int sms, cudaStream_t stream) {
     constexpr TileShape kShape = kShapes[kIndex];
     using T = Tile<kShape.m, kShape.n>;
+    static_assert(kShape.cluster.rows <= (T::kSharesColumns ? 2 : 1), "the kernel knows no more rows");
     switch (args.gemm.kind) {
         case GemmGroups::kRows:
             return launch<T, GemmGroups::kRows, false>(args, tensors, sms, stream);
