@@ -33,9 +33,10 @@ EXPECT = "arrive_expecting(ring.full(at.stage), T::kCodeBytes"
 WAITS_READ = "if (share.lane == 0) wait_stores_read();"
 
 FIRST_STEP = (
-    "blocks -= 2) {\n            start(odd);\n            wait_products<1>(even);\n            finish(even);"
+    "blocks -= 2) {\n            start(odd);\n            wait_products<1>(even);\n"
+    "            finish(even, scales);\n            scales = load_scales(0);"
 )
-SECOND_STEP = "start(even);\n            wait_products<1>(odd);\n            finish(odd);\n        }"
+SECOND_STEP = "start(even);\n            wait_products<1>(odd);\n            finish(odd, scales);"
 BELOW = "(1 | 1 << columns) << mine.column"
 
 # What is changed: file, text, other text; and what may be reported, by schedule.
@@ -202,7 +203,7 @@ NARROW_FAULTS: dict[str, tuple[list[tuple[str, str, str]], set[str]]] = {
         {"WGMMA_REG", "WGMMA_FENCE", "RACE", "ASYNC_RACE"},
     ),
     "promotes_the_set_under_way": (
-        [(KERNEL, FIRST_STEP, FIRST_STEP.replace("finish(even)", "finish(odd)"))],
+        [(KERNEL, FIRST_STEP, FIRST_STEP.replace("finish(even", "finish(odd"))],
         {"WGMMA_REG"},
     ),
     "promotes_the_other_set": (
@@ -210,7 +211,7 @@ NARROW_FAULTS: dict[str, tuple[list[tuple[str, str, str]], set[str]]] = {
             (
                 KERNEL,
                 FIRST_STEP,
-                FIRST_STEP.replace("<1>(even)", "<0>(odd)").replace("finish(even)", "finish(odd)"),
+                FIRST_STEP.replace("<1>(even)", "<0>(odd)").replace("finish(even", "finish(odd"),
             )
         ],
         {WRONG},
@@ -220,11 +221,14 @@ NARROW_FAULTS: dict[str, tuple[list[tuple[str, str, str]], set[str]]] = {
             (
                 KERNEL,
                 SECOND_STEP,
-                "const auto before = at; release(); const auto after = at; at = before;"
-                + SECOND_STEP.replace("finish(odd);", "add(0, odd); at = after;"),
+                "release();" + SECOND_STEP.replace("finish(odd, ", "promote<T, kBTiles>(sums[0], odd, "),
             )
         ],
         {"RACE", "ASYNC_RACE"},
+    ),
+    "scales_of_the_stage_before": (
+        [(KERNEL, FIRST_STEP, FIRST_STEP.replace("scales = load_scales(0);", ""))],
+        {WRONG},
     ),
     "empty_without_those_below": (
         [

@@ -219,22 +219,38 @@ struct Share {
     }
 };
 
+// The scales of a thread's sums in one wave of a stage: of rows `row` and row + 8, and of its columns.
+template <class T, bool kBTiles>
+struct Scales {
+    static constexpr int kColumns = kBTiles ? 8 : T::kScaleColumns;  // from one load to the next
+    float low, high;
+    float2 b[T::kN / kColumns];
+
+    __device__ Scales(const Ring<T>& ring, int stage, const Share<T>& share, int wave) {
+        const uint32_t of_a = ring.scales(stage) + (share.row + wave * 64) * 4;
+        const uint32_t of_b = ring.scales(stage) + (T::kM + (kBTiles ? share.column : 0)) * 4;
+        low = load_shared(of_a), high = load_shared(of_a + 8 * 4);
+#pragma unroll
+        for (int i = 0; i < T::kN / kColumns; ++i) {
+            if (kBTiles)
+                b[i] = load_shared_pair(of_b + i * kColumns * 4);
+            else
+                b[i].x = b[i].y = load_shared(of_b + i * 4);
+        }
+    }
+};
+
 // sums += partial, scaled; both scales of a product are multiplied first.
 template <class T, bool kBTiles>
-__device__ inline void promote(float (&sums)[T::kSums], const float (&partial)[T::kSums], uint32_t a_scales,
-                               uint32_t b_scales) {
-    const float low = load_shared(a_scales), high = load_shared(a_scales + 8 * 4);
-    float2 b{};
+__device__ inline void promote(float (&sums)[T::kSums], const float (&partial)[T::kSums],
+                               const Scales<T, kBTiles>& scales) {
 #pragma unroll
     for (int i = 0; i < T::kSums; i += 4) {
-        if (kBTiles)
-            b = load_shared_pair(b_scales + i * 2 * 4);
-        else if (i * 2 % T::kScaleColumns == 0)
-            b.x = b.y = load_shared(b_scales + i * 2 / T::kScaleColumns * 4);
-        sums[i] = __fmaf_rn(partial[i], low * b.x, sums[i]);
-        sums[i + 1] = __fmaf_rn(partial[i + 1], low * b.y, sums[i + 1]);
-        sums[i + 2] = __fmaf_rn(partial[i + 2], high * b.x, sums[i + 2]);
-        sums[i + 3] = __fmaf_rn(partial[i + 3], high * b.y, sums[i + 3]);
+        const float2 b = scales.b[i * 2 / scales.kColumns];
+        sums[i] = __fmaf_rn(partial[i], scales.low * b.x, sums[i]);
+        sums[i + 1] = __fmaf_rn(partial[i + 1], scales.low * b.y, sums[i + 1]);
+        sums[i + 2] = __fmaf_rn(partial[i + 2], scales.high * b.x, sums[i + 2]);
+        sums[i + 3] = __fmaf_rn(partial[i + 3], scales.high * b.y, sums[i + 3]);
     }
 }
 
@@ -255,11 +271,7 @@ template <class T, bool kBTiles>
 __device__ inline void multiply_tile(const Ring<T>& ring, RingPosition<T::kStages>& at, int blocks, int ctas,
                                      float (&sums)[T::kWaves][T::kSums]) {
     const Share<T> share;
-    const auto add = [&](int wave, const float (&partial)[T::kSums]) {
-        const uint32_t a_scales = ring.scales(at.stage) + (share.row + wave * 64) * 4;
-        const uint32_t b_scales = ring.scales(at.stage) + (T::kM + (kBTiles ? share.column : 0)) * 4;
-        promote<T, kBTiles>(sums[wave], partial, a_scales, b_scales);
-    };
+    const auto load_scales = [&](int wave) { return Scales<T, kBTiles>(ring, at.stage, share, wave); };
     const auto release = [&] {
         __syncwarp();
         if (share.lane < ctas) arrive_in_cluster(in_cta(ring.empty(at.stage), share.lane));
@@ -273,7 +285,7 @@ __device__ inline void multiply_tile(const Ring<T>& ring, RingPosition<T::kStage
             for (int wave = 0; wave < T::kWaves; ++wave) {
                 start_products(ring, at.stage, share.group_row + wave * 64, partial);
                 wait_products<0>(partial);
-                add(wave, partial);
+                promote<T, kBTiles>(sums[wave], partial, load_scales(wave));
             }
             release();
         }
@@ -286,30 +298,34 @@ __device__ inline void multiply_tile(const Ring<T>& ring, RingPosition<T::kStage
             start_products(ring, ahead.stage, 0, partial);
             ahead.advance();
         };
-        const auto finish = [&](const float (&partial)[T::kSums]) {
-            add(0, partial);
+        const auto finish = [&](const float (&partial)[T::kSums], const Scales<T, kBTiles>& scales) {
+            promote<T, kBTiles>(sums[0], partial, scales);
             release();
         };
         if (blocks == 0) return;
         begin_products(odd);  // made zero now rather than while products are under way
         start(even);
+        Scales<T, kBTiles> scales = load_scales(0);
         for (; blocks > 2; blocks -= 2) {
             start(odd);
             wait_products<1>(even);
-            finish(even);
+            finish(even, scales);
+            scales = load_scales(0);
             start(even);
             wait_products<1>(odd);
-            finish(odd);
+            finish(odd, scales);
+            scales = load_scales(0);
         }
         if (blocks == 2) {
             start(odd);
             wait_products<1>(even);
-            finish(even);
+            finish(even, scales);
+            scales = load_scales(0);
             wait_products<0>(odd);
-            finish(odd);
+            finish(odd, scales);
         } else {
             wait_products<0>(even);
-            finish(even);
+            finish(even, scales);
         }
     }
 }

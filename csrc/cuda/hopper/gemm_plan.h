@@ -20,8 +20,7 @@ struct TileShape {
 
 inline constexpr TileShape kShapes[kTiles] = {
     // Few rows: what counts is that all SMs fetch weights, each as little as can be, and none twice. Rows of
-    // A
-    // come from the L2 cache once for all tiles of a cluster.
+    // A come from the L2 cache once for all tiles of a cluster.
     {"64x24", 64, 24, {1, 8}},
     {"64x48", 64, 48, {2, 4}},
     {"64x64", 64, 64, {2, 2}},
@@ -85,8 +84,8 @@ inline double modelled_cycles(const GemmShape& shape, TileIndex index, int sms) 
     const double tensor = t.m * t.n * 128 / 4096.0;
     const double shared = products * 4 * (64 + t.n) * 32 / 128.0;
     const double l2 = (std::min<double>(m, t.m) / cluster.columns + t.n / cluster.rows) * 128 / kL2;
-    // With two sets of sums all steps but the products, which go on meanwhile, follow each other, and those
-    // of each second stage, which have the same set.
+    // One warpgroup with two sets of sums: a stage's products go on while it takes the other steps of the
+    // stages beside it. So those are what follows each other, but each set serves every second stage.
     const double chain = warpgroups == 1 ? std::max(kChain / 2, kChain - std::max(tensor, shared)) : kChain;
     const double block = std::max({tensor, shared, l2, chain});
     const double last = std::max(kChain - block, 0.0);   // of the last stage, with which nothing overlaps
