@@ -13,11 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 try:
     from . import ops
-except (ImportError, ValueError) as error:  # not compiled, or DSE_CPU_CAPABILITY names no tier of this CPU
+except (ImportError, ValueError, KeyboardInterrupt) as error:
+    # Not compiled, DSE_CPU_CAPABILITY names no tier of this CPU, or Ctrl-C while torch is imported.
     # The command line says it in one line like its other errors; none of its own code is read by now.
     if os.path.basename(sys.argv[0]) in ("deepseek-ext", "-m"):
-        print(f"deepseek-ext: {error}", file=sys.stderr)
-        raise SystemExit(2) from error
+        interrupted = isinstance(error, KeyboardInterrupt)
+        print(f"deepseek-ext: {'stopped at once' if interrupted else error}", file=sys.stderr)
+        raise SystemExit(130 if interrupted else 2) from error
     raise
 
 if TYPE_CHECKING:

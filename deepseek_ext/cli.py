@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from itertools import pairwise
@@ -331,6 +332,35 @@ def _accept_any_text() -> None:
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 -- for the life of the process
         elif hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
+            setattr(sys, name, _UntilClosed(stream))
+
+
+class _UntilClosed:
+    """A stream whose reader may go away (`| head`): what is written from then on goes nowhere."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        with self._leaving():
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with self._leaving():
+            self._stream.flush()
+
+    @contextmanager
+    def _leaving(self) -> Iterator[None]:
+        try:
+            yield
+        except BrokenPipeError:
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self._stream.fileno())  # which still has what it could not write
+            os.close(nowhere)
 
 
 _COMMANDS = (

@@ -57,10 +57,16 @@ class Outcome:
 
 
 class Stop:
-    """Turns the first SIGINT, SIGTERM or SIGHUP into a flag for the loop; a second SIGINT stops at once."""
+    """Turns the first SIGINT, SIGTERM or SIGHUP into a flag for the loop.
+
+    A second SIGINT stops at once, and so does the first as long as no step has begun, of which nothing is
+    lost.
+    """
 
     def __init__(self) -> None:
         self.requested = False
+        self.training = False
+        """Whether the loop has begun, which looks at the flag."""
 
     @contextmanager
     def listening(self) -> Iterator[Stop]:
@@ -75,7 +81,7 @@ class Stop:
                 signal.signal(number, handler)
 
     def _request(self, number: int, frame: FrameType | None) -> None:
-        if self.requested and number == signal.SIGINT:
+        if number == signal.SIGINT and (self.requested or not self.training):
             raise KeyboardInterrupt
         if not self.requested and is_main_process():
             with suppress(OSError):
@@ -121,6 +127,7 @@ class Trainer:
 
     def train(self, progress: Progress, stop: Stop) -> Outcome:
         """Steps until the budget is spent or a stop is asked for; validates, samples, saves on the way."""
+        stop.training = True
         saved_at = self.step if self.last_checkpoint else None
         path = self.config.run_dir / "metrics.jsonl"
         with MetricsFile(path if self.world.is_main else Path(os.devnull)) as metrics:

@@ -55,6 +55,21 @@ def test_a_closed_terminal_saves_unless_nohup_said_otherwise(
     assert ("which is saved; to continue: " in out) != ignored
 
 
+def test_an_interrupt_before_the_first_step_stops_at_once(flags: Flags, tmp_path: Path) -> None:
+    """While the text is read, which may take minutes: there is nothing yet to save."""
+    run = tmp_path / "run"
+    process = start_example(flags())
+    while not (run / ".lock").exists():
+        assert process.poll() is None
+        time.sleep(0.001)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=300)
+    assert process.returncode == 130, err
+    assert "stopped at once" in err
+    assert "Traceback" not in err
+    assert not checkpoint.list_checkpoints(run / "checkpoints")
+
+
 def test_the_second_interrupt_stops_at_once_and_keeps_what_was_saved(flags: Flags, tmp_path: Path) -> None:
     """In the middle of a step of a hundred micro-batches, which takes seconds."""
     run = tmp_path / "run"

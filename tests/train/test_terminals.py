@@ -55,6 +55,48 @@ def test_closed_streams_stop_no_run(flags: Flags, tmp_path: Path) -> None:
     assert checkpoint.list_checkpoints(tmp_path / "run" / "checkpoints")[-1].name == "step-00000002"
 
 
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_reader_that_goes_away_stops_no_run(flags: Flags, tmp_path: Path, unbuffered: str) -> None:
+    """`| head -1`: all lines after it go nowhere, without a word."""
+    for words, code in ((["train", *flags(tokens=256)], 0), (["train", "--help"], 0), (["nothing"], 2)):
+        command = shlex.join([sys.executable, "-m", "deepseek_ext", *words])
+        done = subprocess.run(
+            ["bash", "-c", f"{{ {command} 2>&1; echo $? > {tmp_path}/code; }} | head -1"],
+            cwd=ROOT,
+            env={
+                **os.environ,
+                "PYTHONPATH": str(ROOT),
+                "PYTHONUNBUFFERED": unbuffered,
+                "OMP_NUM_THREADS": "1",
+            },
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.stdout.count("\n") == 1
+        assert done.stderr == ""
+        assert int((tmp_path / "code").read_text()) == code
+    assert checkpoint.list_checkpoints(tmp_path / "run" / "checkpoints")[-1].name == "step-00000002"
+
+
+def test_an_interrupt_while_modules_are_imported_is_one_line(tmp_path: Path) -> None:
+    """In torch, which the package imports first, and in what the command line imports then."""
+    for module in ("torch", "tyro"):
+        (tmp_path / module).mkdir()
+        (tmp_path / module / "__init__.py").write_text("raise KeyboardInterrupt")
+        done = subprocess.run(
+            [sys.executable, "-m", "deepseek_ext", "info"],
+            cwd=ROOT,
+            env={**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}"},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert (done.returncode, done.stdout, done.stderr) == (130, "", "deepseek-ext: stopped at once\n")
+        (tmp_path / module / "__init__.py").unlink()
+        (tmp_path / module).rmdir()
+
+
 def test_the_commands_at_the_end_can_be_pasted(
     flags: Flags, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -212,6 +212,9 @@ def test_plain_lines_are_few(config: TrainConfig) -> None:
 def test_the_first_interrupt_asks_and_the_second_stops() -> None:
     before = signal.getsignal(signal.SIGINT)
     with Stop().listening() as stop:
+        with pytest.raises(KeyboardInterrupt):  # no step has begun
+            signal.raise_signal(signal.SIGINT)
+        stop.training = True
         signal.raise_signal(signal.SIGINT)
         assert stop.requested
         with pytest.raises(KeyboardInterrupt):
