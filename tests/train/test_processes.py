@@ -139,6 +139,16 @@ def test_what_cannot_be_shared_is_refused_once(
     assert said not in ranks.lives[1].said()
 
 
+def test_an_expert_that_replicas_cannot_share_is_refused_once(
+    nursery: Nursery, text_folder: Path, tmp_path: Path
+) -> None:
+    changes = {"hidden_size": 65, "precision": "fp8"}
+    ranks = start(nursery, flags(text_folder, tmp_path / "run", 2, **changes), tmp_path, 4)
+    assert ranks.wait() == [2] * 4, ranks.said()
+    assert "has 65 rows, which 2 ranks that hold the same experts cannot share" in ranks.lives[0].said()
+    assert all(life.said() == "" for life in ranks.lives[1:])
+
+
 def test_a_run_directory_of_one_process_alone_is_refused(
     nursery: Nursery, text_folder: Path, tmp_path: Path
 ) -> None:
