@@ -97,7 +97,7 @@ def save(
     temporary = world.lead(lambda: _new_temporary(final))
     try:
         with _quiet():
-            writer = FileSystemWriter(temporary, sync_files=True)
+            writer = _Writer(temporary, sync_files=True)
             dcp_save(tensors, storage_writer=writer, no_dist=world.size == 1)
         world.lead(lambda: _complete(temporary, final, state))
     except (Exception, CheckpointException) as error:
@@ -197,6 +197,16 @@ def _reason(error: BaseException) -> str:
         behind.append(context)
     shown = next((e for e in behind if isinstance(e, OSError)), error)  # torch's writer hides a full disk
     return next(iter(str(shown).strip().splitlines()), type(shown).__name__)
+
+
+class _Writer(FileSystemWriter):
+    """Says that a disk is full before the error travels to the other ranks, which loses what is behind it."""
+
+    def write_data(self, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return super().write_data(*args, **kwargs)
+        except Exception as error:
+            raise OSError(_reason(error)) from error
 
 
 class _MetadataUnpickler(pickle.Unpickler):

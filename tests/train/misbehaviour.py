@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 from typing import Any
 
@@ -16,6 +17,11 @@ from deepseek_ext.train.trainer import Trainer
 def in_folder(folder: str) -> None:
     """Runs in that folder."""
     os.chdir(folder)
+
+
+def with_small_files() -> None:
+    """Can write no large file."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
 
 
 def in_step(step: int, what: str) -> None:

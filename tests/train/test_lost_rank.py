@@ -86,6 +86,19 @@ def rows_so_far(folder: Path) -> list[dict[str, Any]]:
     return rows(folder) if (folder / "metrics.jsonl").exists() else []
 
 
+def test_a_checkpoint_that_one_rank_cannot_write_stops_no_run(
+    nursery: Nursery, text_folder: Path, tmp_path: Path
+) -> None:
+    """The reason is the system's, though it is another rank that says it."""
+    flags = tiny_flags(data=text_folder, run_dir=tmp_path / "run", tokens=128 * 2, checkpoint_every=2, ep=2)
+    ranks = start(nursery, flags, tmp_path, 2, {1: ("with_small_files",)})
+    assert ranks.wait() == [1, 1], ranks.said()
+    said = ranks.lives[0].said()
+    assert "WARNING: no checkpoint at step 2 ([Errno 27] File too large); there is none yet" in said
+    assert len(rows(tmp_path / "run")) == 2
+    assert not list((tmp_path / "run" / "checkpoints").iterdir())
+
+
 def test_an_interrupt_saves_and_all_stop(
     nursery: Nursery, text_folder: Path, tmp_path: Path, undisturbed: Path
 ) -> None:
