@@ -121,7 +121,7 @@ class Command(NamedTuple):
     name: str
     summary: str
     run: Callable[[str, list[str]], int]
-    """Given the words that started it, "deepseek-ext NAME", and its arguments, returns the exit code."""
+    """Given the words that started it, like "deepseek-ext NAME", and its arguments, returns the exit code."""
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -135,7 +135,8 @@ def main(args: Sequence[str] | None = None) -> int:
         return 0
     commands = {command.name: command for command in _COMMANDS}
     if name in commands:
-        program = f"deepseek-ext {name}"
+        launched = _launcher(rest, "-m")
+        program = f"{launched} deepseek_ext {name}" if launched != "python -m" else f"deepseek-ext {name}"
         return _one_line_errors(program, lambda: commands[name].run(program, rest))
     if name:
         close = get_close_matches(name, commands, 1)
@@ -174,14 +175,21 @@ def train(recipe: TrainConfig, args: Sequence[str] | None = None, *, program: st
     return _one_line_errors(program, go)
 
 
-def _launcher(given: Sequence[str]) -> str:
-    """What started this process, as the environment says: torchrun sets it."""
+def _launcher(given: Sequence[str], *options: str) -> str:
+    """What started this process, with these options, as the environment says: torchrun sets it."""
     here, nodes = (int(os.environ.get(name, "1")) for name in ("LOCAL_WORLD_SIZE", "GROUP_WORLD_SIZE"))
     if here * nodes == 1:
-        return "python"
+        return " ".join(["python", *options])
+    words = [
+        "torchrun",
+        f"--nproc-per-node {here}",
+        *([f"--nnodes {nodes} ..."] if nodes > 1 else []),
+        *options,
+    ]
     # Python 3.11 looks for torchrun's own flags behind the script too, where --log could be several of them.
-    apart = " --" if any(word.partition("=")[0] == "--log" for word in given) else ""
-    return f"torchrun --nproc-per-node {here}" + (f" --nnodes {nodes} ..." if nodes > 1 else "") + apart
+    if any(word.partition("=")[0] == "--log" for word in given):
+        words.append("--")
+    return " ".join(words)
 
 
 def _extend(program: str, args: list[str]) -> int:

@@ -58,6 +58,17 @@ def test_messages_of_gloo_are_quoted_without_places_and_addresses(message: str, 
     assert _first_sentence(RuntimeError(message)) == said
 
 
+def test_a_command_names_itself_as_it_was_started(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wrong = "--depth must be positive, got 0\n"
+    assert cli.main(["train", "--depth", "0"]) == 2
+    assert capsys.readouterr().err == f"deepseek-ext train: {wrong}"
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    assert cli.main(["train", "--depth", "0"]) == 2
+    assert capsys.readouterr().err == f"torchrun --nproc-per-node 2 -m deepseek_ext train: {wrong}"
+
+
 def test_it_takes_our_flags_for_ours(flags: Flags, monkeypatch: pytest.MonkeyPatch) -> None:
     """Python 3.11's argparse looks for options behind the script too, which --log abbreviates several of."""
     parser = get_args_parser()
@@ -68,6 +79,13 @@ def test_it_takes_our_flags_for_ours(flags: Flags, monkeypatch: pytest.MonkeyPat
             assert command[:3] == ["torchrun", "--nproc-per-node", "2"]
             parsed = parser.parse_args(command[1:])
             assert (parsed.training_script, parsed.training_script_args) == ("train.py", given)
+            module = [*shlex.split(cli._launcher(given, "-m")), "deepseek_ext", "train", *given]
+            parsed = parser.parse_args(module[1:])
+            assert parsed.module
+            assert (parsed.training_script, parsed.training_script_args) == (
+                "deepseek_ext",
+                ["train", *given],
+            )
     if sys.version_info < (3, 12):
         with pytest.raises((SystemExit, argparse.ArgumentError)):
             parser.parse_args(["train.py", "--log", "tensorboard"])
