@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -35,6 +35,19 @@ def first_not_finite(model: nn.Module, forward_backward: Callable[[], Tensor]) -
         model.zero_grad()
         for buffer, before in buffers:
             buffer.copy_(before)
+
+
+def first_of_ranks(model: nn.Module, found: Sequence[str]) -> str:
+    """What came first of what each rank found in one step: others meet it later, with tokens or gradients."""
+    order = {name: position for position, (name, _) in enumerate(model.named_modules())}
+
+    def when(where: str) -> tuple[bool, int]:
+        layer, _, rest = where.partition(" (")
+        position = order.get(layer.removeprefix("what follows "), len(order))
+        backward = rest.startswith("backward")
+        return backward, -position if backward else position
+
+    return min((where for where in found if where != NOTHING_FOUND), key=when, default=NOTHING_FOUND)
 
 
 class _Watch:

@@ -32,7 +32,7 @@ from .metrics import MetricsFile, cut_back
 from .observers import Observer
 from .optimizer import build_optimizer, local, optimizer_tensors
 from .progress import Progress
-from .replay import NOTHING_FOUND, first_not_finite
+from .replay import first_not_finite, first_of_ranks
 from .telemetry import max_violation
 
 FORMAT = 1  # of state.json
@@ -177,7 +177,7 @@ class Trainer:
                 self.average.update(self.optimizer.param_groups[0]["step"])
         else:
             found = self.world.all(first_not_finite(self.model, lambda: forward_backward()[0]))
-            culprit = next((where for where in found if where != NOTHING_FOUND), NOTHING_FOUND)
+            culprit = first_of_ranks(self.model, found)
         self.model.update_router_bias(gamma if finite else 0.0)  # also sets the load back
         self.optimizer.zero_grad()
 

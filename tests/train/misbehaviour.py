@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import resource
 import signal
@@ -33,6 +34,19 @@ def in_step(step: int, what: str) -> None:
             if what == "raise":
                 raise ArithmeticError("the sums are off. So they are")
             os.kill(os.getpid(), getattr(signal, f"SIG{what}"))
+        return undisturbed(self)
+
+    Trainer.train_step = train_step  # type: ignore[method-assign]
+
+
+def in_layer(layer: str, first_step: int) -> None:
+    """From that step on the layer's output is NaN in training."""
+    undisturbed = Trainer.train_step
+
+    def train_step(self: Trainer) -> dict[str, Any]:
+        if self.step + 1 == first_step:
+            hook = lambda module, _, output: output * math.nan if module.training else output  # noqa: E731
+            self.model.get_submodule(layer).register_forward_hook(hook)
         return undisturbed(self)
 
     Trainer.train_step = train_step  # type: ignore[method-assign]

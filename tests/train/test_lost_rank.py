@@ -99,6 +99,22 @@ def test_a_checkpoint_that_one_rank_cannot_write_stops_no_run(
     assert not list((tmp_path / "run" / "checkpoints").iterdir())
 
 
+def test_what_is_not_finite_on_one_rank_is_skipped_by_all(
+    nursery: Nursery, text_folder: Path, tmp_path: Path
+) -> None:
+    """The layer is named whichever rank found it, and the third step in a row ends the run."""
+    flags = tiny_flags(data=text_folder, run_dir=tmp_path / "run", **SETTINGS)
+    ranks = start(nursery, flags, tmp_path, 2, {1: ("in_layer", "model.layers.1.mlp.experts", 5)})
+    assert ranks.wait() == [1, 1], ranks.said()
+    said = ranks.lives[0].said()
+    for step in (5, 6):
+        assert f"step {step}: loss or gradient is not finite, first in model.layers.1.mlp.experts" in said
+    assert "not finite 3 steps in a row, up to step 7, first in model.layers.1.mlp.experts" in said
+    assert "the last good checkpoint is" in said
+    assert "step-00000003" in said
+    assert [row["not_finite"] for row in rows(tmp_path / "run")] == [False] * 4 + [True] * 3
+
+
 def test_an_interrupt_saves_and_all_stop(
     nursery: Nursery, text_folder: Path, tmp_path: Path, undisturbed: Path
 ) -> None:

@@ -20,6 +20,7 @@ from deepseek_ext.train import TrainConfig, checkpoint
 from deepseek_ext.train import trainer as trainer_module
 from deepseek_ext.train.data import prepare_data
 from deepseek_ext.train.metrics import read_metrics
+from deepseek_ext.train.replay import NOTHING_FOUND, first_of_ranks
 from deepseek_ext.train.trainer import Trainer
 
 
@@ -167,3 +168,20 @@ def test_a_run_that_diverges_ends_in_a_sentence(
     assert f"first in {broken[-1]['not_finite_in']}; the last good checkpoint is {good}; try a lower" in line
     assert captured.out.count("the update is skipped") == 2
     assert checkpoint.read_state(good)["step"] == broken[0]["step"] - 1
+
+
+@pytest.mark.parametrize(
+    ("found", "first"),
+    [
+        (["model.layers.2.mlp (forward)", "model.layers.1.mlp.experts (forward)"], 1),
+        (["model.layers.0.mlp (backward)", "model.layers.2.mlp (forward; its weight is not finite)"], 1),
+        (["what follows model.layers.1.mlp (backward)", "model.layers.0.mlp (backward)"], 0),
+        (["the loss (forward)", "model.norm (forward)"], 1),
+        (["the loss (forward)", "model.layers.0.mlp (backward; the gradient of its gate_up)"], 0),
+        ([NOTHING_FOUND, "lm_head (backward)"], 1),
+        ([NOTHING_FOUND, NOTHING_FOUND], 0),
+    ],
+)
+def test_what_came_first_on_several_ranks(config: TrainConfig, found: list[str], first: int) -> None:
+    model = Trainer(config, prepare_data(config)).model
+    assert first_of_ranks(model, found) == found[first]
