@@ -224,6 +224,8 @@ class Watch(TorchDispatchMode):
         self._model = model
         self.order = [name.removesuffix(".weight") for name, _ in model.named_parameters()]
         self._sharded = any(map(_is_sharded, model.parameters()))
+        # Until they are quantised: then their memory goes to others, such as weights that are gathered.
+        self._stacks: dict[int, str] = {}
         self._names = {_memory(b): name.rpartition(".")[0] for name, b in model.named_buffers()}
         self._name_weights()
         self._codes: dict[int, _Codes] = {}  # by the memory that holds them
@@ -294,6 +296,8 @@ class Watch(TorchDispatchMode):
                 self._names[_memory(parameter)] = name.removesuffix(".weight")
 
     def _name_of(self, weight: Tensor) -> str | None:
+        if _memory(weight) in self._stacks:
+            return self._stacks.pop(_memory(weight))
         if self._sharded and _memory(weight) not in self._names:
             self._name_weights()
         return self._names.get(_memory(weight))
@@ -304,7 +308,7 @@ class Watch(TorchDispatchMode):
         names = [self._name_of(tensor) for tensor in tensors]
         if all(names) and dim == 0:
             first, *rest = [str(name) for name in names]
-            self._names[_memory(out)] = "+".join([first, *(name.rpartition(".")[2] for name in rest)])
+            self._stacks[_memory(out)] = "+".join([first, *(name.rpartition(".")[2] for name in rest)])
 
     def _quantized_weight(self, out: tuple[Tensor, Tensor], w: Tensor, **_: Any) -> None:
         layer = self._name_of(w)

@@ -270,3 +270,17 @@ def test_several_processes_see_what_one_sees(
         else:
             assert other["relative_error"] == pytest.approx(row["relative_error"], abs=2e-3), layer
             assert other["underflow"] == pytest.approx(row["underflow"], abs=2e-3), layer
+
+
+def test_memory_of_a_stack_goes_to_others_once_it_is_quantised() -> None:
+    """As where a weight is gathered there later in the step."""
+    model = DeepseekV3(ModelConfig.preset("tiny"))
+    names = "model.layers.0.mlp.gate_proj", "model.layers.0.mlp.up_proj"
+    gate, up = (model.get_parameter(f"{name}.weight").detach() for name in names)
+    with Watch(model) as watch:
+        stack = torch.cat([gate, up])
+        ops.quantize_blocks(stack)
+        ops.quantize_blocks(stack.mul_(2))
+    ((key, statistics),) = watch.seen().operands.items()
+    assert key == ("model.layers.0.mlp.gate_proj+up_proj", "weight")
+    assert statistics.elements == stack.numel()

@@ -82,19 +82,18 @@ def test_a_reader_that_goes_away_stops_no_run(flags: Flags, tmp_path: Path, unbu
 def test_an_interrupt_while_modules_are_imported_is_one_line(tmp_path: Path) -> None:
     """In torch, which the package imports first, and in what the command line imports then."""
     for module in ("torch", "tyro"):
-        (tmp_path / module).mkdir()
-        (tmp_path / module / "__init__.py").write_text("raise KeyboardInterrupt")
+        folder = tmp_path / f"for {module}"
+        (folder / module).mkdir(parents=True)
+        (folder / module / "__init__.py").write_text("raise KeyboardInterrupt")
         done = subprocess.run(
             [sys.executable, "-m", "deepseek_ext", "info"],
             cwd=ROOT,
-            env={**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}"},
+            env={**os.environ, "PYTHONPATH": f"{folder}:{ROOT}"},
             capture_output=True,
             text=True,
             check=False,
         )
         assert (done.returncode, done.stdout, done.stderr) == (130, "", "deepseek-ext: stopped at once\n")
-        (tmp_path / module / "__init__.py").unlink()
-        (tmp_path / module).rmdir()
 
 
 def test_the_commands_at_the_end_can_be_pasted(
