@@ -126,6 +126,7 @@ class Command(NamedTuple):
 
 def main(args: Sequence[str] | None = None) -> int:
     """Runs the command line and returns its exit code: 2, after one line on stderr, for a user's error."""
+    _accept_any_text()
     name, *rest = [*(sys.argv[1:] if args is None else args)] or [""]
     if name in ("-h", "--help"):
         print(_usage())
@@ -338,7 +339,7 @@ def _accept_any_text() -> None:
         stream = getattr(sys, name)
         if stream is None:
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 -- for the life of the process
-        elif hasattr(stream, "reconfigure"):
+        elif hasattr(stream, "reconfigure") and not isinstance(stream, _UntilClosed):
             stream.reconfigure(errors="backslashreplace")
             setattr(sys, name, _UntilClosed(stream))
 
