@@ -25,11 +25,6 @@ constexpr int64_t kStrip = 16;
 
 constexpr int64_t round_up(int64_t x, int64_t multiple) { return (x + multiple - 1) / multiple * multiple; }
 
-template <class T>
-T* rows_of(const HeadRows& x, int64_t sequence, int64_t head) {
-    return static_cast<T*>(x.data) + sequence * x.sequence_stride + head * x.head_stride;
-}
-
 // The buffers of one thread, cut from one piece of memory, each on a line of its own.
 class Arena {
   public:

@@ -7,19 +7,6 @@
 #include "cpu/intrinsics.h"
 #include "formats/exchange.h"
 
-namespace dse::cpu {
-namespace {
-
-// Bytes that are worth waking a thread for.
-constexpr int64_t kGrain = 1 << 15;
-
-int64_t grain_of_rows(int64_t bytes_a_row) {
-    return std::max<int64_t>(1, kGrain / std::max<int64_t>(1, bytes_a_row));
-}
-
-}  // namespace
-}  // namespace dse::cpu
-
 #define DSE_BODY_WITHOUT_BF16
 #define DSE_BODY "cpu/exchange.inc"
 #include "cpu/foreach_isa.h"
@@ -28,7 +15,7 @@ namespace dse::cpu {
 
 void exchange_ranks(const Slots& indices, int64_t experts_per_rank, int64_t num_ranks, int64_t width,
                     int32_t* ranks, const ParallelFor& parallel) {
-    parallel(indices.tokens, grain_of_rows(4 * indices.top_k * width), [&](int64_t begin, int64_t end) {
+    parallel(indices.tokens, rows_per_thread(2 * indices.top_k * width), [&](int64_t begin, int64_t end) {
         for (int64_t t = begin; t < end; ++t)
             ranks_of_token(indices, t, experts_per_rank, num_ranks, width, ranks + t * width);
     });

@@ -13,9 +13,6 @@
 namespace dse::cpu {
 namespace {
 
-// Fewer elements than this are not worth waking a thread for.
-constexpr int64_t kGrain = 1 << 14;
-
 void* moment_at(void* moments, bool bf16, int64_t i) {
     return bf16 ? static_cast<void*>(static_cast<Bf16*>(moments) + i)
                 : static_cast<void*>(static_cast<float*>(moments) + i);
@@ -76,7 +73,7 @@ void adamw_step(const std::vector<AdamwTensor>& tensors, const AdamwConstants& c
     int64_t total = 0;
     for (const AdamwTensor& x : tensors) ends.push_back(total += x.count);
     const auto adamw_run = DSE_SELECT(adamw_run);
-    parallel(total, kGrain, [&](int64_t begin, int64_t end) {
+    parallel(total, kThreadElements, [&](int64_t begin, int64_t end) {
         size_t i = std::upper_bound(ends.begin(), ends.end(), begin) - ends.begin();
         for (; begin < end; begin = ends[i++]) {
             const AdamwTensor& x = tensors[i];

@@ -7,6 +7,8 @@
 #include <xmmintrin.h>
 #endif
 
+#include "formats/tiles.h"
+
 namespace dse::cpu {
 
 // IEEE arithmetic while it lives: rounding to nearest, subnormals kept, whatever the caller's thread is set
@@ -58,5 +60,12 @@ class ParallelFor {
     Run run_;
     int threads_;
 };
+
+// Elements below which a thread of its own costs more than it brings.
+inline constexpr int64_t kThreadElements = 16384;
+
+inline int64_t rows_per_thread(int64_t width) {
+    return width == 0 ? kThreadElements : ceil_div(kThreadElements, width);
+}
 
 }  // namespace dse::cpu

@@ -14,19 +14,6 @@
 #include "formats/scale.h"
 #include "formats/tiles.h"
 
-namespace dse::cpu {
-namespace {
-
-// Elements that are worth waking a thread for.
-constexpr int64_t kGrain = 1 << 14;
-
-int64_t grain_of_rows(int64_t elements_a_row) {
-    return std::max<int64_t>(1, kGrain / std::max<int64_t>(1, elements_a_row));
-}
-
-}  // namespace
-}  // namespace dse::cpu
-
 // BF16 instructions flush subnormals and would give other bits.
 #define DSE_BODY_WITHOUT_BF16
 #define DSE_BODY "cpu/permute.inc"
@@ -38,7 +25,7 @@ void expert_order(const int32_t* indices, int64_t count, int64_t num_experts, in
                   int32_t* offs, const ParallelFor& parallel) {
     // Each part of the choices counts its own; where a part's rows of an expert start then follows from the
     // counts of all, and the order is the same for any number of parts.
-    const int64_t parts = std::clamp<int64_t>(count / kGrain, 1, parallel.threads());
+    const int64_t parts = std::clamp<int64_t>(count / kThreadElements, 1, parallel.threads());
     std::vector<int32_t> table(parts * num_experts);
     const auto in_part = [&](int64_t part, const auto& visit) {
         int32_t* of_expert = table.data() + part * num_experts;

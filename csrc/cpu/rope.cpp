@@ -8,7 +8,6 @@
 #include "formats/bf16.h"
 #include "formats/e4m3.h"
 #include "formats/e5m6.h"
-#include "formats/exp.h"
 #include "formats/f16.h"
 #include "formats/scale.h"
 #include "formats/tiles.h"

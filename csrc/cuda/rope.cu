@@ -10,12 +10,6 @@ namespace {
 
 constexpr int kSumThreads = 64;  // of a block that adds up heads: small, since so is what there is to add up
 
-template <class T>
-__device__ T* row_at(const HeadRows& x, int64_t sequence, int64_t head, int64_t token) {
-    return static_cast<T*>(x.data) + sequence * x.sequence_stride + head * x.head_stride +
-           token * x.row_stride;
-}
-
 // Calls f(sequence, head, token) for the heads of this thread: the grid's x is tokens, y sequences, z heads.
 template <class F>
 __device__ void each_head(const RopeShape& shape, const F& f) {

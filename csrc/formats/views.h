@@ -21,6 +21,12 @@ struct HeadRows {
     int64_t sequence_stride, head_stride, row_stride;
 };
 
+template <class T>
+DSE_FN T* row_at(const HeadRows& x, int64_t sequence, int64_t head, int64_t token) {
+    return static_cast<T*>(x.data) + sequence * x.sequence_stride + head * x.head_stride +
+           token * x.row_stride;
+}
+
 // Heads whose last columns are rotated by position: of queries and keys [plain + rotated], of keys and values
 // as they are projected up [plain + values].
 struct RopeShape {
