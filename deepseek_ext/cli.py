@@ -136,8 +136,8 @@ def main(args: Sequence[str] | None = None) -> int:
         return 0
     commands = {command.name: command for command in _COMMANDS}
     if name in commands:
-        launched = _launcher(rest, "-m")
-        program = f"{launched} deepseek_ext {name}" if launched != "python -m" else f"deepseek-ext {name}"
+        launcher = _launcher(rest, "-m")
+        program = f"{launcher} deepseek_ext {name}" if launcher else f"deepseek-ext {name}"
         return _one_line_errors(program, lambda: commands[name].run(program, rest))
     if name:
         close = get_close_matches(name, commands, 1)
@@ -164,7 +164,7 @@ def train(recipe: TrainConfig, args: Sequence[str] | None = None, *, program: st
     says how to continue.
     """
     given = list(sys.argv[1:] if args is None else args)
-    program = program or f"{_launcher(given)} {shlex.quote(sys.argv[0])}"
+    program = program or f"{_launcher(given) or 'python'} {shlex.quote(sys.argv[0])}"
 
     def go() -> int:
         for word, following in pairwise([*given, "--"]):
@@ -176,21 +176,15 @@ def train(recipe: TrainConfig, args: Sequence[str] | None = None, *, program: st
     return _one_line_errors(program, go)
 
 
-def _launcher(given: Sequence[str], *options: str) -> str:
-    """What started this process, with these options, as the environment says: torchrun sets it."""
+def _launcher(given: Sequence[str], *options: str) -> str | None:
+    """torchrun with these options, where the environment says that it started this process and others."""
     here, nodes = (int(os.environ.get(name, "1")) for name in ("LOCAL_WORLD_SIZE", "GROUP_WORLD_SIZE"))
     if here * nodes == 1:
-        return " ".join(["python", *options])
-    words = [
-        "torchrun",
-        f"--nproc-per-node {here}",
-        *([f"--nnodes {nodes} ..."] if nodes > 1 else []),
-        *options,
-    ]
+        return None
+    several = [f"--nnodes {nodes} ..."] if nodes > 1 else []
     # Python 3.11 looks for torchrun's own flags behind the script too, where --log could be several of them.
-    if any(word.partition("=")[0] == "--log" for word in given):
-        words.append("--")
-    return " ".join(words)
+    apart = ["--"] if any(word.partition("=")[0] == "--log" for word in given) else []
+    return " ".join([f"torchrun --nproc-per-node {here}", *several, *options, *apart])
 
 
 def _extend(program: str, args: list[str]) -> int:

@@ -106,9 +106,8 @@ class World:
         assert self.signs is not None
         cause = f"step {self.signs.step}: {_first_sentence(error)}"
         others = self.signs.farewell(cause)
-        return f"rank {self.rank} ({host()}) ended in {cause}" + (f"; {others}" if others else ""), bool(
-            others
-        )
+        own = f"rank {self.rank} ({host()}) ended in {cause}"
+        return (f"{own}; {others}", True) if others else (own, False)
 
     def alive(self, step: int) -> None:
         """Says that this rank begins `step`."""

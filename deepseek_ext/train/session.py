@@ -20,6 +20,7 @@ from torch import Tensor
 
 from .. import _native, ops
 from ..hf import no_such_folder
+from ..hf_layout import CONFIG
 from ..model import DeepseekV3
 from ..nn.moe import check_widths
 from ..parallel.world import World, host, joined, launched_size, led
@@ -220,7 +221,7 @@ def _check_start(folder: Path) -> None:
     """Before anything is prepared: whether a run can start from this folder's weights."""
     if not folder.is_dir():
         raise ValueError(f"--init-from: {no_such_folder(folder, 'a training run')}")
-    if (folder / "config.json").is_file():
+    if (folder / CONFIG).is_file():
         raise ValueError(
             f"--init-from {folder} is a Hugging Face checkpoint, and a run starts from the weights of a run; "
             "train on from it in a loop of your own, with deepseek_ext.load_hf"
@@ -319,7 +320,7 @@ def _same_data(config: TrainConfig, state: dict[str, Any]) -> Any:
     tokenizer = load_tokenizer(config.run_dir / TOKENIZER)
     if tokenizer_hash(tokenizer) != state["tokenizer_hash"]:
         raise ValueError(
-            f"{config.run_dir / 'tokenizer.json'} is not the tokenizer of this run's checkpoints; restore it"
+            f"{config.run_dir / TOKENIZER} is not the tokenizer of this run's checkpoints; restore it"
         )
     data = prepare_data(config, tokenizer=tokenizer)
     if data.manifest != state["manifest"]:

@@ -285,10 +285,6 @@ class Watch(TorchDispatchMode):
         """Of this rank."""
         return Seen(dict(self._operands), {layer: load.tolist() for layer, load in self._loads.items()})
 
-    def rows(self) -> list[dict[str, Any]]:
-        """One for each layer and operand, then one for each router; in the order of the model."""
-        return together([self.seen()], self.order)
-
     def _name_weights(self) -> None:
         """Notes where the weights are that this rank holds whole now: FSDP2 gathers them during the step."""
         for name, parameter in self._model.named_parameters():

@@ -6,8 +6,10 @@ import math
 import os
 import resource
 import signal
+from collections.abc import Callable
 from typing import Any
 
+from torch import Tensor, nn
 from torch.distributed.checkpoint.filesystem import FileSystemWriter
 
 from deepseek_ext.nn import moe
@@ -27,26 +29,30 @@ def with_small_files() -> None:
 
 def in_step(step: int, what: str) -> None:
     """At the beginning of a step: "KILL" or "STOP" is sent to itself, "raise" raises."""
-    undisturbed = Trainer.train_step
 
-    def train_step(self: Trainer) -> dict[str, Any]:
-        if self.step + 1 == step:
-            if what == "raise":
-                raise ArithmeticError("the sums are off. So they are")
-            os.kill(os.getpid(), getattr(signal, f"SIG{what}"))
-        return undisturbed(self)
+    def act(trainer: Trainer) -> None:
+        if what == "raise":
+            raise ArithmeticError("the sums are off. So they are")
+        os.kill(os.getpid(), getattr(signal, f"SIG{what}"))
 
-    Trainer.train_step = train_step  # type: ignore[method-assign]
+    _before_step(step, act)
 
 
 def in_layer(layer: str, first_step: int) -> None:
     """From that step on the layer's output is NaN in training."""
+
+    def hook(module: nn.Module, _: Any, output: Tensor) -> Tensor:
+        return output * math.nan if module.training else output
+
+    _before_step(first_step, lambda trainer: trainer.model.get_submodule(layer).register_forward_hook(hook))
+
+
+def _before_step(step: int, act: Callable[[Trainer], Any]) -> None:
     undisturbed = Trainer.train_step
 
     def train_step(self: Trainer) -> dict[str, Any]:
-        if self.step + 1 == first_step:
-            hook = lambda module, _, output: output * math.nan if module.training else output  # noqa: E731
-            self.model.get_submodule(layer).register_forward_hook(hook)
+        if self.step + 1 == step:
+            act(self)
         return undisturbed(self)
 
     Trainer.train_step = train_step  # type: ignore[method-assign]

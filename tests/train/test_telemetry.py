@@ -21,7 +21,7 @@ from deepseek_ext.ops import accumulate_weight_gradients
 from deepseek_ext.reference.quantize import _in_place_of_columns, dequantize_blocks
 from deepseek_ext.train import TrainConfig
 from deepseek_ext.train.metrics import read_metrics
-from deepseek_ext.train.telemetry import Statistics, Watch, _as_columns, measure
+from deepseek_ext.train.telemetry import Statistics, Watch, _as_columns, measure, together
 
 FIGURES = ("underflow", "saturated", "scale_spread", "relative_error")
 FP8_OPERANDS = {"activation", "weight", "gradient", "activation_t", "gradient_t"}
@@ -115,7 +115,7 @@ def watched(model: DeepseekV3, **kwargs: Any) -> list[dict[str, Any]]:
     tokens = torch.randint(model.config.vocab_size, (2, 33))
     with Watch(model) as watch, accumulate_weight_gradients():
         model.loss(tokens[:, :-1], tokens[:, 1:], **kwargs).total.backward()
-    return watch.rows()
+    return together([watch.seen()], watch.order)
 
 
 def test_every_operand_of_every_layer_is_seen() -> None:
@@ -183,7 +183,7 @@ def test_converted_layers_are_seen_too() -> None:
     x = torch.randn(40, 64, requires_grad=True)
     with Watch(model) as watch:
         model(x).sum().backward()
-    seen = {(row["layer"], row["operand"]) for row in watch.rows()}
+    seen = {(row["layer"], row["operand"]) for row in together([watch.seen()], watch.order)}
     assert seen == {(layer, operand) for layer in "02" for operand in FP8_OPERANDS}
 
 
