@@ -8,13 +8,9 @@ from torch import Tensor
 _ops = torch.ops.deepseek_ext
 
 
-def reads_along_k_alone(device: torch.device) -> bool:
-    """Whether the device's FP8 product takes only codes that lie along K: that of capability 9.0."""
-    return (
-        device.type == "cuda"
-        and torch.cuda.is_available()
-        and torch.cuda.get_device_capability(device) == (9, 0)
-    )
+def read_along_k_alone(codes: Tensor) -> bool:
+    """Whether the FP8 product there takes only codes that lie along K: that of capability 9.0."""
+    return codes.is_cuda and torch.cuda.get_device_capability(codes.device) == (9, 0)
 
 
 def transposed_weight(codes: Tensor, scales: Tensor) -> tuple[Tensor, Tensor]:
@@ -22,6 +18,6 @@ def transposed_weight(codes: Tensor, scales: Tensor) -> tuple[Tensor, Tensor]:
 
     A copy moves two bytes a weight; the other product multiplies at half the rate or less.
     """
-    if codes.shape[-2] % 16 == 0 and reads_along_k_alone(codes.device):
+    if read_along_k_alone(codes) and codes.shape[-2] % 16 == 0:
         return _ops.transpose_blocks.default(codes, scales)
     return codes.mT, scales.mT

@@ -18,7 +18,7 @@ from . import attention_cuda
 from ._checks import dtype_of, require, require_float, require_int32, shape_of
 from ._kinds import explained, register_fake
 from ._library import NAMESPACE
-from .derivatives import first_order_only, require_no_grad
+from .derivatives import differentiable, first_order_only, require_no_grad
 
 _ops = torch.ops.deepseek_ext
 
@@ -36,7 +36,7 @@ def causal_attention(
     Differentiable in q, k and v through `out`, once: the gradient is causal_attention_backward's. Raises
     ValueError for other dtypes, shapes and values.
     """
-    return _ops.causal_attention.default(q, k, v, scale, starts)
+    return _causal_attention(q, k, v, scale, starts)
 
 
 @explained
@@ -202,4 +202,4 @@ torch.library.register_kernel(f"{NAMESPACE}::causal_attention", "cuda", _causal_
 torch.library.register_kernel(
     f"{NAMESPACE}::causal_attention_backward", "cuda", _causal_attention_backward_cuda
 )
-torch.library.register_autograd(f"{NAMESPACE}::causal_attention", _backward, setup_context=_setup_context)
+_causal_attention = differentiable("causal_attention", _backward, _setup_context)

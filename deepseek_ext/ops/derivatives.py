@@ -10,8 +10,44 @@ import torch
 from torch import Tensor
 
 from ._checks import require
+from ._library import NAMESPACE
 
 Backward = Callable[..., tuple[Any, ...]]
+
+
+def differentiable(op: str, backward: Backward, setup_context: Callable[..., None]) -> Callable[..., Any]:
+    """Registers the derivative of operator `op`, and returns what calls the operator from Python.
+
+    backward, setup_context: as torch.library.register_autograd takes them. What that registers reads the
+    schema anew in each call, which takes 10 to 50 us: torch.compile, torch.vmap and calls through torch.ops
+    go there, all others to an autograd.Function of our own. Calls name every keyword-only argument.
+    """
+    torch.library.register_autograd(f"{NAMESPACE}::{op}", backward, setup_context=setup_context)
+    run = getattr(torch.ops.deepseek_ext, op).default
+
+    def forward(ctx: Any, *args: Any) -> Any:
+        *inputs, options = args
+        with torch._C._AutoDispatchBelowAutograd():
+            output = run(*inputs, **options)
+        keywords = {"keyword_only_inputs": options} if options else {}
+        setup_context(ctx, inputs=tuple(inputs), output=output, **keywords)
+        return output
+
+    def with_options(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
+        return *backward(ctx, *grads), None
+
+    members = {"forward": staticmethod(forward), "backward": staticmethod(with_options)}
+    node: Any = type(op, (torch.autograd.Function,), members)
+
+    def call(*args: Any, **options: Any) -> Any:
+        if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+            return run(*args, **options)
+        if torch.is_grad_enabled():
+            return node.apply(*args, options)
+        with torch._C._AutoDispatchBelowAutograd():
+            return run(*args, **options)
+
+    return call
 
 
 def first_order_only(op: str) -> Callable[[Backward], Backward]:

@@ -13,7 +13,7 @@ from torch import Tensor
 from ._checks import check_linear, check_weight_codes
 from ._kinds import explained, register_fake
 from ._transposed import transposed_weight
-from .derivatives import first_order_only
+from .derivatives import differentiable, first_order_only
 from .wgrad import accumulation, weight_gradient
 
 _ops = torch.ops.deepseek_ext
@@ -100,5 +100,4 @@ torch.library.define(
 )
 torch.library.impl(_NAME, "CompositeExplicitAutograd", _forward)
 register_fake("fp8_linear", _forward)  # the operators it calls have fakes of their own
-torch.library.register_autograd(_NAME, _backward, setup_context=_setup_context)
-_fp8_linear = _ops.fp8_linear.default
+_fp8_linear = differentiable("fp8_linear", _backward, _setup_context)

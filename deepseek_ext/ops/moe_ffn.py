@@ -26,7 +26,7 @@ from ._exchange import is_arrival, unpack_tiles
 from ._kinds import explained, register_fake
 from ._library import NAMESPACE
 from ._transposed import transposed_weight
-from .derivatives import first_order_only
+from .derivatives import differentiable, first_order_only
 from .exchange import InFlight, Routing, combine_finish, dispatch_start, grad_edge, start_back
 from .wgrad import accumulation, weight_gradient
 
@@ -67,7 +67,7 @@ def moe_ffn(
     if codes is None:
         _check(x, weights, indices, gate_up, down)
         codes = _ops.quantize_blocks.default(gate_up.detach()), _ops.quantize_blocks.default(down.detach())
-    return _ops.moe_ffn.default(x, weights, indices, gate_up, down, *codes[0], *codes[1])[0]
+    return _moe_ffn(x, weights, indices, gate_up, down, *codes[0], *codes[1])[0]
 
 
 def moe_ffn_experts(
@@ -312,7 +312,7 @@ torch.library.define(
 )
 torch.library.impl(_NAME, "CompositeExplicitAutograd", _forward)
 register_fake("moe_ffn", _forward)  # the operators it calls have fakes of their own
-torch.library.register_autograd(_NAME, _backward, setup_context=_setup_context)
+_moe_ffn = differentiable("moe_ffn", _backward, _setup_context)
 
 
 # Over several ranks: the passes on the R rows that arrived, as they would be on T tokens of one rank. What

@@ -13,8 +13,7 @@ from torch import Tensor
 
 from ._checks import dtype_of, require, require_float, require_float32, shape_of
 from ._kinds import explained, register_fake
-from ._library import NAMESPACE
-from .derivatives import first_order_only, require_no_grad
+from .derivatives import differentiable, first_order_only, require_no_grad
 
 _ops = torch.ops.deepseek_ext
 
@@ -27,7 +26,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     in x's dtype, rstd float32 [...]). Computed in FP32, rounded once. Differentiable in x and weight through
     `out`, once: the gradient is rms_norm_backward's. Raises ValueError for other dtypes, shapes and values.
     """
-    return _ops.rms_norm.default(x, weight, eps)
+    return _rms_norm(x, weight, eps)
 
 
 @explained
@@ -127,4 +126,4 @@ def _backward(ctx: Any, grad: Tensor | None, _: None) -> tuple[Tensor | None, Te
 register_fake("rms_norm", _rms_norm_fake)
 register_fake("rms_norm_again", _rms_norm_again_fake)
 register_fake("rms_norm_backward", _rms_norm_backward_fake)
-torch.library.register_autograd(f"{NAMESPACE}::rms_norm", _backward, setup_context=_setup_context)
+_rms_norm = differentiable("rms_norm", _backward, _setup_context)

@@ -26,7 +26,8 @@ from ._checks import (
     shape_of,
 )
 from ._kinds import explained, register_fake
-from ._library import NAMESPACE, _fragment
+from ._library import _fragment
+from .derivatives import differentiable
 from .quantize import _new_scales
 
 _ops = torch.ops.deepseek_ext
@@ -72,7 +73,7 @@ def gather_rows(x: Tensor, rows: Tensor, top_k: int, weights: Tensor | None = No
     weights. Raises ValueError for arguments that do not fit and, on the CPU (on a GPU with DSE_CHECK=1), for
     a row outside [-1, T*top_k), or in the backward for one named twice.
     """
-    return _ops.gather_rows.default(x, rows, top_k, weights)
+    return _gather_rows(x, rows, top_k, weights)
 
 
 @explained
@@ -88,7 +89,7 @@ def combine_rows(
     arguments that do not fit and, on the CPU (on a GPU with DSE_CHECK=1), for a slot outside [-1, M), or in
     the backward for one named twice.
     """
-    return _ops.combine_rows.default(rows_out, slots, weights, residual)
+    return _combine_rows(rows_out, slots, weights, residual)
 
 
 # Fakes. They state the same requirements as the kernels, in the same words.
@@ -253,7 +254,7 @@ def _gather_rows_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     if ctx.needs_input_grad[0]:
         grad_x = combine_rows(grad, slots, weights)
     if weights is not None and ctx.needs_input_grad[3]:
-        grad_weights = _ops.row_dots.default(x, grad, slots)
+        grad_weights = _row_dots(x, grad, slots)
     return grad_x, None, None, grad_weights
 
 
@@ -271,7 +272,7 @@ def _combine_rows_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     if ctx.needs_input_grad[0]:
         grad_rows = _rows_of_tokens(grad, slots, ctx.num_rows, weights)
     if weights is not None and ctx.needs_input_grad[2]:
-        grad_weights = _ops.row_dots.default(grad, rows_out, slots)
+        grad_weights = _row_dots(grad, rows_out, slots)
     return grad_rows, None, grad_weights, grad if ctx.has_residual else None
 
 
@@ -281,7 +282,7 @@ def _row_dots_setup(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Ten
 
 def _row_dots_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     x, rows_out, slots = ctx.saved_tensors
-    needs_x, needs_rows, _ = ctx.needs_input_grad
+    needs_x, needs_rows = ctx.needs_input_grad[:2]
     grad_rows = _rows_of_tokens(x, slots, rows_out.shape[0], grad) if needs_rows else None
     return combine_rows(rows_out, slots, grad) if needs_x else None, grad_rows, None
 
@@ -292,9 +293,6 @@ def _rows_of_tokens(x: Tensor, slots: Tensor, num_rows: int, weights: Tensor | N
     return gather_rows(x, rows, slots.shape[1], weights)
 
 
-for _name, _backward, _setup in (
-    ("gather_rows", _gather_rows_backward, _gather_rows_setup),
-    ("combine_rows", _combine_rows_backward, _combine_rows_setup),
-    ("row_dots", _row_dots_backward, _row_dots_setup),
-):
-    torch.library.register_autograd(f"{NAMESPACE}::{_name}", _backward, setup_context=_setup)
+_gather_rows = differentiable("gather_rows", _gather_rows_backward, _gather_rows_setup)
+_combine_rows = differentiable("combine_rows", _combine_rows_backward, _combine_rows_setup)
+_row_dots = differentiable("row_dots", _row_dots_backward, _row_dots_setup)

@@ -12,8 +12,7 @@ from torch import Tensor
 
 from ._checks import dtype_of, require, require_float32, shape_of
 from ._kinds import explained, register_fake
-from ._library import NAMESPACE
-from .derivatives import first_order_only
+from .derivatives import differentiable, first_order_only
 
 _ops = torch.ops.deepseek_ext
 
@@ -50,7 +49,7 @@ def route(
     ValueError for arguments that do not fit. Source: equations 12 to 16.
     """
     return Routed(
-        *_ops.route.default(
+        *_route(
             logits,
             bias,
             valid,
@@ -88,9 +87,7 @@ def sequence_balance_loss(
     Differentiable in logits, through P, once. Raises ValueError for arguments that do not fit and, on the CPU
     (on a GPU with DSE_CHECK=1), for indices outside [0, E). Source: equations 17 to 20.
     """
-    return _ops.sequence_balance_loss.default(
-        logits, indices, valid, num_sequences=num_sequences, alpha=alpha
-    )
+    return _sequence_balance_loss(logits, indices, valid, num_sequences=num_sequences, alpha=alpha)
 
 
 # Checks, in the words of csrc/ops/routing.h: the fakes raise what the kernels raise (a test compares them).
@@ -286,7 +283,5 @@ register_fake("route_backward", _route_backward_fake)
 register_fake("update_router_bias_", _update_router_bias_fake)
 register_fake("sequence_balance_loss", _balance_fake)
 register_fake("sequence_balance_loss_backward", _balance_backward_fake)
-torch.library.register_autograd(f"{NAMESPACE}::route", _route_backward, setup_context=_route_setup)
-torch.library.register_autograd(
-    f"{NAMESPACE}::sequence_balance_loss", _balance_backward, setup_context=_balance_setup
-)
+_route = differentiable("route", _route_backward, _route_setup)
+_sequence_balance_loss = differentiable("sequence_balance_loss", _balance_backward, _balance_setup)

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from ._checks import dtype_of, num_tiles, require, require_float, require_float32, shape_of
 from ._kinds import explained, register_fake
-from ._library import NAMESPACE, _fragment
-from .derivatives import first_order_only, require_no_grad
+from ._library import _fragment
+from .derivatives import differentiable, first_order_only, require_no_grad
 from .quantize import _new_codes, _new_scales
 
 _ops = torch.ops.deepseek_ext
@@ -29,7 +29,7 @@ def swiglu(gate_up: Tensor, weights: Tensor | None = None) -> Tensor:
     gradient is swiglu_gradient's. A result beyond the dtype's largest finite value is infinite. Raises
     ValueError for another dtype or shape.
     """
-    return _ops.swiglu.default(gate_up, weights)
+    return _swiglu(gate_up, weights)
 
 
 @explained
@@ -203,5 +203,5 @@ register_fake("swiglu", _swiglu_fake)
 register_fake("swiglu_quantize", _swiglu_quantize_fake)
 register_fake("swiglu_gradient", _swiglu_gradient_fake)
 register_fake("swiglu_backward", _swiglu_backward_fake)
-torch.library.register_autograd(f"{NAMESPACE}::swiglu", _backward, setup_context=_setup_context)
+_swiglu = differentiable("swiglu", _backward, _setup_context)
 _fragment.impl("swiglu_quantize", torch.library.fallthrough_kernel, "Autograd")

@@ -29,7 +29,7 @@ def moe_ffn(x: Tensor, weights: Tensor, gate_up: Tensor, down: Tensor) -> Tensor
 
 
 def float8_linear(x: Tensor, weight: Tensor) -> Tensor:
-    return torch.func.functional_call(Float8Linear(HIDDEN, WIDTH), {"weight": weight}, x)
+    return torch.func.functional_call(Float8Linear(HIDDEN, WIDTH, bias=False), {"weight": weight}, x)
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -96,6 +96,42 @@ def test_create_graph_alone_changes_no_gradient(once: tuple[str, Function, list[
     wanted = torch.autograd.grad(loss, leaves, retain_graph=True)
     got = torch.autograd.grad(loss, leaves, retain_graph=True, create_graph=True)
     assert all(torch.equal(a, b) for a, b in zip(got, wanted, strict=True))
+
+
+def nodes(tensor: Tensor) -> set[str]:
+    todo, seen = [tensor.grad_fn], set()
+    while todo:
+        node = todo.pop()
+        if node is not None and node not in seen:
+            seen.add(node)
+            todo += [child for child, _ in node.next_functions]
+    return {node.name() for node in seen}
+
+
+def test_compiled_and_plain_calls_have_one_derivative(
+    once: tuple[str, Function, list[Tensor]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """torch.compile sees what torch.library registers; a plain call takes a node of ours."""
+    name, function, leaves = once
+    plain = function(*leaves)
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    compiled = function(*leaves)
+    monkeypatch.undo()
+    assert f"{name}Backward" in nodes(plain)
+    assert any(node.startswith(f"GeneratedBackwardFor_deepseek_ext_{name}") for node in nodes(compiled))
+    assert torch.equal(plain, compiled)
+    weight = torch.randn_like(plain)
+    for a, b in zip(*(torch.autograd.grad(y, leaves, weight) for y in (plain, compiled)), strict=True):
+        assert torch.equal(a, b)
+    with torch.no_grad():
+        assert torch.equal(function(*leaves), plain)
+
+
+@pytest.mark.filterwarnings("ignore:.*batching rule")
+def test_vmap_runs_an_operator_for_each_slice() -> None:
+    x, weight = torch.randn(3, TOKENS, HIDDEN), torch.ones(HIDDEN)
+    wanted = torch.stack([rms_norm(rows, weight) for rows in x])
+    assert torch.equal(torch.vmap(rms_norm, (0, None))(x, weight), wanted)
 
 
 def test_weights_that_accumulate_in_place_do_not_escape() -> None:

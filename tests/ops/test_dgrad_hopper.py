@@ -20,7 +20,7 @@ pytestmark = pytest.mark.gpu_backends
 def _hopper(request: pytest.FixtureRequest, backend: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     if backend != "simulator" or not backends.has_hopper(request.config):
         pytest.skip("needs the simulator with --simulator-capability 90")
-    monkeypatch.setattr(_transposed, "reads_along_k_alone", lambda device: True)  # tensors are the CPU's here
+    monkeypatch.setattr(_transposed, "read_along_k_alone", lambda codes: True)  # tensors are the CPU's here
     monkeypatch.setenv("DSE_PRINT_TILES", "1")
     backends.simulator_option("multiprocessors", 4)
     yield
