@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from itertools import islice
 from typing import Any, cast
 
 import torch
@@ -286,7 +287,7 @@ class DeepseekV3(nn.Module):
         """The hidden state after the final norm [B, T, H], and the balance loss of each router."""
         x = embedded.to(stream_dtype(self.precision))
         balances = []
-        for block in self.model.layers[: self.config.num_hidden_layers]:
+        for block in islice(self.model.layers, self.config.num_hidden_layers):
             x, balance = block(x, context)
             if balance is not None:
                 balances.append(balance)

@@ -23,9 +23,9 @@ from ..ops.derivatives import first_order_only
 from ..ops.wgrad import accumulation
 from .context import Context, LatentCache
 from .derived import Derived
-from .linear import Linear, Precision, project
+from .linear import Linear, Precision
 from .norm import RMSNorm
-from .product import Fp8Product, Operand, Product, product_backward
+from .product import Fp8Product, Operand, Product, fprops, fprops_backward, product_backward
 from .recompute import Recomputed, save_groups, saved_groups
 from .rope import rotate, softmax_scale
 
@@ -54,32 +54,43 @@ class Attention(Derived):
         self.o_proj = Linear(heads * c.v_head_dim, hidden, precision)
 
     def forward(self, x: Recomputed, context: Context) -> Tensor:
-        """Down to the latents (eq. 1, 3 and 6), then `_LatentAttention`, or attention over cached latents."""
-        if self.config.q_lora_rank is None:
-            (compressed,) = project(x, self.kv_a_proj_with_mqa)
-            q, q_up = x, self.q_proj
-        else:
-            q_latent, compressed = project(x, self.q_a_proj, self.kv_a_proj_with_mqa)
-            q, q_up = self.q_a_layernorm.recomputed(q_latent), self.q_b_proj
-        latent, k_rope = compressed.split([self.config.kv_lora_rank, self.config.qk_rope_head_dim], -1)
-        kv = self.kv_a_layernorm.recomputed(latent)
+        if context.cache is not None:
+            return self._cached(x, context, context.cache)
+        core, weights = self._core(context)
+        return _Attention.apply(x.value, *weights, x, core)
 
-        cache = context.cache
-        if cache is not None:
-            cache.append(self.layer, kv.value, rotate(k_rope, context.rotation))
-            if cache.length > 0:
-                return self.o_proj(self._attend_absorbed(q_up(q), cache, context.rotation))
+    @torch.no_grad()
+    def _cached(self, x: Recomputed, context: Context, cache: LatentCache) -> Tensor:
+        """The same behind the tokens of the cache, which gets these."""
+        core, _ = self._core(context)
+        q, kv, k_rope = core.latents(x)
+        cache.append(self.layer, kv.value, rotate(k_rope, context.rotation))
+        if cache.length == 0:
+            return core.attend(q.value, kv.value, k_rope)[0]
+        heads = core.q_up.fprop(core.q_up.operand(q.value.flatten(0, 1)), k_rope.dtype)
+        heads = heads.unflatten(0, k_rope.shape[:-1])
+        return self.o_proj(self._attend_absorbed(heads, cache, context.rotation))
+
+    def _core(self, context: Context) -> tuple[_Core, list[Tensor]]:
+        """What this call computes with, and the weights in the order of `_Attention`'s arguments."""
+        if self.config.q_lora_rank is None:
+            downs, norms, q_up = [self.kv_a_proj_with_mqa], [self.kv_a_layernorm], self.q_proj
+        else:
+            downs, q_up = [self.q_a_proj, self.kv_a_proj_with_mqa], self.q_b_proj
+            norms = [self.q_a_layernorm, self.kv_a_layernorm]
         core = _Core(
             heads=_Heads(self.config, context.rotation),
             scale=self.scale,
+            downs=[down.product() for down in downs],
+            norms=norms,
             q_up=q_up.product(),
             kv_up=self.kv_b_proj.product(),
             o=self.o_proj.product(),
             starts=context.document_starts,
             keep=torch.is_grad_enabled(),
         )
-        weights = q_up.weight, self.kv_b_proj.weight, self.o_proj.weight
-        return _LatentAttention.apply(q.value, kv.value, k_rope, *weights, q, kv, core)
+        layers: list[Any] = [*downs, q_up, self.kv_b_proj, self.o_proj, *norms]
+        return core, [layer.weight for layer in layers]
 
     def _attend_absorbed(self, q: Tensor, cache: LatentCache, rotation: Tensor) -> Tensor:
         """Attention of T new tokens over S cached latents, the new ones included: [B, T, N * v_head_dim].
@@ -141,6 +152,10 @@ class _Core(NamedTuple):
 
     heads: _Heads
     scale: float
+    downs: list[Product]
+    """Of the layer's input: to the query's latent, if queries have one, and to that of keys and values."""
+    norms: list[RMSNorm]
+    """Of these latents."""
     q_up: Product
     kv_up: Product
     o: Product
@@ -149,11 +164,29 @@ class _Core(NamedTuple):
     keep: bool
     """Whether a backward may follow."""
 
+    def latents(self, x: Recomputed) -> tuple[Recomputed, Recomputed, Tensor]:
+        """What queries, and keys and values, are projected up from; the key that heads share (eq. 1-6)."""
+        c, shape = self.heads.config, x.value.shape[:-1]
+        downs = fprops(self.downs, x.value.flatten(0, 1), x.value.dtype)
+        *q_latents, compressed = (down.unflatten(0, shape) for down in downs)
+        latent, k_rope = compressed.split([c.kv_lora_rank, c.qk_rope_head_dim], -1)
+        *q, kv = (norm.recomputed(y) for norm, y in zip(self.norms, (*q_latents, latent), strict=True))
+        return q[0] if q else x, kv, k_rope
+
     def project_up(self, q_x: Operand, kv_x: Operand, k_rope: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values of all heads, from what the up-projections read."""
         shape, dtype = k_rope.shape[:-1], k_rope.dtype
         q, kv = self.q_up.fprop(q_x, dtype), self.kv_up.fprop(kv_x, dtype)
         return self.heads.forward(q.unflatten(0, shape), kv.unflatten(0, shape), k_rope)
+
+    def attend(self, q_in: Tensor, kv_in: Tensor, k_rope: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The layer's output (eq. 2 to 11), that of its heads [B * T, N * v], and the latter's logsumexp."""
+        q_x, kv_x = self.q_up.operand(q_in.flatten(0, 1)), self.kv_up.operand(kv_in.flatten(0, 1))
+        q, k, v = self.project_up(q_x, kv_x, k_rope)
+        out, logsumexp = ops.causal_attention(q, k, v, self.scale, self.starts)
+        rows = out.transpose(1, 2).reshape(q_x[0].shape[0], -1)
+        y = self.o.fprop(self.o.operand(rows), k_rope.dtype)
+        return y.unflatten(0, k_rope.shape[:-1]), rows, logsumexp
 
     def cache(self, rows: Tensor) -> Operand:
         """What is kept of attention's output [B * T, N * v]: in FP8 its E5M6 codes (paper, section 3.3.3)."""
@@ -168,32 +201,30 @@ class _Core(NamedTuple):
         return ops.dequantize_e5m6(packed, scales, width, dtype), ops.retile_e5m6(packed, scales, width)
 
 
-class _LatentAttention(torch.autograd.Function):
-    """Up from the latents, attention, and down again (eq. 2 to 11): [B, T, hidden].
+class _Attention(torch.autograd.Function):
+    """x [B, T, hidden] to the same; the weights are in the order that `Attention._core` gives them.
 
-    Saved: what these inputs are computed again from, k_rope, the logarithm of each row's sum, and the output
-    of attention. Queries, keys and values are projected up a second time.
+    Saved: what x is computed again from, the latents before their norms, k_rope, the logarithm of each row's
+    sum, and the output of the heads. Queries, keys and values are projected up a second time.
     """
 
     @staticmethod
-    def forward(ctx: Any, q_in: Tensor, kv_in: Tensor, k_rope: Tensor, *args: Any) -> Tensor:
-        *_, q_source, kv_source, core = args
-        q_x, kv_x = core.q_up.operand(q_in.flatten(0, 1)), core.kv_up.operand(kv_in.flatten(0, 1))
-        q, k, v = core.project_up(q_x, kv_x, k_rope)
-        out, logsumexp = ops.causal_attention(q, k, v, core.scale, core.starts)
-        rows = out.transpose(1, 2).reshape(q_x[0].shape[0], -1)
+    def forward(ctx: Any, x: Tensor, *args: Any) -> Tensor:
+        *_, source, core = args
+        q_in, kv_in, k_rope = core.latents(source)
+        y, rows, logsumexp = core.attend(q_in.value, kv_in.value, k_rope)
         if core.keep:
-            save_groups(ctx, (k_rope, logsumexp), core.cache(rows), q_source.kept, kv_source.kept)
-            ctx.q_again, ctx.kv_again, ctx.core = q_source.again, kv_source.again, core
+            save_groups(ctx, (k_rope, logsumexp), core.cache(rows), source.kept, q_in.kept, kv_in.kept)
+            ctx.again, ctx.q_again, ctx.core = source.again, q_in.again, core
             ctx.accumulation = accumulation()
-        return core.o.fprop(core.o.operand(rows), k_rope.dtype).unflatten(0, k_rope.shape[:-1])
+        return y
 
     @staticmethod
     @first_order_only("Attention")
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         core: _Core = ctx.core
-        (k_rope, logsumexp), kept, q_kept, kv_kept = saved_groups(ctx)
-        shape, dtype = k_rope.shape[:-1], k_rope.dtype
+        (k_rope, logsumexp), kept, x_kept, q_kept, kv_kept = saved_groups(ctx)
+        shape, dtype, downs = k_rope.shape[:-1], k_rope.dtype, len(core.downs)
 
         def through(by: Product, position: int, grad: Tensor, x_t: Callable[[], Operand]) -> Any:
             return product_backward(ctx, by, {position: grad.shape[-1]}, grad.flatten(0, 1), x_t, dtype)
@@ -202,9 +233,9 @@ class _LatentAttention(torch.autograd.Function):
             return rows.view(*shape, core.heads.config.num_attention_heads, -1).transpose(1, 2)
 
         out, out_t = core.cached(kept, dtype)
-        grad_out, grad_o = through(core.o, 5, grad, lambda: out_t)
+        grad_out, grad_o = through(core.o, downs + 3, grad, lambda: out_t)
         q_x = core.q_up.operand(ctx.q_again(*q_kept).flatten(0, 1))
-        kv_x = core.kv_up.operand(ctx.kv_again(*kv_kept).flatten(0, 1))
+        kv_x = core.kv_up.operand(ops.rms_norm_again(*kv_kept).flatten(0, 1))
         q, k, v = core.project_up(q_x, kv_x, k_rope)
         grads = ops.causal_attention_backward(
             by_head(grad_out), q, k, v, by_head(out), logsumexp, core.scale, core.starts
@@ -212,7 +243,20 @@ class _LatentAttention(torch.autograd.Function):
         del grad_out, q, k, v, out  # a third of what backward holds here
         grad_q, grad_kv, grad_k_rope = core.heads.backward(*grads)
         del grads
-        grad_q_in, grad_q_up = through(core.q_up, 3, grad_q, partial(core.q_up.transposed, q_x))
-        grad_kv_in, grad_kv_up = through(core.kv_up, 4, grad_kv, partial(core.kv_up.transposed, kv_x))
-        inputs = grad_q_in.unflatten(0, shape), grad_kv_in.unflatten(0, shape), grad_k_rope
-        return *inputs, *grad_q_up, *grad_kv_up, *grad_o, None, None, None
+        grad_q_in, grad_q_up = through(core.q_up, downs + 1, grad_q, partial(core.q_up.transposed, q_x))
+        grad_kv_in, grad_kv_up = through(core.kv_up, downs + 2, grad_kv, partial(core.kv_up.transposed, kv_x))
+        del grad_q, grad_kv
+
+        grad_latent, *grad_norms = ops.rms_norm_backward(grad_kv_in.unflatten(0, shape), *kv_kept)
+        grad_downs = [torch.cat([grad_latent, grad_k_rope], -1).flatten(0, 1)]
+        if downs == 2:
+            grad_q_latent, grad_q_norm = ops.rms_norm_backward(grad_q_in.unflatten(0, shape), *q_kept)
+            grad_downs.insert(0, grad_q_latent.flatten(0, 1))
+            grad_norms.insert(0, grad_q_norm)
+        grad_x, grad_down = fprops_backward(
+            ctx, core.downs, 1, grad_downs, lambda: ctx.again(*x_kept).flatten(0, 1), dtype
+        )
+        if downs == 1:
+            grad_x.add_(grad_q_in)
+        weights = *grad_down, *grad_q_up, *grad_kv_up, *grad_o
+        return grad_x.view(grad.shape), *weights, *grad_norms, None, None

@@ -65,9 +65,7 @@ class Derived(nn.Module):
             ):
                 return memo.value
             memo.value, memo.state = None, ()  # before the new one is made: they need not stand side by side
-        # Out of inference mode too, whose tensors could not be saved for a later backward.
-        with torch.inference_mode(False), torch.no_grad():
-            value = make(*weights)
+        value = _made(make, weights)
         sources = tuple(map(weakref.ref, weights))
         if memo is None:
             self._memo = _Memo(value, state, sources)
@@ -81,6 +79,14 @@ class Derived(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name != "_memo"}
+
+
+def _made(make: Callable[..., T], weights: tuple[Tensor, ...]) -> T:
+    if torch.is_inference_mode_enabled():  # whose tensors could not be saved for a later backward
+        with torch.inference_mode(False):
+            return _made(make, weights)
+    with torch.no_grad():
+        return make(*weights)
 
 
 def _written(weight: Tensor) -> tuple[int, int]:

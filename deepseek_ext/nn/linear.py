@@ -7,9 +7,8 @@ are FP32.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +18,7 @@ from ..ops.derivatives import first_order_only
 from ..ops.wgrad import accumulation, weight_gradient
 from .derived import Derived
 from .product import Fp8Product, Operand, PlainProduct, Product, add_or_widen, product_backward
-from .recompute import Once, Recomputed, as_it_is
+from .recompute import Recomputed, as_it_is
 
 Precision = Literal["fp8", "bf16", "fp32"]
 PRECISIONS: tuple[Precision, ...] = ("fp8", "bf16", "fp32")
@@ -79,57 +78,26 @@ def _bf16_stack(*weights: Tensor) -> Tensor:
 
 
 class _Project(torch.autograd.Function):
-    """Products of one input by several weights; saves what the input is computed again from."""
+    """x W^T; saves what x is computed again from."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, *args: Any) -> tuple[Tensor, ...]:
-        *_, source, products, dtype = args
+    def forward(ctx: Any, x: Tensor, weight: Tensor, source: Recomputed, by: Product) -> Tensor:
         ctx.save_for_backward(*source.kept)
-        ctx.again, ctx.products, ctx.dtype = source.again, products, x.dtype
+        ctx.again, ctx.by = source.again, by
         ctx.accumulation = accumulation()
-        ctx.set_materialize_grads(False)
-        rows = x.flatten(0, -2)
-        # Products that read x alike read one operand.
-        operands = {reads: by.operand(rows) for reads, by in {by.reads: by for by in products}.items()}
-        return tuple(by.fprop(operands[by.reads], dtype).unflatten(0, x.shape[:-1]) for by in products)
+        return by.fprop(by.operand(x.flatten(0, -2)), x.dtype).unflatten(0, x.shape[:-1])
 
     @staticmethod
     @first_order_only("Linear")
-    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        kept = ctx.saved_tensors
-        rows = Once(lambda: ctx.again(*kept).flatten(0, -2))
-        x_t = {by.reads: Once(partial(_transposed, by, rows)) for by in ctx.products}
-        grad_x: Tensor | None = None
-        grad_weights: list[Tensor | None] = []
-        for position, (by, grad) in enumerate(zip(ctx.products, grads, strict=True), start=1):
-            if grad is None:
-                grad_weights.append(None)
-                continue
-            weights = {position: grad.shape[-1]}
-            part, grads_w = product_backward(ctx, by, weights, grad.flatten(0, -2), x_t[by.reads], ctx.dtype)
-            grad_x = part if grad_x is None else grad_x.add_(part)
-            grad_weights += grads_w
-            shape = grad.shape[:-1]
-        return None if grad_x is None else grad_x.unflatten(0, shape), *grad_weights, None, None, None
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        by, kept = ctx.by, ctx.saved_tensors
 
+        def x_t() -> Operand:
+            return by.transposed(by.operand(ctx.again(*kept).flatten(0, -2)))
 
-def _transposed(by: Product, rows: Callable[[], Tensor]) -> Operand:
-    return by.transposed(by.operand(rows()))
-
-
-class Layer(Protocol):
-    """What owns a weight [N, K] and knows how it is multiplied by."""
-
-    weight: nn.Parameter
-
-    def product(self) -> Product: ...
-
-
-def project(x: Recomputed, *layers: Layer, dtype: torch.dtype | None = None) -> tuple[Tensor, ...]:
-    """x W^T for each layer's weight: x [..., K] to [..., N] in `dtype`, None meaning x's."""
-    products = [layer.product() for layer in layers]
-    weights = [layer.weight for layer in layers]
-    return _Project.apply(x.value, *weights, x, products, dtype or x.value.dtype)
+        rows = grad.flatten(0, -2)
+        grad_x, grads = product_backward(ctx, by, {1: rows.shape[1]}, rows, x_t, grad.dtype)
+        return grad_x.unflatten(0, grad.shape[:-1]), *grads, None, None
 
 
 class Linear(Derived):
@@ -149,4 +117,5 @@ class Linear(Derived):
         return product(self, self.precision, self.weight, power_of_2=self.power_of_2)
 
     def forward(self, x: Tensor | Recomputed) -> Tensor:
-        return project(as_it_is(x) if isinstance(x, Tensor) else x, self)[0]
+        source = as_it_is(x) if isinstance(x, Tensor) else x
+        return _Project.apply(source.value, self.weight, source, self.product())

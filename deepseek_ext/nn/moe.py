@@ -29,10 +29,12 @@ from ..ops.moe_ffn import WeightCodes, moe_ffn_experts
 from ..ops.wgrad import accumulation
 from .context import Context
 from .derived import Derived
-from .linear import Linear, Precision, bf16_copy, product, project, stand_in
+from .linear import Linear, Precision, bf16_copy, product, stand_in
 from .matmul import factor
 from .product import Fp8Product, Operand, PlainProduct, Product, product_backward, weight_gradients
 from .recompute import Recomputed, save_groups, saved_groups
+
+_ops = torch.ops.deepseek_ext
 
 
 class Begun(NamedTuple):
@@ -139,6 +141,62 @@ class DenseFFN(SwiGLU):
         return super().forward(x), None
 
 
+class _Routing(NamedTuple):
+    """How a router chooses, and whether it tells how evenly: arguments of the operators."""
+
+    bias: Tensor
+    valid: Tensor | None
+    route: dict[str, Any]
+    balance: dict[str, Any] | None
+
+
+class _Route(torch.autograd.Function):
+    """x [..., H] to gate weights, experts, load and, if asked for, the balance loss (eq. 12 to 20).
+
+    Saves the logits, FP32 whatever the precision, and what x is computed again from.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, source: Recomputed, how: _Routing) -> tuple[Any, ...]:
+        by = PlainProduct(weight.detach())
+        logits = by.fprop(by.operand(x.flatten(0, -2)), torch.float32)
+        weights, indices, load = ops.route(logits, how.bias, valid=how.valid, **how.route)
+        loss = None
+        if how.balance is not None:
+            loss = ops.sequence_balance_loss(logits, indices, valid=how.valid, **how.balance)
+        ctx.mark_non_differentiable(indices, load)
+        ctx.set_materialize_grads(False)
+        save_groups(ctx, (logits, indices), source.kept)
+        ctx.by, ctx.how, ctx.again, ctx.x = by, how, source.again, (x.shape, x.dtype)
+        ctx.accumulation = accumulation()
+        return weights, indices, load, loss
+
+    @staticmethod
+    @first_order_only("Router")
+    def backward(ctx: Any, grad_weights: Tensor | None, *rest: Tensor | None) -> tuple[Tensor | None, ...]:
+        by, how, grad_loss = ctx.by, ctx.how, rest[2]
+        routed, kept = saved_groups(ctx)
+        grads: list[Tensor] = []
+        if grad_weights is not None:
+            options = {name: how.route[name] for name in ("routed_scaling_factor", "norm_topk_prob")}
+            grads.append(_ops.route_backward.default(grad_weights, *routed, **options))
+        if grad_loss is not None:
+            backward = _ops.sequence_balance_loss_backward.default
+            grads.append(backward(grad_loss, *routed, how.valid, **how.balance))
+        if not grads:
+            return None, None, None, None
+        grad, *more = grads
+        for part in more:
+            grad.add_(part)
+
+        def x_t() -> Operand:
+            return by.transposed(by.operand(ctx.again(*kept).flatten(0, -2)))
+
+        shape, dtype = ctx.x
+        grad_x, grad_weight = product_backward(ctx, by, {1: grad.shape[1]}, grad, x_t, dtype)
+        return grad_x.view(shape), *grad_weight, None, None
+
+
 class Router(nn.Module):
     """Chooses K experts a token by biased sigmoid scores within groups, without auxiliary loss (eq. 12-16).
 
@@ -157,26 +215,25 @@ class Router(nn.Module):
         self.register_buffer("e_score_correction_bias", torch.zeros(experts, dtype=torch.float32))
         self.register_buffer("load", torch.zeros(experts, dtype=torch.int32), persistent=False)
 
-    def product(self) -> Product:
-        return PlainProduct(self.weight.detach())
-
-    def forward(self, x: Recomputed, valid: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        """x [..., H] to logits FP32 [T, E], and per token gate weights FP32 and experts int32 [T, K]."""
-        c = self.config
-        logits = project(x, self, dtype=torch.float32)[0].flatten(0, -2)
-        weights, indices, load = ops.route(
-            logits,
-            self.e_score_correction_bias,
-            top_k=c.num_experts_per_tok,
-            n_groups=c.n_group,
-            topk_groups=c.topk_group,
-            routed_scaling_factor=c.routed_scaling_factor,
-            norm_topk_prob=c.norm_topk_prob,
-            valid=valid,
-        )
+    def forward(self, x: Recomputed, context: Context) -> tuple[Tensor, Tensor, Tensor | None]:
+        """x [B, T/B, H] to gate weights FP32 [T, K], experts int32 [T, K], and the balance loss if wanted."""
+        c, balance = self.config, None
+        if context.balance_alpha:
+            sequences = 1 if c.balance_loss == "batch" else x.value.shape[0]
+            balance = {"num_sequences": sequences, "alpha": context.balance_alpha}
+        route = {
+            "top_k": c.num_experts_per_tok,
+            "n_groups": c.n_group,
+            "topk_groups": c.topk_group,
+            "routed_scaling_factor": c.routed_scaling_factor,
+            "norm_topk_prob": c.norm_topk_prob,
+        }
+        valid = None if context.valid is None else context.valid.flatten()
+        how = _Routing(self.e_score_correction_bias, valid, route, balance)
+        weights, indices, load, loss = _Route.apply(x.value, self.weight, x, how)
         if self.training:
             self.load += load
-        return logits, weights, indices
+        return weights, indices, loss
 
     @torch.no_grad()
     def update_bias(self, rate: float) -> None:
@@ -317,25 +374,14 @@ class MoE(nn.Module):
 
     def __init__(self, config: ModelConfig, precision: Precision) -> None:
         super().__init__()
-        self.balance_loss = config.balance_loss
         self.gate = Router(config)
         self.experts = Experts(config, precision)
         width = config.n_shared_experts * config.moe_intermediate_size
         self.shared_experts = SwiGLU(config.hidden_size, width, precision) if width else None
 
     def forward(self, x: Recomputed, context: Context) -> tuple[Tensor, Tensor | None]:
-        shape = x.value.shape
-        valid = None if context.valid is None else context.valid.flatten()
-        logits, weights, indices = self.gate(x, valid)
+        weights, indices, balance = self.gate(x, context)
         shared = None if self.shared_experts is None else _Shared(self.shared_experts, x)
         meanwhile = None if shared is None else (shared.begin, shared.end)
-        y = self.experts(x.value.flatten(0, 1), weights, indices, meanwhile).view(shape)
-        if shared is not None:
-            y = y + shared.result()
-        balance = None
-        if context.balance_alpha:
-            sequences = 1 if self.balance_loss == "batch" else shape[0]
-            balance = ops.sequence_balance_loss(
-                logits, indices, num_sequences=sequences, alpha=context.balance_alpha, valid=valid
-            )
-        return y, balance
+        y = self.experts(x.value.flatten(0, 1), weights, indices, meanwhile).view(x.value.shape)
+        return y if shared is None else y + shared.result(), balance

@@ -8,18 +8,20 @@ Shapes: M rows, K inputs, N outputs.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from .. import ops
 from ..ops._transposed import transposed_weight
 from ..ops.wgrad import weight_gradient
 from .matmul import factor
 from .recompute import Once
+
+_ops = torch.ops.deepseek_ext  # their Python functions explain what is wrong with arguments, and cost as much
 
 Operand = tuple[Tensor, ...]
 """A matrix as a product reads it: (codes, scales) of its tiles in FP8, else the matrix alone."""
@@ -66,29 +68,30 @@ class Fp8Product:
         return self.codes.dtype
 
     def operand(self, x: Tensor) -> Operand:
-        return ops.quantize_tiles(x)
+        return _ops.quantize_tiles.default(x)
 
     def fprop(self, x: Operand, dtype: torch.dtype) -> Tensor:
         codes, scales = x
-        return ops.gemm(codes, scales, self.codes, self.scales, out_dtype=dtype)
+        return _ops.gemm.default(codes, scales, self.codes, self.scales, out_dtype=dtype)
 
     def grad_operands(self, grad: Tensor) -> tuple[Operand, Operand]:
-        codes, scales, codes_t, scales_t = ops.quantize_tiles_both(grad)
+        codes, scales, codes_t, scales_t = _ops.quantize_tiles_both.default(grad)
         return (codes, scales), (codes_t, scales_t)
 
     def dgrad(self, grad: Operand, dtype: torch.dtype) -> Tensor:
         codes, scales = grad
-        return ops.gemm(codes, scales, *transposed_weight(self.codes, self.scales), out_dtype=dtype)
+        by = transposed_weight(self.codes, self.scales)
+        return _ops.gemm.default(codes, scales, *by, out_dtype=dtype)
 
     def transposed(self, x: Operand) -> Operand:
         codes, scales = x
-        return ops.retile(codes, scales)
+        return _ops.retile.default(codes, scales)
 
     def wgrad(self, grad_t: Operand, x_t: Operand, into: Tensor | None) -> Tensor:
         (grad_codes, grad_scales), (x_codes, x_scales) = grad_t, x_t
         if into is None:
-            return ops.gemm(grad_codes, grad_scales, x_codes, x_scales, out_dtype=torch.float32)
-        ops.gemm_accumulate_(into, grad_codes, grad_scales, x_codes, x_scales)
+            return _ops.gemm.default(grad_codes, grad_scales, x_codes, x_scales, out_dtype=torch.float32)
+        _ops.gemm_accumulate_.default(into, grad_codes, grad_scales, x_codes, x_scales)
         return into
 
 
@@ -140,6 +143,41 @@ def product_backward(
     return by.dgrad(operand, dtype), weight_gradients(ctx, by, weights, operand_t, x_t)
 
 
+def fprops(products: Sequence[Product], x: Tensor, dtype: torch.dtype) -> list[Tensor]:
+    """x [M, K] times several weights; products that read it alike read one operand."""
+    operands = {reads: by.operand(x) for reads, by in {by.reads: by for by in products}.items()}
+    return [by.fprop(operands[by.reads], dtype) for by in products]
+
+
+def fprops_backward(
+    ctx: Any,
+    products: Sequence[Product],
+    first: int,
+    grads: Sequence[Tensor],
+    x: Callable[[], Tensor],
+    dtype: torch.dtype,
+) -> tuple[Tensor, list[Tensor | None]]:
+    """From the gradients of what `fprops` returned that of x, and what `weight_gradients` returns.
+
+    first: the position of the first weight among the node's arguments; the others follow.
+    """
+    x_t = {by.reads: Once(partial(_transposed, by, x)) for by in products}
+    grad_x: list[Tensor] = []
+    grad_weights: list[Tensor | None] = []
+    for position, (by, grad) in enumerate(zip(products, grads, strict=True), start=first):
+        part, more = product_backward(ctx, by, {position: grad.shape[1]}, grad, x_t[by.reads], dtype)
+        grad_x.append(part)
+        grad_weights += more
+    total, *others = grad_x
+    for part in others:
+        total.add_(part)
+    return total, grad_weights
+
+
+def _transposed(by: Product, x: Callable[[], Tensor]) -> Operand:
+    return by.transposed(by.operand(x()))
+
+
 def weight_gradients(
     ctx: Any, by: Product, weights: dict[int, int], grad_t: Operand, x_t: Callable[[], Operand]
 ) -> list[Tensor | None]:
@@ -151,7 +189,7 @@ def weight_gradients(
     """
     shared_x_t = Once(x_t)
     grads: list[Tensor | None] = []
-    end = 0
+    whole, end = len(weights) == 1, 0
     for position, rows in weights.items():
         part, end = slice(end, end + rows), end + rows
         if not ctx.needs_input_grad[position]:
@@ -159,7 +197,7 @@ def weight_gradients(
             continue
 
         def wgrad(into: Tensor | None, part: slice = part) -> Tensor:
-            return by.wgrad(tuple(t[part] for t in grad_t), shared_x_t(), into)
+            return by.wgrad(grad_t if whole else tuple(t[part] for t in grad_t), shared_x_t(), into)
 
         grads.append(weight_gradient(ctx, position, ctx.accumulation, wgrad))
     return grads

@@ -36,8 +36,9 @@ def routed(model: Any, run: Callable[[], Any]) -> tuple[Any, list[tuple[Tensor, 
     """What run() returns, and the logits and indices of each router meanwhile."""
     seen: list[tuple[Tensor, Tensor]] = []
 
-    def note(module: Any, args: Any, output: tuple[Tensor, Tensor, Tensor]) -> None:
-        seen.append((output[0].detach(), output[2]))
+    def note(router: Router, args: Any, output: tuple[Tensor, Tensor, Tensor]) -> None:
+        x = args[0].value.detach().flatten(0, -2)
+        seen.append((x.float() @ router.weight.detach().t(), output[1]))
 
     hooks = [m.register_forward_hook(note) for m in model.modules() if isinstance(m, Router)]
     result = run()
