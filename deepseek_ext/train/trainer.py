@@ -107,6 +107,7 @@ class Trainer:
         self.size = model_size(self.model, self.model.config, config.seq_len)
         shard(self.model, world)
         materialise(self.model, world, seed=config.seed)
+        self.parameters = list(self.model.parameters())
         self.optimizer = build_optimizer(
             self.model, lr=self.schedules.lr.peak, weight_decay=config.weight_decay
         )
@@ -163,7 +164,7 @@ class Trainer:
 
         forward_backward = partial(self._forward_backward, tokens, targets, mtp_weight=s.mtp_weight(seen))
         losses = forward_backward()
-        gradients = [local(p.grad) for p in self.model.parameters() if p.grad is not None]
+        gradients = [local(p.grad) for p in self.parameters if p.grad is not None]
         numbers = self._over_ranks(*losses, torch.nn.utils.get_total_norm(gradients))
         violations = max_violation(self.model.router_load())
         # The only wait for the device in a step, and the only check: is the update finite?
