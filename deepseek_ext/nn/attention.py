@@ -25,7 +25,15 @@ from .context import Context, LatentCache
 from .derived import Derived
 from .linear import Linear, Precision
 from .norm import RMSNorm
-from .product import Fp8Product, Operand, Product, fprops, fprops_backward, product_backward
+from .product import (
+    Fp8Product,
+    Operand,
+    Product,
+    fprops,
+    fprops_backward,
+    input_again,
+    product_backward,
+)
 from .recompute import Recomputed, save_groups, saved_groups
 from .rope import rotate, softmax_scale
 
@@ -253,9 +261,8 @@ class _Attention(torch.autograd.Function):
             grad_q_latent, grad_q_norm = ops.rms_norm_backward(grad_q_in.unflatten(0, shape), *q_kept)
             grad_downs.insert(0, grad_q_latent.flatten(0, 1))
             grad_norms.insert(0, grad_q_norm)
-        grad_x, grad_down = fprops_backward(
-            ctx, core.downs, 1, grad_downs, lambda: ctx.again(*x_kept).flatten(0, 1), dtype
-        )
+        x_t = partial(input_again, ctx.again, x_kept)
+        grad_x, grad_down = fprops_backward(ctx, core.downs, 1, grad_downs, x_t, dtype)
         if downs == 1:
             grad_x.add_(grad_q_in)
         weights = *grad_down, *grad_q_up, *grad_kv_up, *grad_o

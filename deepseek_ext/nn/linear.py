@@ -17,7 +17,7 @@ from .. import ops
 from ..ops.derivatives import first_order_only
 from ..ops.wgrad import accumulation, weight_gradient
 from .derived import Derived
-from .product import Fp8Product, Operand, PlainProduct, Product, add_or_widen, product_backward
+from .product import Fp8Product, PlainProduct, Product, add_or_widen, input_again, product_backward
 from .recompute import Recomputed, as_it_is
 
 Precision = Literal["fp8", "bf16", "fp32"]
@@ -90,13 +90,8 @@ class _Project(torch.autograd.Function):
     @staticmethod
     @first_order_only("Linear")
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        by, kept = ctx.by, ctx.saved_tensors
-
-        def x_t() -> Operand:
-            return by.transposed(by.operand(ctx.again(*kept).flatten(0, -2)))
-
-        rows = grad.flatten(0, -2)
-        grad_x, grads = product_backward(ctx, by, {1: rows.shape[1]}, rows, x_t, grad.dtype)
+        rows, x_t = grad.flatten(0, -2), partial(input_again, ctx.again, ctx.saved_tensors, ctx.by)
+        grad_x, grads = product_backward(ctx, ctx.by, {1: rows.shape[1]}, rows, x_t, grad.dtype)
         return grad_x.unflatten(0, grad.shape[:-1]), *grads, None, None
 
 

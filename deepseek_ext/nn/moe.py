@@ -31,7 +31,15 @@ from .context import Context
 from .derived import Derived
 from .linear import Linear, Precision, bf16_copy, product, stand_in
 from .matmul import factor
-from .product import Fp8Product, Operand, PlainProduct, Product, product_backward, weight_gradients
+from .product import (
+    Fp8Product,
+    Operand,
+    PlainProduct,
+    Product,
+    input_again,
+    product_backward,
+    weight_gradients,
+)
 from .recompute import Recomputed, save_groups, saved_groups
 
 _ops = torch.ops.deepseek_ext
@@ -102,10 +110,7 @@ class _SwiGLU(torch.autograd.Function):
         operand, operand_t = down.grad_operands(grad.flatten(0, -2))
         grad_gate_up, hidden_t = _activate_backward(down, down.dgrad(operand, grad.dtype), kept)
         grad_down = weight_gradients(ctx, down, {3: grad.shape[-1]}, operand_t, hidden_t)
-
-        def x_t() -> Operand:
-            return gate_up.transposed(gate_up.operand(ctx.again(*x_kept).flatten(0, -2)))
-
+        x_t = partial(input_again, ctx.again, x_kept, gate_up)
         width = grad_gate_up.shape[1] // 2
         grad_x, grads = product_backward(ctx, gate_up, {1: width, 2: width}, grad_gate_up, x_t, grad.dtype)
         return grad_x.view(grad.shape), *grads, *grad_down, None, None
@@ -188,11 +193,8 @@ class _Route(torch.autograd.Function):
         grad, *more = grads
         for part in more:
             grad.add_(part)
-
-        def x_t() -> Operand:
-            return by.transposed(by.operand(ctx.again(*kept).flatten(0, -2)))
-
         shape, dtype = ctx.x
+        x_t = partial(input_again, ctx.again, kept, by)
         grad_x, grad_weight = product_backward(ctx, by, {1: grad.shape[1]}, grad, x_t, dtype)
         return grad_x.view(shape), *grad_weight, None, None
 

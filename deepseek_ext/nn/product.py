@@ -154,18 +154,19 @@ def fprops_backward(
     products: Sequence[Product],
     first: int,
     grads: Sequence[Tensor],
-    x: Callable[[], Tensor],
+    x_t: Callable[[Product], Operand],
     dtype: torch.dtype,
 ) -> tuple[Tensor, list[Tensor | None]]:
     """From the gradients of what `fprops` returned that of x, and what `weight_gradients` returns.
 
-    first: the position of the first weight among the node's arguments; the others follow.
+    first: the position of the first weight among the node's arguments; the others follow. x_t: makes x as a
+    product's wgrad reads it.
     """
-    x_t = {by.reads: Once(partial(_transposed, by, x)) for by in products}
+    shared_x_t = {by.reads: Once(partial(x_t, by)) for by in products}
     grad_x: list[Tensor] = []
     grad_weights: list[Tensor | None] = []
     for position, (by, grad) in enumerate(zip(products, grads, strict=True), start=first):
-        part, more = product_backward(ctx, by, {position: grad.shape[1]}, grad, x_t[by.reads], dtype)
+        part, more = product_backward(ctx, by, {position: grad.shape[1]}, grad, shared_x_t[by.reads], dtype)
         grad_x.append(part)
         grad_weights += more
     total, *others = grad_x
@@ -174,8 +175,9 @@ def fprops_backward(
     return total, grad_weights
 
 
-def _transposed(by: Product, x: Callable[[], Tensor]) -> Operand:
-    return by.transposed(by.operand(x()))
+def input_again(again: Callable[..., Tensor], kept: tuple[Tensor, ...], by: Product) -> Operand:
+    """A layer's input again(*kept) [..., K] (see `Recomputed`) as the wgrad of `by` reads it."""
+    return by.transposed(by.operand(again(*kept).flatten(0, -2)))
 
 
 def weight_gradients(
