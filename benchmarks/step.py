@@ -190,13 +190,13 @@ def profile(shape: str, threads: int) -> None:
     times, shares = [], []
     for n in range(PROFILED):
         inputs = batch(shape, 2 + n, vocabulary)
-        step(*inputs)  # what the profiler left behind, in caches and in malloc's lists, is not a step's cost
+        step(*inputs)  # a step as in training between two that are profiled
         with torch.profiler.profile() as run:
             started = time.perf_counter()
             step(*inputs)
             times.append(time.perf_counter() - started)
         shares.append(1 - in_operators(run) / times[-1])
-        if times[-1] == min(times):  # of the others nothing is kept: Python's garbage collector would see it
+        if times[-1] == min(times):
             fastest = run
     print(fastest.key_averages().table(sort_by="self_cpu_time_total", row_limit=40, max_name_column_width=60))
     print(

@@ -65,7 +65,9 @@ class Derived(nn.Module):
             ):
                 return memo.value
             memo.value, memo.state = None, ()  # before the new one is made: they need not stand side by side
-        value = _made(make, weights)
+        # Out of inference mode too, whose tensors could not be saved for a later backward.
+        with torch.inference_mode(False), torch.no_grad():
+            value = make(*weights)
         sources = tuple(map(weakref.ref, weights))
         if memo is None:
             self._memo = _Memo(value, state, sources)
@@ -79,14 +81,6 @@ class Derived(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name != "_memo"}
-
-
-def _made(make: Callable[..., T], weights: tuple[Tensor, ...]) -> T:
-    if torch.is_inference_mode_enabled():  # whose tensors could not be saved for a later backward
-        with torch.inference_mode(False):
-            return _made(make, weights)
-    with torch.no_grad():
-        return make(*weights)
 
 
 def _written(weight: Tensor) -> tuple[int, int]:

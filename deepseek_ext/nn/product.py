@@ -16,12 +16,11 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from .. import ops
 from ..ops._transposed import transposed_weight
 from ..ops.wgrad import weight_gradient
 from .matmul import factor
 from .recompute import Once
-
-_ops = torch.ops.deepseek_ext  # their Python functions explain what is wrong with arguments, and cost as much
 
 Operand = tuple[Tensor, ...]
 """A matrix as a product reads it: (codes, scales) of its tiles in FP8, else the matrix alone."""
@@ -68,30 +67,29 @@ class Fp8Product:
         return self.codes.dtype
 
     def operand(self, x: Tensor) -> Operand:
-        return _ops.quantize_tiles.default(x)
+        return ops.quantize_tiles(x)
 
     def fprop(self, x: Operand, dtype: torch.dtype) -> Tensor:
         codes, scales = x
-        return _ops.gemm.default(codes, scales, self.codes, self.scales, out_dtype=dtype)
+        return ops.gemm(codes, scales, self.codes, self.scales, out_dtype=dtype)
 
     def grad_operands(self, grad: Tensor) -> tuple[Operand, Operand]:
-        codes, scales, codes_t, scales_t = _ops.quantize_tiles_both.default(grad)
+        codes, scales, codes_t, scales_t = ops.quantize_tiles_both(grad)
         return (codes, scales), (codes_t, scales_t)
 
     def dgrad(self, grad: Operand, dtype: torch.dtype) -> Tensor:
         codes, scales = grad
-        by = transposed_weight(self.codes, self.scales)
-        return _ops.gemm.default(codes, scales, *by, out_dtype=dtype)
+        return ops.gemm(codes, scales, *transposed_weight(self.codes, self.scales), out_dtype=dtype)
 
     def transposed(self, x: Operand) -> Operand:
         codes, scales = x
-        return _ops.retile.default(codes, scales)
+        return ops.retile(codes, scales)
 
     def wgrad(self, grad_t: Operand, x_t: Operand, into: Tensor | None) -> Tensor:
         (grad_codes, grad_scales), (x_codes, x_scales) = grad_t, x_t
         if into is None:
-            return _ops.gemm.default(grad_codes, grad_scales, x_codes, x_scales, out_dtype=torch.float32)
-        _ops.gemm_accumulate_.default(into, grad_codes, grad_scales, x_codes, x_scales)
+            return ops.gemm(grad_codes, grad_scales, x_codes, x_scales, out_dtype=torch.float32)
+        ops.gemm_accumulate_(into, grad_codes, grad_scales, x_codes, x_scales)
         return into
 
 

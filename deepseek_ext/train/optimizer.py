@@ -20,8 +20,6 @@ _zero_grad = inspect.unwrap(torch.optim.Optimizer.zero_grad)
 
 def local(x: Tensor) -> Tensor:
     """What this process holds of a parameter, or of anything shaped like one; shares its memory."""
-    if type(x) is Tensor or type(x) is nn.Parameter:  # nearly always, and looked up 200 times a step
-        return x
     to_local = getattr(x, "to_local", None)  # of a DTensor, whose class is slow to import
     return x if to_local is None else to_local()
 
